@@ -1,0 +1,56 @@
+"""Background tasks in PostgreSQL, run with structured concurrency."""
+
+# General layout, from the bottom up. A module may import what stands above it in this list
+# and nothing below; import-linter holds that in CI.
+#
+#   _core       decisions: states, retry policy, what an outcome means, JSON. No I/O, no clock.
+#   _runtime    trio idioms that know no tasks: supervise, insist, the doorbell.
+#   _store      the boundary, and the in-memory side of it.
+#   _pg         the PostgreSQL side: connection, pool, SQL, migrations.
+#   _app, _task_type                 what users declare; knows no database.
+#   _context, _transaction, _client  what handlers and applications call.
+#   _engine, _worker                 the loops, one a file, and their nesting.
+#   _connect, _embedded, testing, cli  the doors.
+#
+# Uses `from x import y as y` for `pyright --verifytypes`.
+from ._app import App as App
+from ._client import Client as Client
+from ._connect import connect as connect
+from ._context import CancelReason as CancelReason, TaskContext as TaskContext
+from ._core._errors import (
+    Closed as Closed,
+    CommitOutcomeUnknown as CommitOutcomeUnknown,
+    DoNotRetry as DoNotRetry,
+    InvalidTransition as InvalidTransition,
+    NurseryQueueError as NurseryQueueError,
+    ParamsError as ParamsError,
+    PayloadTooLarge as PayloadTooLarge,
+    ResultError as ResultError,
+    RetryAfter as RetryAfter,
+    SchemaError as SchemaError,
+    Snooze as Snooze,
+    StaleClaim as StaleClaim,
+    TaskCancelled as TaskCancelled,
+    TaskFailed as TaskFailed,
+    TransactionEnded as TransactionEnded,
+    TransientError as TransientError,
+    UnknownTask as UnknownTask,
+    UnknownTaskType as UnknownTaskType,
+)
+from ._core._model import (
+    Attempt as Attempt,
+    Fence as Fence,
+    Outcome as Outcome,
+    Stats as Stats,
+    TaskRef as TaskRef,
+    TaskStatus as TaskStatus,
+    WorkerStatus as WorkerStatus,
+)
+from ._core._options import Options as Options
+from ._core._retry import RetryPolicy as RetryPolicy
+from ._core._states import State as State
+from ._embedded import Embedded as Embedded, embedded as embedded
+from ._store import Store as Store
+from ._task_type import TaskRequest as TaskRequest, TaskType as TaskType
+from ._transaction import Transaction as Transaction
+from ._worker import Health as Health, SiblingHealth as SiblingHealth, Worker as Worker

@@ -1,0 +1,241 @@
+"""What applications call: enqueue, ask, steer."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+from collections.abc import AsyncGenerator, Sequence
+from types import TracebackType
+from typing import Any, ParamSpec, Self, overload
+
+import attrs
+import trio
+
+from ._core._checks import duration, whole
+from ._core._errors import Closed, TaskCancelled, TaskFailed, UnknownTask
+from ._core._model import Attempt, Stats, TaskFilter, TaskRef, TaskStatus
+from ._core._outcome import MAX_LOST
+from ._core._states import State
+from ._store import Store
+from ._task_type import MAX_PARAMS_BYTES, TaskRequest, TaskType, as_request
+from ._transaction import Transaction, opened, task_id
+from ._waiting import Waiting
+
+
+P = ParamSpec("P")
+
+
+@attrs.define(eq=False)
+class Client:
+    """Enqueues tasks and asks about them. `connect()` makes one on PostgreSQL.
+
+    Every method raises `TransientError` if the database cannot be reached or does not
+    answer, and `Closed` after `aclose()`. A cancelled call had no effect.
+
+    Args:
+        store: Where the tasks are, for instance `testing.MemoryStore()`.
+        max_params_bytes: The largest params of one task, in bytes of JSON; 1,000,000.
+    """
+
+    store: Store
+    max_params_bytes: int = attrs.field(default=MAX_PARAMS_BYTES, kw_only=True)
+    _waiting: Waiting = attrs.field(init=False)
+    _closed: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._waiting = Waiting(self.store)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections; may be called again. Using the client then raises `Closed`."""
+        self._closed = True
+        await self.store.aclose()
+
+    # -- enqueuing ----------------------------------------------------------------
+
+    @overload
+    async def enqueue(
+        self, task: TaskType[P, Any], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskRef: ...
+
+    @overload
+    async def enqueue(self, task: TaskRequest, /) -> TaskRef: ...
+
+    @overload
+    async def enqueue(self, task: str, /, **params: Any) -> TaskRef: ...
+
+    async def enqueue(
+        self, task: TaskType[..., Any] | TaskRequest | str, /, *args: Any, **kwargs: Any
+    ) -> TaskRef:
+        """Store one task and return its id.
+
+        Args:
+            task: A task type, followed by the handler's arguments; or what `bind()` returned;
+                or the name of a task type whose code lives elsewhere, with its params by name.
+            args: The handler's positional arguments.
+            kwargs: The handler's arguments by name.
+
+        Raises:
+            TypeError: The arguments do not fit the handler.
+            ParamsError: An argument cannot be written as JSON.
+            PayloadTooLarge: They are larger than `max_params_bytes`.
+        """
+        (ref,) = await self.enqueue_many([as_request(task, *args, **kwargs)])
+        return ref
+
+    async def enqueue_many(self, requests: Sequence[TaskRequest]) -> list[TaskRef]:
+        """Store tasks in one statement, all or none; ids come back in order."""
+        self._check_open()
+        tasks = [request.to_new_task(self.max_params_bytes) for request in requests]
+        return await self.store.enqueue(tasks)
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[Transaction]:
+        """Open a transaction, in which your writes and your tasks commit together.
+
+        Commits when the block ends well, rolls back when it raises or is cancelled. Raises
+        `CommitOutcomeUnknown` if the connection is lost during the commit.
+        """
+        self._check_open()
+        async with self.store.transaction() as inner:
+            tx = opened(inner, self.max_params_bytes)
+            try:
+                yield tx
+            finally:
+                tx.end()
+
+    # -- asking -------------------------------------------------------------------
+
+    async def status(self, task: TaskRef | int) -> TaskStatus | None:
+        """Say where a task is. None: it never existed, or has been pruned."""
+        (status,) = await self.status_many([task])
+        return status
+
+    async def status_many(self, tasks: Sequence[TaskRef | int]) -> list[TaskStatus | None]:
+        """Say where tasks are, in the order asked."""
+        self._check_open()
+        return await self.store.status_many([task_id(task) for task in tasks])
+
+    async def attempts(self, task: TaskRef | int) -> list[Attempt]:
+        """Return every execution of a task, oldest first, a running one included."""
+        self._check_open()
+        return await self.store.attempts(task_id(task))
+
+    async def wait(self, task: TaskRef | int) -> TaskStatus:
+        """Wait until a task has ended, in whatever way. Raises `UnknownTask`.
+
+        Woken by NOTIFY, and asks once a second besides. Rides out an outage of the database.
+        """
+        self._check_open()
+        status = await self._waiting.final(task_id(task))
+        if status is None:
+            msg = f"there is no task {task_id(task)}: it never existed, or has been pruned"
+            raise UnknownTask(msg)
+        return status
+
+    async def result(self, task: TaskRef | int, timeout: float | None = None) -> Any:  # noqa: ASYNC109  # the contract has it
+        """Wait until a task has ended and return what its handler returned, as JSON has it.
+
+        Args:
+            task: The task.
+            timeout: Seconds to wait at most; None: for ever.
+
+        Raises:
+            TaskFailed: It failed for good; the message has its error.
+            TaskCancelled: It was cancelled.
+            UnknownTask: There is none of that id (any more).
+            trio.TooSlowError: It has not ended within *timeout*.
+        """
+        limit = math.inf if timeout is None else duration(timeout, "timeout")
+        with trio.fail_after(limit):
+            status = await self.wait(task)
+        match status.state:
+            case State.FAILED:
+                msg = f"task {status.id} ({status.task_type}) failed: {status.error}"
+                raise TaskFailed(msg)
+            case State.CANCELLED:
+                msg = f"task {status.id} ({status.task_type}) was cancelled"
+                raise TaskCancelled(msg)
+            case _:
+                return status.result
+
+    async def list_tasks(
+        self,
+        *,
+        state: State | str | None = None,
+        queue: str | None = None,
+        task_type: str | None = None,
+        limit: int = 100,
+        after: int | None = None,
+    ) -> list[TaskStatus]:
+        """Return a page of tasks, newest first.
+
+        For the next page, pass the last id as *after*. *limit*: 1 to 10,000.
+        """
+        self._check_open()
+        which = TaskFilter(
+            state=None if state is None else State(state),
+            queue=queue,
+            task_type=task_type,
+            limit=whole(limit, "limit", minimum=1, maximum=10_000),
+            after=after,
+        )
+        return await self.store.list_tasks(which)
+
+    async def stats(self) -> Stats:
+        """Count tasks by queue and state, list workers, and name types nobody knows."""
+        self._check_open()
+        return await self.store.stats()
+
+    # -- steering -----------------------------------------------------------------
+
+    async def cancel(self, task: TaskRef | int, *, running: bool = True) -> bool:
+        """Cancel a task. False: unknown, or it has ended already.
+
+        A waiting task never starts. A running one has its scope cancelled, on whatever worker
+        it runs; with *running* False it may finish, but is not tried again.
+        """
+        self._check_open()
+        return await self.store.cancel(task_id(task), running=running)
+
+    async def retry(self, task: TaskRef | int) -> bool:
+        """Let a failed or cancelled task go again, with all its attempts before it.
+
+        False: it is neither, or another live task has its dedup key by now.
+        """
+        self._check_open()
+        return await self.store.retry(task_id(task))
+
+    async def promote(self) -> int:
+        """Make scheduled tasks that are due ready, and return how many; workers do so too."""
+        self._check_open()
+        return await self.store.promote()
+
+    async def sweep(self, *, max_lost: int = MAX_LOST) -> int:
+        """Settle as lost what dead workers hold, and return how many; workers do so too."""
+        self._check_open()
+        return await self.store.sweep(max_lost=max_lost)
+
+    async def prune(self) -> int:
+        """Delete tasks that ended longer ago than they are kept, and return how many.
+
+        One batch of at most 1,000; workers do so too.
+        """
+        self._check_open()
+        return await self.store.prune()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            msg = "this client has been closed: open another one with nursery_queue.connect()"
+            raise Closed(msg)

@@ -1,0 +1,44 @@
+"""The one place that picks a store."""
+
+from __future__ import annotations
+
+import contextlib
+
+from collections.abc import AsyncGenerator
+
+from ._client import Client
+from ._core._checks import whole
+from ._pg._sql import DEFAULT_SCHEMA
+from ._pg._store import PostgresStore
+from ._task_type import MAX_PARAMS_BYTES
+
+
+@contextlib.asynccontextmanager
+async def connect(
+    dsn: str = "",
+    *,
+    schema: str = DEFAULT_SCHEMA,
+    pool_size: int = 4,
+    max_params_bytes: int = MAX_PARAMS_BYTES,
+) -> AsyncGenerator[Client]:
+    """Open a client on a PostgreSQL database, and close it when the block ends.
+
+    Args:
+        dsn: A libpq URL or keyword string; what it leaves out comes from `PG*` variables.
+        schema: Where the tables are.
+        pool_size: Connections at most, at least 1; they are opened when needed. A worker adds
+            two.
+        max_params_bytes: The largest params of one task, in bytes of JSON.
+
+    Raises:
+        SchemaError: The schema is missing, older or newer than this code: it says what to do.
+        TransientError: The database cannot be reached.
+        psycopg.Error: It refuses us, for instance for a wrong password.
+    """
+    store = PostgresStore(
+        dsn, schema=schema, pool_size=whole(pool_size, "pool_size", minimum=1, maximum=1000)
+    )
+    limit = whole(max_params_bytes, "max_params_bytes", minimum=2)
+    async with Client(store, max_params_bytes=limit) as client:
+        await store.check()
+        yield client

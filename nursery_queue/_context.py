@@ -1,0 +1,88 @@
+"""What a handler may know and do about the attempt it is."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import UUID
+
+import attrs
+import trio
+
+from ._core._model import Fence
+from ._transaction import Transaction
+
+
+if TYPE_CHECKING:
+    from ._client import Client
+
+
+class CancelReason(enum.IntEnum):
+    """Why an attempt was cancelled. If several apply at once, the greatest is recorded."""
+
+    SHUTDOWN = 1
+    TIMED_OUT = 2
+    CANCELLED = 3
+    LEASE_LOST = 4
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+@attrs.define(eq=False, kw_only=True)
+class TaskContext:
+    """The attempt that a handler is running as. Name it as the first parameter to get it."""
+
+    # Tells `App` which parameter is the context, without importing this module.
+    __nursery_queue_context__: ClassVar[bool] = True
+
+    task_id: int
+    task_type: str
+    attempt: int  # 1 is the first; interrupted and snoozed ones are not counted
+    queue: str
+    params: Mapping[str, Any]
+    deadline: float  # on trio's clock; math.inf: no time limit
+    worker_id: UUID
+    fence: Fence
+    client: Client
+    _tx: Transaction | None = None
+    _nursery: trio.Nursery | None = None
+    cancel_reason: CancelReason | None = None
+
+    @property
+    def tx(self) -> Transaction:
+        """The transaction that commits together with this attempt's success.
+
+        Only with `@app.task(transactional=True)`. Opened at first use. Rolled back when the
+        handler raises or is cancelled, or no longer holds its task when it returns.
+        """
+        if self._tx is None:
+            msg = f"declare {self.task_type} with @app.task(transactional=True) to use ctx.tx"
+            raise RuntimeError(msg)
+        return self._tx
+
+    @property
+    def nursery(self) -> trio.Nursery:
+        """The attempt's own nursery; the attempt ends when its children have.
+
+        Only with `@app.task(nursery=True)`.
+        """
+        if self._nursery is None:
+            msg = f"declare {self.task_type} with @app.task(nursery=True) to use ctx.nursery"
+            raise RuntimeError(msg)
+        return self._nursery
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[Transaction]:
+        """Open a transaction of its own, which commits when the block ends well."""
+        async with self.client.transaction() as tx:
+            yield tx
+
+    @contextlib.asynccontextmanager
+    async def own_nursery(self) -> AsyncGenerator[None]:
+        """Open `nursery` for the time of the block; for the executor."""
+        async with trio.open_nursery() as self._nursery:
+            yield

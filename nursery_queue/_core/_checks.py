@@ -1,0 +1,71 @@
+"""Numbers and instants that come from users, checked where they come in."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+
+
+# timedelta and PostgreSQL intervals stay exact below this; nobody schedules further ahead.
+LONGEST = 100 * 365.25 * 86_400.0
+
+
+def duration(value: object, name: str, *, positive: bool = False) -> float:
+    """Return *value* in seconds, or raise `ValueError` naming it.
+
+    Zero is allowed unless *positive*. NaN, infinity, negative and more than 100 years are not.
+    """
+    if isinstance(value, dt.timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        msg = f"{name} must be a number of seconds or a timedelta, not {value!r}"
+        raise TypeError(msg)
+    if not math.isfinite(value) or value < 0 or (positive and value == 0) or value > LONGEST:
+        bounds = "more than 0" if positive else "0 or more"
+        msg = f"{name} must be {bounds} seconds and at most 100 years, not {value!r}"
+        raise ValueError(msg)
+    return float(value)
+
+
+def whole(value: object, name: str, *, minimum: int, maximum: int = 2**31 - 1) -> int:
+    """Return *value*, a whole number within the bounds, or raise naming it."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"{name} must be a whole number, not {value!r}"
+        raise TypeError(msg)
+    if not minimum <= value <= maximum:
+        msg = f"{name} must be between {minimum} and {maximum}, not {value!r}"
+        raise ValueError(msg)
+    return value
+
+
+def real(value: object, name: str, *, minimum: float, maximum: float) -> float:
+    """Return *value*, a finite number within the bounds, or raise naming it."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        msg = f"{name} must be a number, not {value!r}"
+        raise TypeError(msg)
+    if not minimum <= value <= maximum:  # NaN fails this comparison too
+        msg = f"{name} must be between {minimum:g} and {maximum:g}, not {value!r}"
+        raise ValueError(msg)
+    return float(value)
+
+
+def instant(value: object, name: str) -> dt.datetime:
+    """Return *value*, a timezone-aware datetime, or raise naming it."""
+    if not isinstance(value, dt.datetime):
+        msg = f"{name} must be a datetime, not {value!r}"
+        raise TypeError(msg)
+    if value.tzinfo is None or value.utcoffset() is None:
+        msg = f"{name} must be timezone-aware, not {value!r}: give it a tzinfo such as UTC"
+        raise ValueError(msg)
+    return value
+
+
+def label(value: object, name: str) -> str:
+    """Return *value*, a short printable name, or raise naming it."""
+    if not isinstance(value, str):
+        msg = f"{name} must be a string, not {value!r}"
+        raise TypeError(msg)
+    if not value or len(value) > 255 or not value.isprintable():
+        msg = f"{name} must be 1 to 255 printable characters, not {value!r}"
+        raise ValueError(msg)
+    return value

@@ -1,0 +1,119 @@
+"""Python values to what JSON has, and back, by annotation.
+
+Bytes become base64, instants ISO 8601, durations seconds, Decimal and UUID strings, sets
+arrays. The way back is strict: an array comes from an array, an object from an object.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+
+from collections import abc
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, get_origin
+
+import cattrs
+
+from cattrs.errors import ForbiddenExtraKeysError
+
+from ._leaves import DUMPS, LOADS, Dump, Load, MisfitError, load_enum, load_literal, shortened
+from ._shapes import (
+    dump_array,
+    dump_fixed,
+    dump_typed_dict,
+    from_object,
+    is_array,
+    is_fixed,
+    is_mixed_union,
+    is_object,
+    is_typed_dict,
+    load_array,
+    load_fixed,
+    load_mapping,
+    load_typed_dict,
+    load_union,
+)
+
+
+def reasons(error: BaseException, path: str) -> str:
+    """Say in one line what did not fit, and where: *path*, or what is below it."""
+    found: list[str] = []
+    for line in cattrs.transform_error(error, path, _reason):
+        what, _, where = line.rpartition(" @ ")
+        found.append(f"{where}: {what}")
+    more = f" (and {len(found) - 5} more)" if len(found) > 5 else ""
+    return "; ".join(found[:5]) + more
+
+
+def _reason(error: BaseException, _: Any) -> str:
+    match error:
+        case MisfitError():
+            return str(error)
+        case KeyError():
+            return "required, but missing"
+        case ForbiddenExtraKeysError():
+            return f"has no field {', '.join(sorted(map(repr, error.extra_fields)))}"
+        case RecursionError():
+            return "nested too deeply, or contains itself"
+        case _:
+            return f"{type(error).__qualname__}: {shortened(str(error))[1:-1]}"
+
+
+class _Converter(cattrs.Converter):
+    """cattrs, where an object is structured from a JSON object and from nothing else."""
+
+    def gen_structure_attrs_fromdict(self, cl: type[Any]) -> Load:
+        """Return the way back to an attrs class or dataclass."""
+        return from_object(super().gen_structure_attrs_fromdict(cl), cl)
+
+
+def _is_anything(hint: Any) -> bool:
+    return hint is object or isinstance(hint, TypeVar)
+
+
+def _load_anything(_hint: Any, _converter: cattrs.Converter) -> Load:
+    return lambda value, _: value
+
+
+def _dump_anything(_hint: Any, converter: cattrs.Converter) -> Dump:
+    # What is nothing but an object would come back here.
+    return lambda value: value if type(value) is object else converter.unstructure(value)
+
+
+def _is_literal(hint: Any) -> bool:
+    return get_origin(hint) is Literal
+
+
+def _make() -> cattrs.Converter:
+    converter = _Converter(forbid_extra_keys=True, unstruct_collection_overrides={abc.Set: list})
+    for cls, load in LOADS.items():
+        converter.register_structure_hook(cls, load)
+    for cls, dump in DUMPS.items():
+        converter.register_unstructure_hook(cls, dump)
+    enums = functools.cache(lambda hint: load_enum(hint, converter))
+    # By class, because cattrs before 25.2 has a hook by class itself, and those go first.
+    converter.register_structure_hook(enum.Enum, lambda value, hint: enums(hint)(value, hint))
+    loads: list[tuple[Callable[[Any], bool], Callable[[Any, cattrs.Converter], Load]]] = [
+        (_is_anything, _load_anything),
+        (_is_literal, load_literal),
+        (is_array, load_array),
+        (is_fixed, load_fixed),
+        (is_object, load_mapping),
+        (is_typed_dict, load_typed_dict),
+        (is_mixed_union, load_union),
+    ]
+    for predicate, make_load in loads:
+        converter.register_structure_hook_factory(predicate, make_load)
+    dumps: list[tuple[Callable[[Any], bool], Callable[[Any, cattrs.Converter], Dump]]] = [
+        (_is_anything, _dump_anything),
+        (is_array, dump_array),
+        (is_fixed, dump_fixed),
+        (is_typed_dict, dump_typed_dict),
+    ]
+    for predicate, make_dump in dumps:
+        converter.register_unstructure_hook_factory(predicate, make_dump)
+    return converter
+
+
+CONVERTER = _make()

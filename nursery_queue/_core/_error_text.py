@@ -1,0 +1,145 @@
+"""What a handler raised, as text that any store can hold, whatever the exception does."""
+
+from __future__ import annotations
+
+import itertools
+import traceback
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+from ._codec import Params
+from ._model import ErrorRecord
+
+
+MESSAGE_LIMIT = 10_000  # characters
+TRACEBACK_LIMIT = 50_000
+DETAILS_LIMIT = 50_000
+_CHAIN_LIMIT = 100  # exceptions; the standard formatter takes them all, however many
+_DETAILS = Params.of_unknown("details")
+
+
+def error_record(error: BaseException) -> ErrorRecord:
+    """Return *error* with its message, traceback and details. Never raises.
+
+    A message is cut at 10,000 characters and a traceback at 50,000, with a note of how much
+    is missing. NUL and lone surrogates, which PostgreSQL does not take, become visible
+    escapes. Details are the exception's attribute `details`, if that is a mapping that
+    can be written as JSON, and its `__notes__`.
+    """
+    return ErrorRecord(
+        type=cut(_storable(_type_name(type(error))), 500),
+        message=cut(_storable(_message(error)), MESSAGE_LIMIT),
+        traceback=cut_middle(_storable(_traceback(error)), TRACEBACK_LIMIT),
+        details=_details(error),
+    )
+
+
+def cut(text: str, limit: int) -> str:
+    """Return *text*, at most *limit* characters of it, with a note of what is missing."""
+    if len(text) <= limit:
+        return text
+    note = f"… ({len(text) - limit + 40} more characters)"
+    return text[: limit - 40] + note
+
+
+def cut_middle(text: str, limit: int) -> str:
+    """Return *text* with enough of its middle replaced by a note to fit *limit* characters."""
+    if len(text) <= limit:
+        return text
+    half = (limit - 50) // 2
+    return f"{text[:half]}\n… ({len(text) - 2 * half} characters left out) …\n{text[-half:]}"
+
+
+def _storable(text: str) -> str:
+    text = text.replace("\0", "\\x00")
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _exact(text: str) -> str:
+    # Not an f-string: this is a plain str even if *text* is of a subclass with its own methods.
+    return "".join(("", text))  # noqa: FLY002  # for the reason above
+
+
+def _type_name(cls: type[BaseException]) -> str:
+    try:
+        module, name = cls.__module__, cls.__qualname__
+        return _exact(name) if module == "builtins" else f"{module}.{name}"
+    except BaseException:  # noqa: BLE001  # a metaclass may do anything
+        return type.__repr__(cls)
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return _exact(str(error))
+    except BaseException as second:  # noqa: BLE001  # `__str__` is the user's, and may do anything
+        return f"(no message: its __str__ raised {_type_name(type(second))})"
+
+
+def _traceback(error: BaseException) -> str:
+    try:
+        if _is_long(error):
+            return _long_traceback(error)
+        return "".join(traceback.format_exception(error))
+    except BaseException:  # noqa: BLE001  # formatting touches the user's attributes
+        try:
+            return _one(error)
+        except BaseException as second:  # noqa: BLE001  # as above
+            name = _type_name(type(error))
+            return f"{name}: (no traceback: formatting it raised {_type_name(type(second))})\n"
+
+
+def _is_long(error: BaseException) -> bool:
+    """Whether more than a hundred exceptions hang together, by cause, context or group."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if len(seen) > _CHAIN_LIMIT:
+            return True
+        waiting += [current.__cause__, current.__context__]
+        if isinstance(current, BaseExceptionGroup):
+            waiting += cast(BaseExceptionGroup[BaseException], current).exceptions
+    return False
+
+
+def _long_traceback(error: BaseException) -> str:
+    """Return the exceptions nearest to *error*, the oldest of them first, as Python does."""
+    nearest = list(itertools.islice(_chain(error), _CHAIN_LIMIT))
+    parts = [_one(each) for each in reversed(nearest)]
+    left_out = "(more exceptions came before these, or are in groups; they are left out)\n"
+    return "\n".join([left_out, *parts])
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        hidden = None if current.__suppress_context__ else current.__context__
+        current = current.__cause__ or hidden
+
+
+def _one(error: BaseException) -> str:
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    head = "Traceback (most recent call last):\n" if frames else ""
+    return f"{head}{frames}{_type_name(type(error))}: {_message(error)}\n"
+
+
+def _details(error: BaseException) -> str | None:
+    try:
+        found: dict[str, Any] = {}
+        notes = getattr(error, "__notes__", None)
+        if isinstance(notes, list) and notes:
+            found["notes"] = notes
+        details = getattr(error, "details", None)
+        if isinstance(details, Mapping):
+            found |= details
+        text = _DETAILS.dump(found) if found else None
+        return text if text is None or len(text) <= DETAILS_LIMIT else None
+    except BaseException:  # noqa: BLE001  # attributes are the user's; details are a courtesy
+        return None

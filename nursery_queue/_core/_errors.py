@@ -1,0 +1,102 @@
+"""Every error this package raises on purpose, and what each asks of the caller."""
+
+from __future__ import annotations
+
+
+class NurseryQueueError(Exception):
+    """Base of all errors raised on purpose by nursery_queue."""
+
+
+class TransientError(NurseryQueueError):
+    """Trying again later may help; the only kind of error the package itself retries.
+
+    Raised for a database that is away, restarting, overloaded or in conflict. A wrong
+    password or a missing table is not transient: waiting does not cure it.
+    """
+
+
+class Closed(NurseryQueueError):
+    """You used a client, pool or transaction after you closed it."""
+
+
+class TransactionEnded(NurseryQueueError):
+    """You used a transaction after its block had ended; open a new one."""
+
+
+class CommitOutcomeUnknown(NurseryQueueError):
+    """The connection died while COMMIT was under way: look before you try again.
+
+    The transaction may or may not have been committed. Nothing that depends on the
+    commit has been run.
+    """
+
+
+class StaleClaim(NurseryQueueError):
+    """This attempt no longer holds its task: another worker may be running it.
+
+    Raised before COMMIT, so what the transaction wrote is gone.
+    """
+
+
+class InvalidTransition(NurseryQueueError):
+    """A task was asked to do something its state does not allow."""
+
+
+class UnknownTaskType(NurseryQueueError):
+    """This app has no task type of that name; the task itself stays where it is."""
+
+
+class PayloadTooLarge(NurseryQueueError, ValueError):
+    """Params are larger than `max_params_bytes`; nothing was stored."""
+
+
+class ParamsError(NurseryQueueError, ValueError):
+    """Params cannot be written as JSON, or do not fit the handler that would get them."""
+
+
+class ResultError(NurseryQueueError, ValueError):
+    """A handler returned something that cannot be stored as JSON."""
+
+
+class SchemaError(NurseryQueueError):
+    """The schema in the database is missing, older or newer than this code needs."""
+
+
+class TaskFailed(NurseryQueueError):
+    """The task you asked the result of has failed for good."""
+
+
+class TaskCancelled(NurseryQueueError):
+    """The task you asked the result of was cancelled."""
+
+
+class DoNotRetry(NurseryQueueError):
+    """Raise it in a handler to fail the task now, whatever attempts are left.
+
+    Subclasses count, and so does one inside an `ExceptionGroup`.
+    """
+
+
+class TryLater(NurseryQueueError):
+    """Base of what a handler raises to be run again after *seconds*."""
+
+    def __init__(self, seconds: float) -> None:
+        from ._checks import duration  # noqa: PLC0415  # _checks raises plain ValueErrors only
+
+        self.seconds = duration(seconds, "seconds")
+        super().__init__(f"run again in {self.seconds:g} s")
+
+
+class RetryAfter(TryLater):
+    """Raise it in a handler: this attempt failed, make the next one in *seconds*.
+
+    Counts as an attempt: the last one allowed fails the task.
+    """
+
+
+class Snooze(TryLater):
+    """Raise it in a handler: not now, run again in *seconds*. Not counted as an attempt."""
+
+
+class UnknownTask(NurseryQueueError, LookupError):
+    """There is no task of that id: it never existed, or has been pruned."""

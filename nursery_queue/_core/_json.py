@@ -1,0 +1,133 @@
+"""JSON text as PostgreSQL's jsonb takes it, and what exactly is wrong with a value it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+
+from typing import Any, NoReturn
+
+
+SCALARS = frozenset({str, int, float, bool, type(None)})
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+def is_of(value: object, kind: type | types.UnionType) -> bool:
+    """Whether *value* is a *kind*; unlike `isinstance`, this leaves `Any` what it is."""
+    return isinstance(value, kind)
+
+
+class NotJsonError(ValueError):
+    """A value that cannot be written as JSON; the message says which part of it, and why."""
+
+
+def to_text(value: Any, path: str, *, deep: bool = True) -> str:
+    """Return *value* as JSON text, or raise `NotJsonError`.
+
+    *path* is what the value is called, empty for a mapping of names. *deep* False says that
+    it holds no mapping with keys other than strings, which is dear to find out.
+    """
+    try:
+        text = _encode(value)
+    except (TypeError, ValueError) as error:
+        raise NotJsonError(find_fault(value, path) or f"{path} is not JSON: {error}") from None
+    except RecursionError:
+        raise NotJsonError(_too_deep(path)) from None
+    # The encoder turns other keys into strings, passes NUL on as an escape and lone
+    # surrogates as they are: the last two are cheap to suspect.
+    if deep or "\\u0000" in text or not text.isascii():
+        fault = find_fault(value, path)
+        if fault is not None:
+            raise NotJsonError(fault)
+    return text
+
+
+def _no_constant(name: str) -> NoReturn:
+    msg = f"{name} is not JSON"
+    raise ValueError(msg)
+
+
+_decode = json.JSONDecoder(parse_constant=_no_constant).decode
+
+
+def object_from_text(text: str) -> dict[str, Any]:
+    """Return the object that *text* describes, or raise `NotJsonError`."""
+    try:
+        found: Any = _decode(text)
+    except ValueError as error:
+        raise NotJsonError(str(error)) from None
+    except RecursionError:
+        msg = "it is nested too deeply"
+        raise NotJsonError(msg) from None
+    if not is_of(found, dict):
+        msg = f"they must be a JSON object, not {text:.100}"
+        raise NotJsonError(msg)
+    return found  # type: ignore[no-any-return]  # JSON objects have string keys
+
+
+def find_fault(value: Any, path: str) -> str | None:
+    """Say which part of *value* is not JSON, and why; None if it all is."""
+    try:
+        return _fault(value, path)
+    except RecursionError:
+        return _too_deep(path)
+
+
+def _fault(value: Any, path: str) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, str | int | float):
+        return _fault_of_scalar(value, path)
+    if is_of(value, list | tuple):
+        faults = (_fault(item, f"{path}[{i}]") for i, item in enumerate(value))
+        return next(filter(None, faults), None)
+    if is_of(value, dict):
+        return _fault_of_mapping(value, path)
+    return f"{path} is of type {type(value).__qualname__}, which is not JSON"
+
+
+def _fault_of_scalar(value: str | float, path: str) -> str | None:
+    if isinstance(value, str):
+        return _fault_of_text(value, path)
+    if isinstance(value, int):
+        return _fault_of_int(value, path)
+    return None if math.isfinite(value) else f"{path} is {value!r}, which JSON does not have"
+
+
+def _fault_of_mapping(value: dict[Any, Any], path: str) -> str | None:
+    for key, item in value.items():
+        if not isinstance(key, str):
+            kind = type(key).__qualname__
+            return f"{path or 'name'}: a key is of type {kind}; keys in JSON are strings"
+        fault = _fault_of_text(key, f"a key in {path}" if path else "name")
+        fault = fault or _fault(item, f"{path}.{key}" if path else key)
+        if fault is not None:
+            return fault
+    return None
+
+
+def _fault_of_text(value: str, path: str) -> str | None:
+    if "\0" in value:
+        return f"{path} contains a NUL character, which PostgreSQL cannot store"
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            code = ord(value[error.start])
+            return f"{path} contains half a character (the lone surrogate U+{code:04X})"
+    return None
+
+
+def _fault_of_int(value: int, path: str) -> str | None:
+    if value.bit_length() > 10_000:  # Python writes and reads no more than 4300 digits
+        try:
+            str(int(value))
+        except ValueError as error:
+            return f"{path} is too large a number: {error}"
+    return None
+
+
+def _too_deep(path: str) -> str:
+    return f"{path or 'a value'} is nested too deeply, or contains itself"

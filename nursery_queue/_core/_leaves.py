@@ -1,0 +1,177 @@
+"""Single values between Python and JSON: numbers, texts, instants, enums.
+
+Each hook takes one JSON type and refuses all others: no string becomes a number, no number
+a boolean.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import enum
+import reprlib
+
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from pathlib import Path, PurePath
+from typing import Any, Literal, get_args, get_origin
+from uuid import UUID
+
+import cattrs
+
+
+Load = Callable[[Any, Any], Any]
+Dump = Callable[[Any], Any]
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 100
+
+
+class MisfitError(ValueError):
+    """A value is not what its annotation says."""
+
+
+def misfit(expected: str, value: Any) -> MisfitError:
+    """Return the error for *value* where something else was *expected*."""
+    return MisfitError(f"expected {expected}, got {shortened(value)}")
+
+
+def named(hint: Any) -> str:
+    """Return *hint* as its author would write it."""
+    if hint is None or hint is type(None):
+        return "None"
+    return hint.__qualname__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+
+
+def shortened(value: Any) -> str:
+    """Return *value* as Python writes it, in at most 100 characters, whatever its size."""
+    text = _short.repr(value)
+    return text if len(text) <= 100 else text[:99] + "…"
+
+
+def exactly(cls: type[Any]) -> Load:
+    def hook(value: Any, hint: Any) -> Any:
+        if type(value) is not cls:
+            raise misfit(cls.__name__ if hint is cls else members(hint), value)
+        if hint is cls:
+            return value
+        try:
+            return hint(value)  # a class of the user's own, such as a StrEnum
+        except ValueError:
+            raise misfit(members(hint), value) from None
+
+    return hook
+
+
+def members(hint: Any) -> str:
+    """Return what an enum, a Literal or some other class takes."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(repr, get_args(hint)))}"
+    if isinstance(hint, enum.EnumType):
+        members: list[Any] = list(hint)
+        return f"one of {', '.join(repr(m.value) for m in members)} ({named(hint)})"
+    return named(hint)
+
+
+def load_enum(hint: type[enum.Enum], converter: cattrs.Converter) -> Load:
+    members: list[enum.Enum] = list(hint)
+    plain = [(converter.unstructure(member.value), member) for member in members]
+    if issubclass(hint, enum.Flag):  # its members are combined, and any number may be one
+        return exactly(int)
+    return _one_of(plain, hint)
+
+
+def load_literal(hint: Any, converter: cattrs.Converter) -> Load:
+    return _one_of([(converter.unstructure(arg), arg) for arg in get_args(hint)], hint)
+
+
+def _one_of(choices: list[tuple[Any, Any]], hint: Any) -> Load:
+    def hook(value: Any, _: Any) -> Any:
+        for plain, choice in choices:
+            # Equal is not enough: 1 == True.
+            if type(plain) is type(value) and plain == value:
+                return choice
+        raise misfit(members(hint), value)
+
+    return hook
+
+
+def _float(value: Any, _: Any) -> float:
+    if type(value) is not float and type(value) is not int:
+        raise misfit("float", value)
+    return float(value)
+
+
+def _none(value: Any, _: Any) -> None:
+    if value is not None:
+        raise misfit("None", value)
+
+
+def _timedelta(value: Any, _: Any) -> dt.timedelta:
+    if type(value) is not float and type(value) is not int:
+        raise misfit("a number of seconds", value)
+    return dt.timedelta(seconds=value)
+
+
+def _path(value: Any, hint: Any) -> Any:
+    if type(value) is not str:
+        raise misfit("a path", value)
+    return hint(value)
+
+
+def _parsed(parse: Callable[[str], Any], expected: str) -> Load:
+    def hook(value: Any, _: Any) -> Any:
+        if type(value) is not str:
+            raise misfit(expected, value)
+        try:
+            return parse(value)
+        except (ValueError, ArithmeticError):
+            raise misfit(expected, value) from None
+
+    return hook
+
+
+def _decimal(value: Any, hint: Any) -> Any:
+    if type(value) is int or type(value) is float:
+        value = repr(value)  # 0.1 is meant, not its nearest binary fraction
+    return _decimal_text(value, hint)
+
+
+_decimal_text = _parsed(Decimal, "a decimal number")
+
+
+def _base64(value: bytes) -> str:
+    return base64.b64encode(value).decode("ascii")
+
+
+def _from_base64(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+LOADS: Mapping[type[Any], Load] = {
+    str: exactly(str),
+    int: exactly(int),
+    bool: exactly(bool),
+    float: _float,
+    type(None): _none,
+    bytes: _parsed(_from_base64, "bytes in base64"),
+    dt.date: _parsed(dt.date.fromisoformat, "an ISO 8601 date"),
+    dt.datetime: _parsed(dt.datetime.fromisoformat, "an ISO 8601 datetime"),
+    dt.time: _parsed(dt.time.fromisoformat, "an ISO 8601 time"),
+    dt.timedelta: _timedelta,
+    Decimal: _decimal,
+    UUID: _parsed(UUID, "a UUID"),
+    PurePath: _path,
+    Path: _path,
+}
+DUMPS: Mapping[type[Any], Dump] = {
+    bytes: _base64,
+    dt.date: dt.date.isoformat,
+    dt.datetime: dt.datetime.isoformat,
+    dt.time: dt.time.isoformat,
+    dt.timedelta: dt.timedelta.total_seconds,
+    Decimal: str,
+    UUID: str,
+    PurePath: str,
+    Path: str,
+}

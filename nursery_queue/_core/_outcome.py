@@ -1,0 +1,199 @@
+"""What an outcome means for a task: one pure decision, `settle()`."""
+
+from __future__ import annotations
+
+import random
+
+from typing import assert_never
+
+import attrs
+
+from ._model import Claim, ErrorRecord, Fence, Held, Outcome, Settlement
+from ._retry import RetryPolicy
+from ._states import Event
+
+
+KEEP_FOR = 86_400.0  # seconds; for tasks whose type nobody here knows
+MAX_LOST = 3
+
+
+@attrs.frozen
+class Succeeded:
+    """The handler returned; *result* is JSON text."""
+
+    result: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Failed:
+    """The handler raised. *after*: the wait it asked for; *retry* False: it wants no other."""
+
+    error: ErrorRecord
+    retry: bool = True
+    after: float | None = None
+
+
+@attrs.frozen
+class TimedOut:
+    """The handler was cancelled at its time limit, in seconds."""
+
+    limit: float
+    error: ErrorRecord | None = None  # what it raised while being cancelled
+
+
+@attrs.frozen
+class Cancelled:
+    """Somebody asked for it, and the handler was cancelled."""
+
+    error: ErrorRecord | None = None
+
+
+@attrs.frozen
+class Interrupted:
+    """The worker stops, or lost its lease: nobody's fault, so no attempt is used up."""
+
+    error: ErrorRecord | None = None
+
+
+@attrs.frozen
+class NotStarted:
+    """Claimed ahead and given back; there is nothing to log."""
+
+
+@attrs.frozen
+class Snoozed:
+    """The handler asked to be called again in *delay* seconds."""
+
+    delay: float
+
+
+AttemptOutcome = Succeeded | Failed | TimedOut | Cancelled | Interrupted | NotStarted | Snoozed
+
+
+@attrs.frozen(kw_only=True)
+class Policy:
+    """What applies to one claim: the code's defaults, with the row's overrides."""
+
+    retry: RetryPolicy
+    timeout: float  # seconds; math.inf: no limit
+    keep_for: float
+
+
+@attrs.frozen(kw_only=True)
+class _Position:
+    """The part of a claim that a decision needs."""
+
+    fence: Fence
+    attempt: int
+    lost: int
+    keep_for: float
+
+    def to(
+        self,
+        event: Event,
+        outcome: Outcome | None,
+        *,
+        error: ErrorRecord | None = None,
+        result: str | None = None,
+        delay: float = 0.0,
+        refund: bool = False,
+        lost: int = 0,
+    ) -> Settlement:
+        return Settlement(
+            fence=self.fence,
+            event=event,
+            attempt=self.attempt - refund,
+            lost=self.lost + lost,
+            keep_for=self.keep_for,
+            outcome=outcome,
+            delay=delay,
+            result=result,
+            error=error,
+        )
+
+
+def settle(
+    claim: Claim,
+    outcome: AttemptOutcome,
+    policy: Policy,
+    *,
+    rng: random.Random,
+    cancel_requested: bool = False,
+) -> Settlement:
+    """Decide what *outcome* means for the task. No I/O, no clock.
+
+    *cancel_requested*: somebody asked for the task to be cancelled, so it does not go
+    round again; what has ended for good ends as it would have.
+    """
+    here = _Position(
+        fence=claim.fence, attempt=claim.attempt, lost=claim.lost, keep_for=policy.keep_for
+    )
+    decided = _decide(here, outcome, policy.retry, rng)
+    return _stopped(here, decided) if cancel_requested else decided
+
+
+def settle_lost(held: Held, *, max_lost: int = MAX_LOST) -> Settlement:
+    """Decide what becomes of a task whose worker is gone. Losses have a budget of their own."""
+    here = _Position(
+        fence=held.fence,
+        attempt=held.attempt,
+        lost=held.lost,
+        keep_for=KEEP_FOR if held.keep_for is None else held.keep_for,
+    )
+    error = ErrorRecord(
+        type="worker_lost", message=f"worker {held.worker_id} went away while running this task"
+    )
+    event = Event.FAIL if held.lost + 1 >= max_lost else Event.LOSE
+    decided = here.to(event, Outcome.LOST, error=error, lost=1, refund=True)
+    return _stopped(here, decided) if held.cancel_requested else decided
+
+
+def give_back(held: Held) -> Settlement:
+    """Return what the store thinks this worker holds, but it does not: it never started."""
+    here = _Position(fence=held.fence, attempt=held.attempt, lost=held.lost, keep_for=KEEP_FOR)
+    decided = here.to(Event.INTERRUPT, None, refund=True)
+    return _stopped(here, decided) if held.cancel_requested else decided
+
+
+def _decide(  # noqa: PLR0911  # one return a case
+    here: _Position, outcome: AttemptOutcome, retry: RetryPolicy, rng: random.Random
+) -> Settlement:
+    match outcome:
+        case Succeeded(result):
+            return here.to(Event.SUCCEED, Outcome.SUCCEEDED, result=result)
+        case Failed():
+            again = outcome.retry and here.attempt < retry.max_attempts
+            delay = retry.delay(here.attempt, rng) if outcome.after is None else outcome.after
+            return _failed(here, Outcome.FAILED, outcome.error, delay if again else None)
+        case TimedOut(limit, error):
+            error = error or ErrorRecord(
+                type="TimedOut", message=f"cancelled at its time limit of {limit:g} s"
+            )
+            again = here.attempt < retry.max_attempts
+            delay = retry.delay(here.attempt, rng)
+            return _failed(here, Outcome.TIMED_OUT, error, delay if again else None)
+        case Cancelled(error):
+            return here.to(Event.CANCEL, Outcome.CANCELLED, error=error)
+        case Interrupted(error):
+            return here.to(Event.INTERRUPT, Outcome.INTERRUPTED, error=error, refund=True)
+        case NotStarted():
+            return here.to(Event.INTERRUPT, None, refund=True)
+        case Snoozed(delay):
+            return here.to(Event.SNOOZE, Outcome.SNOOZED, delay=delay, refund=True)
+        case _:
+            assert_never(outcome)
+
+
+def _failed(
+    here: _Position, outcome: Outcome, error: ErrorRecord, delay: float | None
+) -> Settlement:
+    if delay is None:
+        return here.to(Event.FAIL, outcome, error=error)
+    return here.to(Event.RETRY, outcome, error=error, delay=delay)
+
+
+def _stopped(here: _Position, decided: Settlement) -> Settlement:
+    """Turn a settlement that would bring the task back into one that cancels it."""
+    if decided.state.is_final:
+        return decided
+    return here.to(Event.CANCEL, decided.outcome, error=decided.error)

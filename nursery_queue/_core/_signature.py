@@ -1,0 +1,215 @@
+"""What a handler takes and returns, read from its signature when it is first needed."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+
+from collections.abc import Callable, Mapping
+from typing import Any, get_origin, get_type_hints
+
+import attrs
+
+from ._codec import Params
+from ._errors import ParamsError
+
+
+_KINDS = inspect.Parameter
+_NOTHING = inspect.Parameter.empty
+
+
+class UnresolvedError(NameError):
+    """An annotation names what cannot be found where the handler was defined."""
+
+
+@attrs.frozen(kw_only=True)
+class Resolved:
+    """A signature whose annotations have been looked up."""
+
+    takes_context: bool
+    params: Params
+    returns: Any
+    call: inspect.Signature  # without the context
+    positional_only: tuple[inspect.Parameter, ...]
+    var_keyword: str | None
+
+
+@attrs.frozen(eq=False)
+class Signature:
+    """A handler's signature; annotations may name what is defined later in its module.
+
+    Args:
+        handler: The function, method, partial or callable object.
+        owner: The task type's name, for messages.
+        names: What the names in annotations mean where the handler was defined, beyond
+            its module's globals.
+    """
+
+    handler: Callable[..., Any]
+    owner: str
+    names: Mapping[str, Any]
+    _raw: inspect.Signature = attrs.field(init=False)
+    _resolved: list[Resolved] = attrs.field(init=False, factory=list[Resolved])
+
+    def __attrs_post_init__(self) -> None:
+        try:
+            raw = inspect.signature(self.handler)
+        except ValueError as error:  # some builtins have none
+            msg = f"cannot make {self.handler!r} a task: {error}"
+            raise TypeError(msg) from None
+        parameters = list(raw.parameters.values())
+        for position, parameter in enumerate(parameters):
+            if parameter.kind is _KINDS.VAR_POSITIONAL:
+                msg = (
+                    f"{self.owner} takes *{parameter.name}, but params are a JSON object: "
+                    f"give each parameter a name, or take a list"
+                )
+                raise TypeError(msg)
+            if _looks_like_context(parameter.annotation) and self._is_context(parameter):
+                _check_context(self.owner, parameter, position)
+        object.__setattr__(self, "_raw", raw)
+
+    def resolve(self) -> Resolved:
+        """Return the signature with its annotations looked up.
+
+        Raises:
+            ParamsError: An annotation that names nothing, or that JSON does not convert to.
+        """
+        if not self._resolved:
+            self._resolved.append(self._resolve())
+        return self._resolved[0]
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call by parameter name, the context left out.
+
+        Raises:
+            TypeError: They do not fit the signature.
+        """
+        resolved = self.resolve()
+        try:
+            values = resolved.call.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            msg = f"{self.owner}() {_as_python_words_it(str(error))}"
+            raise TypeError(msg) from None
+        if resolved.var_keyword is not None:
+            for name, value in values.pop(resolved.var_keyword, {}).items():
+                if name in values:
+                    msg = f"{self.owner}() got multiple values for argument {name!r}"
+                    raise TypeError(msg)
+                values[name] = value
+        return values
+
+    def call(self, context: Any, values: dict[str, Any]) -> Any:
+        """Call the handler with *values* by parameter name."""
+        resolved = self.resolve()
+        args = [context] if resolved.takes_context else []
+        if resolved.positional_only:
+            values = dict(values)
+            given = [p.name in values for p in resolved.positional_only]
+            wanted = len(given) - given[::-1].index(True) if True in given else 0
+            first = resolved.positional_only[:wanted]
+            args += [values.pop(parameter.name, parameter.default) for parameter in first]
+        return self.handler(*args, **values)
+
+    def _resolve(self) -> Resolved:
+        parameters = list(self._raw.parameters.values())
+        takes_context = bool(parameters) and self._is_context(parameters[0])
+        if takes_context:
+            _check_context(self.owner, parameters[0], 0)
+            parameters = parameters[1:]
+        rest = [p for p in parameters if p.kind is _KINDS.VAR_KEYWORD]
+        named = [p for p in parameters if p.kind is not _KINDS.VAR_KEYWORD]
+        params = Params(
+            self.owner,
+            {p.name: self._hint(p.annotation, f"parameter {p.name}") for p in named},
+            frozenset(p.name for p in named if p.default is _NOTHING),
+            others=self._hint(rest[0].annotation, f"**{rest[0].name}") if rest else None,
+        )
+        try:
+            returns = self._look_up(self._raw.return_annotation)
+        except UnresolvedError:
+            returns = Any  # what comes back says itself what it is
+        return Resolved(
+            takes_context=takes_context,
+            params=params,
+            returns=returns,
+            call=self._raw.replace(parameters=parameters),
+            positional_only=tuple(p for p in parameters if p.kind is _KINDS.POSITIONAL_ONLY),
+            var_keyword=rest[0].name if rest else None,
+        )
+
+    def _is_context(self, parameter: inspect.Parameter) -> bool:
+        try:
+            hint = self._look_up(parameter.annotation)
+        except UnresolvedError:  # often imported for type checkers only
+            return _looks_like_context(parameter.annotation)
+        return _is_marked(hint)
+
+    def _hint(self, annotation: Any, what: str) -> Any:
+        try:
+            return self._look_up(annotation)
+        except UnresolvedError as error:
+            msg = (
+                f"{self.owner}: the annotation {annotation!r} of {what} cannot be resolved: "
+                f"{error}. It is needed at run time: import it outside `if TYPE_CHECKING`"
+            )
+            raise ParamsError(msg) from error
+
+    def _look_up(self, annotation: Any) -> Any:
+        if annotation is _NOTHING:
+            return Any
+        if isinstance(annotation, type) and get_origin(annotation) is None:
+            return annotation
+        scope = getattr(function_of(self.handler), "__globals__", {})
+        names = dict(self.names)
+        try:
+            return get_type_hints(_probe(annotation), scope, names, include_extras=True)["it"]
+        except Exception as error:  # an annotation in quotes is evaluated, and may raise anything
+            raise UnresolvedError(str(error)) from error
+
+
+def function_of(handler: Any) -> Any:
+    """Return the function that a partial, method, wrapper or callable object runs."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    handler = inspect.unwrap(handler)
+    if not inspect.isroutine(handler):
+        handler = type(handler).__call__
+    return getattr(handler, "__func__", handler)
+
+
+def names_in(handler: Callable[..., Any], scope: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those names of *scope* that the annotations of *handler* mention."""
+    annotations = getattr(function_of(handler), "__annotations__", {}).values()
+    text = " ".join(a if isinstance(a, str) else repr(a) for a in annotations)
+    return {name: scope[name] for name in set(re.findall(r"\w+", text)) if name in scope}
+
+
+def _probe(annotation: Any) -> Callable[[], None]:
+    def probe() -> None: ...
+
+    probe.__annotations__ = {"it": annotation}
+    return probe
+
+
+def _is_marked(hint: Any) -> bool:
+    origin = get_origin(hint) or hint
+    # Compared structurally: the class itself is in a layer above this one.
+    return getattr(origin, "__nursery_queue_context__", False) is True
+
+
+def _looks_like_context(annotation: Any) -> bool:
+    if isinstance(annotation, str):
+        return re.fullmatch(r"([\w.]+\.)?TaskContext", annotation.strip("'\" ")) is not None
+    return _is_marked(annotation)
+
+
+def _check_context(owner: str, parameter: inspect.Parameter, position: int) -> None:
+    if position != 0 or parameter.kind is _KINDS.KEYWORD_ONLY:
+        msg = f"{owner}: the TaskContext must come first, not as parameter {parameter.name}"
+        raise TypeError(msg)
+
+
+def _as_python_words_it(message: str) -> str:
+    return f"got {message}" if message.startswith(("too many", "multiple")) else message

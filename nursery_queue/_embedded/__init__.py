@@ -1,0 +1,8 @@
+"""A real PostgreSQL server out of a wheel, for development, demos and tests."""
+
+from __future__ import annotations
+
+from nursery_queue._embedded._shared import Embedded, embedded, serve
+
+
+__all__ = ["Embedded", "embedded", "serve"]

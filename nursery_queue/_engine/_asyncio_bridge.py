@@ -1,0 +1,135 @@
+"""asyncio handlers inside the trio worker: one loop, structured per attempt.
+
+trio_asyncio is imported when it is needed and not before: it patches asyncio for the whole
+process, and cannot be imported at all on Python 3.14.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import attrs
+
+
+log = logging.getLogger("nursery_queue")
+R = TypeVar("R")
+
+
+class HandlerCancelledItself(Exception):  # noqa: N818  # says what happened
+    """An asyncio handler raised `CancelledError` although nobody had cancelled it."""
+
+
+@attrs.define(eq=False)
+class _Attempt:
+    """What one handler has started in the loop it shares with the others."""
+
+    tasks: set[asyncio.Task[Any]] = attrs.field(factory=set["asyncio.Task[Any]"])
+    errors: list[BaseException] = attrs.field(factory=list[BaseException])
+
+
+_current: ContextVar[_Attempt | None] = ContextVar("nursery_queue_asyncio_attempt", default=None)
+
+
+@attrs.define(eq=False)
+class AsyncioBridge:
+    """Calls asyncio handlers. Cancellation and time limits cross the border both ways."""
+
+    _aio_as_trio: Callable[..., Any]
+
+    async def run(self, handler: Callable[..., Coroutine[Any, Any, R]], *args: Any) -> R:
+        """Run an asyncio handler: nothing it started survives it, every error is its own."""
+        attempt = _Attempt()
+        token = _current.set(attempt)
+        try:
+            result: R = await self._aio_as_trio(_supervised)(attempt, handler, *args)
+        except asyncio.CancelledError as exc:
+            # Ours would have arrived as trio.Cancelled.
+            msg = "the handler raised asyncio.CancelledError by itself"
+            raise HandlerCancelledItself(msg) from exc
+        except RuntimeError as exc:
+            if _psycopg_came_first():
+                exc.add_note(_IMPORT_ORDER)
+            raise
+        finally:
+            _current.reset(token)
+        if attempt.errors:
+            raise attempt.errors[0]
+        return result
+
+
+@contextlib.asynccontextmanager
+async def open_bridge() -> AsyncGenerator[AsyncioBridge]:
+    """Run an asyncio loop while the block lasts."""
+    trio_asyncio = _import_trio_asyncio()
+    async with trio_asyncio.open_loop() as loop:
+        loop.set_task_factory(_spawn)
+        loop.set_exception_handler(_uncaught)
+        yield AsyncioBridge(trio_asyncio.aio_as_trio)
+
+
+async def _supervised(
+    attempt: _Attempt, handler: Callable[..., Coroutine[Any, Any, R]], *args: Any
+) -> R:
+    me = asyncio.current_task()
+    try:
+        return await handler(*args)
+    finally:
+        # A cancelled task may start others in its clean-up: until none is left.
+        while leftovers := [t for t in attempt.tasks if t is not me and not t.done()]:
+            for task in leftovers:
+                task.cancel("the handler has ended")
+            await asyncio.wait(leftovers)
+        for task in attempt.tasks:
+            if task is not me and not task.cancelled() and (error := task.exception()):
+                attempt.errors.append(error)
+
+
+def _spawn(
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, R], **kwargs: Any
+) -> asyncio.Task[R]:
+    task = asyncio.Task(coroutine, loop=loop, **kwargs)
+    if (attempt := _current.get()) is not None:
+        attempt.tasks.add(task)
+    return task
+
+
+def _uncaught(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Charge an error in a callback to the attempt it belongs to; else log it."""
+    del loop
+    attempt, error = _current.get(), context.get("exception")
+    if attempt is not None and error is not None:
+        attempt.errors.append(error)
+    else:
+        log.error("asyncio: %s", context.get("message"), exc_info=error)
+
+
+_IMPORT_ORDER = (
+    "If this is about psycopg.AsyncConnection and no running event loop: put"
+    " `import trio_asyncio` before the first import of psycopg or nursery_queue."
+)
+
+
+def _psycopg_came_first() -> bool:
+    """Tell whether psycopg got hold of asyncio before trio_asyncio changed it."""
+    waiting = sys.modules.get("psycopg.waiting")
+    taken = getattr(waiting, "get_running_loop", asyncio.get_running_loop)
+    return taken is not asyncio.get_running_loop
+
+
+def _import_trio_asyncio() -> Any:
+    try:
+        import trio_asyncio  # noqa: PLC0415  # see the top of this file
+    except ImportError as exc:
+        msg = (
+            "asyncio handlers need trio-asyncio, which cannot be imported here"
+            f" (Python {sys.version_info.major}.{sys.version_info.minor}): {exc}"
+        )
+        raise RuntimeError(msg) from exc
+    return trio_asyncio

@@ -1,0 +1,177 @@
+"""The tasks in hand: what this worker has claimed and not yet settled."""
+
+from __future__ import annotations
+
+import math
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+
+import attrs
+import trio
+
+from nursery_queue._context import CancelReason, TaskContext
+from nursery_queue._core._model import CancelRequest, Claim, Fence
+from nursery_queue._core._outcome import Policy
+from nursery_queue._task_type import TaskType
+
+
+@attrs.define(eq=False)
+class Execution:
+    """One claimed task, from the claim until its settlement is stored."""
+
+    claim: Claim
+    task_type: TaskType[..., object]
+    policy: Policy
+    claimed_at: float
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    reason: CancelReason | None = None
+    cancel_requested: bool = False
+    context: TaskContext | None = None
+    released: bool = False  # given back although the handler has not ended
+
+    def cancel(self, reason: CancelReason) -> None:
+        """Cancel the handler, or keep it from starting; the greatest reason is kept."""
+        self.note(reason)
+        self.scope.cancel(f"task {self.claim.fence.task_id}: {reason}")
+
+    def note(self, reason: CancelReason) -> None:
+        """Record a reason."""
+        self.reason = reason if self.reason is None else max(self.reason, reason)
+        if self.context is not None:
+            self.context.cancel_reason = self.reason
+
+
+@attrs.define(eq=False)
+class Pace:
+    """How long handlers take, and so how many tasks to claim ahead.
+
+    As many as will be started within the horizon: thousands of no-ops, none of those that
+    take seconds, since a task waiting in our hands is one that nobody else can run.
+    """
+
+    concurrency: int
+    horizon: float = 0.05  # seconds
+    most: int = 2000
+    _seconds: float | None = None
+
+    def took(self, seconds: float) -> None:
+        """Note how long a handler took."""
+        old = self._seconds
+        # Slows down at once and speeds up slowly: holding too many is what does harm.
+        weight = 0.05 if old is not None and seconds < old else 0.5
+        self._seconds = seconds if old is None else old + weight * (seconds - old)
+
+    @property
+    def ahead(self) -> int:
+        """How many tasks to hold beyond those that run."""
+        if self._seconds is None:
+            return 0
+        return int(min(self.most, self.concurrency * self.horizon / max(self._seconds, 1e-6)))
+
+
+@attrs.define(eq=False)
+class Hands:
+    """Every claim this worker holds. At most *concurrency* of them run.
+
+    *start* begins an execution, in a task of its own; *freed* is called when room was made.
+    """
+
+    concurrency: int
+    queues: Mapping[str, int] | None
+    prefetch: int | None  # None: adapt
+    start: Callable[[Execution], None]
+    freed: Callable[[], None]
+    held: dict[Fence, Execution] = attrs.field(factory=dict[Fence, Execution], init=False)
+    _running: set[Execution] = attrs.field(factory=set[Execution], init=False)
+    _backlog: deque[Execution] = attrs.field(factory=deque[Execution], init=False)
+    _by_queue: Counter[str] = attrs.field(factory=Counter[str], init=False)
+    _quiet: trio.Event = attrs.field(factory=trio.Event, init=False)
+    pace: Pace = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.pace = Pace(self.concurrency)
+
+    # -- room ----------------------------------------------------------------------
+
+    @property
+    def capacity(self) -> int:
+        """How many claims may be held."""
+        return self.concurrency + (self.pace.ahead if self.prefetch is None else self.prefetch)
+
+    @property
+    def room(self) -> int:
+        """How many more claims may be held now."""
+        return max(0, self.capacity - len(self.held))
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether a claim is worth a statement: something would start at once, or half is free."""
+        idle = len(self._running) < self.concurrency and not self._backlog
+        return self.room > 0 and (idle or self.room >= self.capacity // 2)
+
+    def room_in(self, queue: str, limit: int) -> int:
+        """How many more tasks of a queue may be held."""
+        return max(0, limit - self._by_queue[queue])
+
+    @property
+    def running(self) -> list[Execution]:
+        """Those whose handler has not ended."""
+        return list(self._running)
+
+    # -- coming and going ------------------------------------------------------------
+
+    def take(self, executions: Iterable[Execution]) -> None:
+        """Hold claims; start as many as may run."""
+        for execution in executions:
+            self.held[execution.claim.fence] = execution
+            self._by_queue[execution.claim.queue] += 1
+            self._backlog.append(execution)
+        self._start_next()
+
+    def finished(self, execution: Execution, seconds: float) -> None:
+        """Note that a handler has ended; its claim is held until it is settled."""
+        self._running.discard(execution)
+        self.pace.took(seconds)
+        self._start_next()
+        if not self._running:
+            self._quiet.set()
+
+    async def quiet(self) -> None:
+        """Wait until no handler runs."""
+        while self._running:
+            self._quiet = trio.Event()
+            await self._quiet.wait()
+
+    def settled(self, fences: Iterable[Fence]) -> None:
+        """Let go of claims whose settlement is stored, or that are not ours any more."""
+        for fence in fences:
+            if (execution := self.held.pop(fence, None)) is not None:
+                self._by_queue[execution.claim.queue] -= 1
+        self.freed()
+
+    def unstarted(self, *, older_than: float = math.inf) -> list[Execution]:
+        """Take out of the backlog what was claimed before *older_than*, on trio's clock."""
+        stale = [execution for execution in self._backlog if execution.claimed_at <= older_than]
+        self._backlog = deque(e for e in self._backlog if e.claimed_at > older_than)
+        return stale
+
+    def _start_next(self) -> None:
+        while self._backlog and len(self._running) < self.concurrency:
+            execution = self._backlog.popleft()
+            self._running.add(execution)
+            self.start(execution)
+
+    # -- cancelling ------------------------------------------------------------------
+
+    def cancel_all(self, reason: CancelReason) -> None:
+        """Cancel every handler, and keep what waits from starting."""
+        for execution in self.held.values():
+            execution.cancel(reason)
+
+    def obey(self, request: CancelRequest) -> None:
+        """Do what somebody asked of one of our tasks."""
+        if (execution := self.held.get(request.fence)) is not None:
+            execution.cancel_requested = True
+            if request.interrupt:
+                execution.cancel(CancelReason.CANCELLED)

@@ -1,0 +1,146 @@
+"""Claims tasks: the only one who does."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+
+from collections.abc import Callable, Sequence
+from uuid import UUID
+
+import attrs
+import trio
+
+from nursery_queue._app import App
+from nursery_queue._core._errors import TransientError
+from nursery_queue._core._model import Claim, Claimed, Lane
+from nursery_queue._runtime._wakeup import Wakeup
+from nursery_queue._store import Store
+
+from ._hands import Execution, Hands
+
+
+log = logging.getLogger("nursery_queue")
+
+CLAIM_TIMEOUT = 10.0  # seconds; a claim is shielded for so long
+HAND_BACK_AFTER = 1.0  # seconds a task may wait in our hands before others may have it
+
+
+@attrs.define(eq=False, kw_only=True)
+class Poller:
+    """Claims when rung, when something falls due, and every *interval* seconds (0: never)."""
+
+    store: Store
+    app: App
+    hands: Hands
+    interval: float
+    rng: random.Random
+    worker_id: Callable[[], UUID | None]  # None: not registered, so nothing may be claimed
+    hand_back: Callable[[Sequence[Execution]], None]
+    on_idle: Callable[[], None] | None = None
+    _bell: Wakeup = attrs.field(factory=Wakeup, init=False)
+    _maybe_more: bool = attrs.field(default=True, init=False)
+    _due: float = attrs.field(default=math.inf, init=False)  # on trio's clock
+    # Set before a claim and cleared when its answer is in: else the store may have given us
+    # tasks that we do not know of.
+    must_reconcile: bool = attrs.field(default=False, init=False)
+
+    def news(self) -> None:
+        """There may be something to claim."""
+        self._maybe_more = True
+        self._bell.ring()
+
+    def freed(self) -> None:
+        """There is room; worth a claim if the last one left something behind."""
+        if self.on_idle is not None and not self.hands.held:
+            self._maybe_more = True  # make sure that nothing is left before calling it idle
+        self._bell.ring()
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Claim until cancelled. Ready means: the store has answered once."""
+        await self._turn()
+        task_status.started()
+        while True:
+            with trio.move_on_after(self._pause()) as pause:
+                await self._bell.wait()
+            if pause.cancelled_caught:
+                self._maybe_more = True
+            await self._turn()
+
+    def _pause(self) -> float:
+        interval = self.interval * self.rng.uniform(0.9, 1.1) if self.interval else math.inf
+        return max(0.0, min(interval, self._due - trio.current_time()))
+
+    async def _turn(self) -> None:
+        """Claim until there is no room, or nothing left."""
+        if late := self.hands.unstarted(older_than=trio.current_time() - HAND_BACK_AFTER):
+            self.hand_back(late)
+        while (worker_id := self.worker_id()) is not None:
+            if self._due <= trio.current_time():
+                await self.store.promote()
+                self._due, self._maybe_more = math.inf, True
+            if not (self._maybe_more and self.hands.wants_more):
+                break
+            await self._claim(worker_id)
+        if self.on_idle is not None and not self._maybe_more and not self.hands.held:
+            self.on_idle()
+
+    async def _claim(self, worker_id: UUID) -> None:
+        if self.must_reconcile:
+            given_back = await self.store.give_back_all_but(worker_id, set(self.hands.held))
+            log.info("reconciled after a claim without an answer: gave back %d", given_back)
+            self.must_reconcile = False
+        limit = self.hands.room
+        lanes = self._lanes(limit)
+        if lanes == []:
+            self._maybe_more = False
+            return
+        self._maybe_more = False  # a ring from now on counts
+        claimed = await self._ask(worker_id, limit, lanes)
+        self._note_due(claimed)
+        self.hands.take([self._execution(claim) for claim in claimed.claims])
+        if self._left_something(claimed.claims, limit, lanes):
+            self._maybe_more = True
+
+    async def _ask(self, worker_id: UUID, limit: int, lanes: Sequence[Lane] | None) -> Claimed:
+        self.must_reconcile = True
+        # Shielded: once the store may have given us tasks, we must take them.
+        with trio.move_on_after(CLAIM_TIMEOUT, shield=True):
+            claimed = await self.store.claim(
+                worker_id, list(self.app.task_types), limit=limit, lanes=lanes
+            )
+            self.must_reconcile = False
+            return claimed
+        msg = f"a claim got no answer within {CLAIM_TIMEOUT:g} s"
+        raise TransientError(msg)
+
+    def _lanes(self, limit: int) -> list[Lane] | None:
+        if self.hands.queues is None:
+            return None
+        free = {queue: self.hands.room_in(queue, most) for queue, most in self.hands.queues.items()}
+        return [Lane(queue=queue, slots=min(limit, n)) for queue, n in free.items() if n]
+
+    def _left_something(
+        self, claims: Sequence[Claim], limit: int, lanes: Sequence[Lane] | None
+    ) -> bool:
+        """Whether the store may have had more than we asked for."""
+        if len(claims) >= limit:
+            return True
+        taken = [claim.queue for claim in claims]
+        return any(taken.count(lane.queue) >= lane.slots for lane in lanes or ())
+
+    def _note_due(self, claimed: Claimed) -> None:
+        if claimed.next_due is None:
+            self._due = math.inf
+        else:
+            self._due = trio.current_time() + max(0.0, claimed.next_due)
+
+    def _execution(self, claim: Claim) -> Execution:
+        task_type = self.app[claim.task_type]
+        return Execution(
+            claim=claim,
+            task_type=task_type,
+            policy=task_type.policy(claim),
+            claimed_at=trio.current_time(),
+        )

@@ -1,0 +1,121 @@
+"""A worker's place in the store: its row, its heartbeat, its lease."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import uuid
+
+from collections.abc import Callable
+
+import attrs
+import trio
+
+from nursery_queue._context import CancelReason
+from nursery_queue._core._errors import TransientError
+from nursery_queue._core._model import Beat, WorkerInfo
+from nursery_queue._runtime._wakeup import Wakeup
+from nursery_queue._store import Store
+
+from ._hands import Hands
+
+
+log = logging.getLogger("nursery_queue")
+
+GOODBYE = 2.0  # seconds to take the row away, else the lease runs out by itself
+
+
+@attrs.define(eq=False, kw_only=True)
+class Tenancy:
+    """Holds the lease. While it has none, the worker claims nothing.
+
+    The lease is counted on trio's clock from the moment the last successful renewal was
+    sent, so it ends here before it ends for anybody else.
+    """
+
+    store: Store
+    info: WorkerInfo
+    interval: float  # seconds from one heartbeat to the next
+    hands: Hands
+    rng: random.Random
+    on_lease: Callable[[], None]  # there is one again
+    on_death: Callable[[], None]  # another worker seems to be dead
+    bell: Wakeup = attrs.field(factory=Wakeup, init=False)
+    draining: bool = attrs.field(default=False, init=False)
+    _until: float = attrs.field(default=-math.inf, init=False)
+    _renewed: trio.Event = attrs.field(factory=trio.Event, init=False)
+
+    @property
+    def lease_left(self) -> float:
+        """Seconds until the lease runs out; 0: there is none."""
+        return max(0.0, self._until - trio.current_time())
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is a lease."""
+        return trio.current_time() < self._until
+
+    async def begin(self) -> None:
+        """Register, under a name never used before."""
+        self.info = attrs.evolve(self.info, id=uuid.uuid4())
+        sent = trio.current_time()
+        await self.store.register(self.info)
+        self._extend(sent)
+
+    async def end(self) -> None:
+        """Take the row away, if the store answers; shielded, bounded."""
+        self._until = -math.inf
+        with trio.move_on_after(GOODBYE, shield=True):
+            try:
+                await self.store.deregister(self.info.id)
+            except TransientError as exc:
+                log.warning("could not deregister; the lease will run out: %s", exc)
+
+    async def heartbeat(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Renew the lease every interval, and at once when a cancel is asked for."""
+        task_status.started()
+        while True:
+            with trio.move_on_after(self.interval * self.rng.uniform(0.9, 1.0)):
+                await self.bell.wait()
+            if not self.holds:
+                await self._begin_anew()
+            sent = trio.current_time()
+            beat = await self.store.heartbeat(self.info.id, draining=self.draining)
+            if beat.registered:
+                self._extend(sent)
+                self._obey(beat)
+            else:
+                self._lose("another worker took this one for dead")
+
+    async def watch(self) -> None:
+        """Cancel all handlers the moment the lease runs out, whatever the heartbeat does."""
+        while True:
+            await trio.sleep_until(self._until)
+            if not self.holds:
+                self._lose("it was not renewed in time")
+                self._renewed = trio.Event()
+                await self._renewed.wait()
+
+    async def _begin_anew(self) -> None:
+        """Register under a new name; what the old one still holds in the store is swept."""
+        await self.store.deregister(self.info.id)
+        await self.begin()
+        log.info("registered anew as worker %s", self.info.id)
+        self.on_lease()
+
+    def _extend(self, sent: float) -> None:
+        self._until = sent + self.info.lease
+        self._renewed.set()
+
+    def _lose(self, why: str) -> None:
+        self._until = -math.inf
+        log.error("lost the lease of worker %s: %s; cancelling its tasks", self.info.id, why)
+        self.hands.cancel_all(CancelReason.LEASE_LOST)
+        self.bell.ring()
+
+    def _obey(self, beat: Beat) -> None:
+        for request in beat.cancel_requests:
+            self.hands.obey(request)
+        if beat.somebody_died:
+            self.on_death()

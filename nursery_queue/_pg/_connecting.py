@@ -1,0 +1,150 @@
+"""Opening a connection: defaults, one attempt after another, and why one was refused."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+
+from typing import TYPE_CHECKING
+
+import psycopg
+import trio
+
+from psycopg import pq
+from psycopg.conninfo import (
+    conninfo_attempts,
+    conninfo_to_dict,
+    make_conninfo,
+    timeout_from_conninfo,
+)
+from psycopg.errors import ConnectionTimeout, finish_pgconn
+
+from ._errors import is_transient
+from ._waiting import guarded
+
+
+if TYPE_CHECKING:
+    from psycopg.abc import ConnDict, ConnParam
+    from psycopg.pq.abc import PGconn
+
+# A peer that is gone without a word is noticed within about 25 s.
+KEEPALIVE: dict[str, ConnParam] = {
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+
+# libpq hands out the text of a refused connection but not its SQLSTATE. These are refusals that
+# no waiting cures; in a text we do not know (another language) the refusal counts as passing.
+_REFUSALS = (
+    ("28P01", re.compile(r"authentication failed for user|no password supplied")),
+    ("28000", re.compile(r'role ".*" (does not exist|is not permitted to log in)')),
+    ("28000", re.compile(r"no pg_hba\.conf entry|pg_hba\.conf rejects")),
+    ("3D000", re.compile(r'database ".*" does not exist')),
+    ("42501", re.compile(r'permission denied for database ".*"')),
+)
+
+
+async def open_pgconn(conninfo: str, **kwargs: ConnParam) -> PGconn:
+    """Connect to the first host that takes us, as libpq and psycopg do.
+
+    `connect_timeout` bounds each attempt. Raises the psycopg error whose SQLSTATE says
+    why when the refusal is one that waiting does not cure; `OperationalError` otherwise.
+    Cancelling it leaves nothing open.
+    """
+    params = _with_defaults(conninfo_to_dict(conninfo, **kwargs))
+    timeout = timeout_from_conninfo(params)
+    failures: list[psycopg.Error] = []
+    with guarded():
+        for attempt in await _attempts(params):
+            try:
+                with trio.move_on_after(timeout):
+                    return await _attempt(make_conninfo("", **attempt))
+                failures.append(_too_slow(attempt, timeout))
+            except psycopg.Error as exc:
+                failures.append(exc)
+    raise _sum_up(failures)
+
+
+def _with_defaults(params: ConnDict) -> ConnDict:
+    params.setdefault("fallback_application_name", "nursery_queue")
+    # What a service file says stands behind the conninfo, so ours would override it.
+    if "service" not in params and "PGSERVICE" not in os.environ:
+        params = {**KEEPALIVE, **params}
+    return params
+
+
+async def _attempts(params: ConnDict) -> list[ConnDict]:
+    """List what to try, one address each; names are looked up in a thread."""
+    if _names_hosts(params):
+        return await trio.to_thread.run_sync(conninfo_attempts, params, abandon_on_cancel=True)
+    return conninfo_attempts(params)
+
+
+def _names_hosts(params: ConnDict) -> bool:
+    if params.get("hostaddr") or os.environ.get("PGHOSTADDR"):
+        return False
+    hosts = str(params.get("host") or os.environ.get("PGHOST", ""))
+    return any(host and host[0] not in "/@" and not _is_address(host) for host in hosts.split(","))
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+async def _attempt(conninfo: str) -> PGconn:
+    pgconn = pq.PGconn.connect_start(conninfo.encode())
+    try:
+        await _poll(pgconn)
+    except BaseException:
+        pgconn.finish()
+        raise
+    pgconn.nonblocking = 1
+    return pgconn
+
+
+async def _poll(pgconn: PGconn) -> None:
+    while pgconn.status != pq.ConnStatus.BAD:
+        status = pgconn.connect_poll()
+        if status == pq.PollingStatus.OK:
+            return
+        if status == pq.PollingStatus.READING:
+            await trio.lowlevel.wait_readable(pgconn.socket)
+        elif status == pq.PollingStatus.WRITING:
+            await trio.lowlevel.wait_writable(pgconn.socket)
+        else:
+            break
+    raise _refusal(pgconn)
+
+
+def _refusal(pgconn: PGconn) -> psycopg.Error:
+    text = pgconn.get_error_message()
+    kind: type[psycopg.Error] = psycopg.OperationalError
+    if pgconn.needs_password:
+        kind = psycopg.errors.InvalidPassword
+    for sqlstate, pattern in _REFUSALS:
+        if pattern.search(text):
+            kind = psycopg.errors.lookup(sqlstate)
+            break
+    return kind(f"connection failed: {text}", pgconn=finish_pgconn(pgconn))
+
+
+def _too_slow(attempt: ConnDict, timeout: float) -> psycopg.Error:
+    where = f"host {attempt.get('host')!r}, port {attempt.get('port')!r}"
+    return ConnectionTimeout(f"connection failed: {where} did not answer within {timeout:g} s")
+
+
+def _sum_up(failures: list[psycopg.Error]) -> psycopg.Error:
+    """Make one error of several; it passes with time if any of them does."""
+    if len(failures) == 1:
+        return failures[0]
+    worst = next((exc for exc in failures if is_transient(exc)), failures[-1])
+    texts = "\n".join(f"- {exc}" for exc in failures)
+    return type(worst)(f"no host could be connected to:\n{texts}", pgconn=worst.pgconn)

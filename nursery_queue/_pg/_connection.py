@@ -1,0 +1,419 @@
+"""A psycopg connection that waits with trio.
+
+psycopg's protocol code is generators that say what to wait for. What is replaced here is the
+waiting, the lock, connecting, cancelling and `notifies()`; cursors, COPY, pipelines and the
+rest are psycopg's own.
+
+A call that raised `Cancelled` had no effect, or the connection is closed. A call that took
+effect returns, even if its scope has been cancelled meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psycopg
+import trio
+
+from psycopg import capabilities, pq
+from psycopg.adapt import AdaptersMap
+from psycopg.errors import CancellationTimeout, QueryCanceled
+from psycopg.rows import TupleRow
+
+from ._connecting import open_pgconn
+from ._errors import CallTimeout
+from ._transaction_block import TransactionBlock, check_committable, truthful_commit
+from ._waiting import READ, Lock, Turn, drive, guarded, ready_now
+
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+    from types import TracebackType
+    from typing import LiteralString, Self
+
+    from psycopg.abc import AdaptContext, ConnParam, PQGen
+    from psycopg.pq.abc import PGconn
+    from psycopg.rows import AsyncRowFactory
+
+RV = TypeVar("RV")
+
+_ACTIVE, _IDLE = pq.TransactionStatus.ACTIVE, pq.TransactionStatus.IDLE
+_INERROR = pq.TransactionStatus.INERROR
+
+_log = logging.getLogger(__name__)
+
+
+class ServerCursor(psycopg.AsyncServerCursor[TupleRow]):
+    """psycopg's, with CLOSE shielded and bounded."""
+
+    async def close(self) -> None:
+        if isinstance(self.connection, Connection):
+            with self.connection.finishing("CLOSE"):
+                await super().close()
+
+
+class Connection(psycopg.AsyncConnection[TupleRow]):
+    """A connection to PostgreSQL; everything of `psycopg.AsyncConnection` works under trio.
+
+    `call_timeout` bounds, in seconds, every wait for an answer: on expiry the statement is
+    cancelled and `CallTimeout` raised (None: the caller's cancel scopes rule).
+    """
+
+    call_timeout: float | None = None
+    cancel_timeout = 5.0  # seconds to cancel a statement and read its answer, else we close
+    finish_timeout = 10.0  # seconds for BEGIN, COMMIT and ROLLBACK, else we close
+
+    def __init__(self, pgconn: PGconn, *args: Any, **kwargs: Any) -> None:
+        super().__init__(pgconn, *args, **kwargs)
+        self.lock = Lock()  # type: ignore[assignment]  # psycopg only enters and leaves it
+        self.server_cursor_factory = ServerCursor
+        self._turn = Turn()
+        self._in_finishing = 0
+        self._fetch_cursor: psycopg.AsyncCursor[TupleRow] | None = None
+        self.resyncs = 0  # how often a statement in flight had to be cancelled
+
+    @classmethod
+    async def connect(
+        cls,
+        conninfo: str = "",
+        *,
+        autocommit: bool = True,
+        prepare_threshold: int | None = 5,
+        context: AdaptContext | None = None,
+        row_factory: AsyncRowFactory[TupleRow] | None = None,
+        cursor_factory: type[psycopg.AsyncCursor[TupleRow]] | None = None,
+        **kwargs: ConnParam,
+    ) -> Self:
+        """Connect, with TCP keepalive and an application name unless *conninfo* says otherwise.
+
+        Tries several hosts in turn, each for `connect_timeout` seconds. Cancelling it leaves
+        nothing open. A refusal that waiting does not cure has its SQLSTATE.
+        """
+        conn = cls(await open_pgconn(conninfo, **kwargs))
+        conn._autocommit = autocommit
+        conn.prepare_threshold = prepare_threshold
+        if context is not None:
+            conn._adapters = AdaptersMap(context.adapters)
+        if row_factory is not None:
+            conn.row_factory = row_factory
+        if cursor_factory is not None:
+            conn.cursor_factory = cursor_factory
+        return conn
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        try:
+            await super().__aexit__(exc_type, exc_val, exc_tb)
+        finally:
+            self.abort()
+
+    async def close(self) -> None:
+        """Close, waking any task that waits for this connection; it gets `OperationalError`."""
+        self._wake_waiters()
+        await super().close()
+
+    def abort(self) -> None:
+        """Close at once, whatever is going on, waking any task that waits for it."""
+        self._wake_waiters()
+        self.pgconn.finish()
+
+    def _wake_waiters(self) -> None:
+        self._fetch_cursor = None  # it refers to us
+        if not self.closed:
+            trio.lowlevel.notify_closing(self.pgconn.socket)
+
+    def notice_loss(self) -> None:
+        """Find out, without waiting, whether the peer has hung up."""
+        with contextlib.suppress(psycopg.OperationalError):
+            while not self.closed and ready_now(self.pgconn.socket, READ):
+                self.pgconn.consume_input()
+
+    # -- waiting -----------------------------------------------------------------------
+
+    async def wait(
+        self,
+        gen: PQGen[RV],
+        interval: float = 0.0,  # noqa: ARG002  # psycopg polls, we need not
+        timeout: float | None = None,  # noqa: ASYNC109  # psycopg's signature
+    ) -> RV:
+        """Run one of psycopg's generators to its end."""
+        limit = self.call_timeout if timeout is None else timeout
+        if limit is None or self._in_finishing:
+            return await self._wait(gen)
+        with trio.move_on_after(limit):
+            return await self._wait(gen)
+        msg = f"no answer from the database within {limit:g} s; the call was cancelled"
+        raise CallTimeout(msg)
+
+    async def _wait(self, gen: PQGen[RV]) -> RV:
+        if not self._in_flight():
+            await trio.lowlevel.checkpoint_if_cancelled()  # nothing sent yet: free to give up
+        try:
+            return await drive(gen, self.pgconn, self._turn)
+        except QueryCanceled:
+            # Ours, if an earlier round of this COPY or stream was cancelled.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            raise
+        except trio.Cancelled:
+            if not self.closed and self._in_flight():
+                outcome = await self._resync(gen)
+                if outcome is not None:
+                    return outcome[0]  # it happened: Cancelled comes at the next checkpoint
+            raise
+        except KeyboardInterrupt:
+            if not self.closed and self._in_flight():
+                await self._resync(gen)
+            raise
+        finally:
+            # It has ended, or never began, or its connection is closed. In the last case its
+            # own clean-up can only fail, and should do so here.
+            with contextlib.suppress(psycopg.Error):
+                gen.close()
+
+    def _in_flight(self) -> bool:
+        """Tell whether the server may be doing, or be about to be told, something of ours."""
+        return self._pipeline is not None or self.pgconn.transaction_status == _ACTIVE
+
+    async def _resync(self, gen: PQGen[RV]) -> tuple[RV] | None:
+        """Cancel the statement in flight; return what it gave if it completed all the same.
+
+        Reads the server's answer in any case, or closes the connection.
+        """
+        self.resyncs += 1
+        patience = 0.25
+        answered = False
+        try:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + self.cancel_timeout):
+                while True:
+                    await self._try_cancel(timeout=self.cancel_timeout)
+                    with trio.move_on_after(patience):
+                        try:
+                            value = await drive(gen, self.pgconn, self._turn)
+                        except psycopg.Error:
+                            answered = True
+                            return None
+                        answered = True
+                        return (value,)
+                    patience *= 2  # the request may have hit the BEGIN or PREPARE before it
+        finally:
+            if not answered:
+                self.abort()
+        return None
+
+    @contextlib.contextmanager
+    def finishing(self, what: str) -> Generator[None]:
+        """Shield BEGIN, COMMIT or ROLLBACK; close the connection if it takes too long."""
+        self._in_finishing += 1
+        try:
+            with trio.CancelScope(
+                shield=True, deadline=trio.current_time() + self.finish_timeout
+            ) as scope:
+                yield
+        finally:
+            self._in_finishing -= 1
+        if scope.cancelled_caught:
+            self.abort()
+            msg = f"{what} took longer than {self.finish_timeout:g} s; the connection was closed"
+            raise CallTimeout(msg)
+
+    # -- cancelling --------------------------------------------------------------------
+
+    async def cancel_safe(self, *, timeout: float = 30.0) -> None:  # noqa: ASYNC109  # psycopg's signature
+        """Ask the server to cancel what this connection is doing."""
+        if self.closed:
+            return
+        if not capabilities.has_cancel_safe():  # libpq before 17
+            await trio.to_thread.run_sync(self.cancel, abandon_on_cancel=True)
+            return
+        cancel = self.pgconn.cancel_conn()
+        try:
+            cancel.start()
+            with trio.move_on_after(timeout or float("inf")) as scope, guarded():
+                await _finish_cancel(cancel)
+            if scope.cancelled_caught:
+                msg = f"the server did not take the cancel request within {timeout:g} s"
+                raise CancellationTimeout(msg)
+        finally:
+            cancel.finish()
+
+    async def _try_cancel(self, *, timeout: float = 5.0) -> None:  # noqa: ASYNC109  # psycopg's signature
+        with trio.CancelScope(shield=True):
+            try:
+                await self.cancel_safe(timeout=timeout)
+            except psycopg.Error as exc:
+                _log.warning("a statement could not be cancelled: %s", exc)
+
+    # -- transactions and pipelines ------------------------------------------------------
+
+    async def commit(self) -> None:
+        """Commit; raises `CommitOutcomeUnknown` if the connection is lost meanwhile."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            check_committable(self)
+        except psycopg.errors.InFailedSqlTransaction:
+            await self.rollback()
+            raise
+        with truthful_commit(), self.finishing("COMMIT"):
+            await super().commit()
+
+    async def rollback(self) -> None:
+        """Roll back; shielded from cancellation, bounded by `finish_timeout`."""
+        with self.finishing("ROLLBACK"):
+            await super().rollback()
+
+    @contextlib.asynccontextmanager
+    async def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> AsyncGenerator[TransactionBlock]:
+        """Open a transaction, or a savepoint if one is open.
+
+        Left without an exception: committed. Left by `CommitOutcomeUnknown`: the connection
+        died during COMMIT. Left by anything else, `Cancelled` included: rolled back.
+        """
+        block = TransactionBlock(self, savepoint_name, force_rollback)
+        if self._pipeline is None:
+            async with block:
+                yield block
+        else:
+            async with self.pipeline(), block, self.pipeline():
+                yield block
+
+    @contextlib.asynccontextmanager
+    async def pipeline(self) -> AsyncGenerator[psycopg.AsyncPipeline]:
+        """Send statements without waiting for each answer.
+
+        In autocommit mode, leaving the block by an exception undoes what was sent since the
+        last sync.
+        """
+        undo = (
+            self._pipeline is None
+            and self._autocommit
+            and self.pgconn.transaction_status == _IDLE
+        )
+        try:
+            async with super().pipeline() as pipeline:
+                try:
+                    yield pipeline
+                except BaseException:
+                    if undo and not self.closed:
+                        with contextlib.suppress(psycopg.Error), self.finishing("ROLLBACK"):
+                            await self.execute("ROLLBACK")
+                    raise
+        except BaseException:
+            async with self.lock:
+                await self._recover_from_pipeline()
+            raise
+
+    @contextlib.asynccontextmanager
+    async def _pipeline_nolock(self) -> AsyncGenerator[psycopg.AsyncPipeline]:
+        """The one inside `executemany()`."""
+        try:
+            async with super()._pipeline_nolock() as pipeline:
+                yield pipeline
+        except BaseException:
+            await self._recover_from_pipeline()
+            raise
+
+    async def _recover_from_pipeline(self) -> None:
+        if self.closed:
+            return
+        if self._pipeline is None and self.pgconn.pipeline_status:
+            self.abort()  # answers are missing: nobody could use it again
+            return
+        # psycopg may believe a statement prepared whose PREPARE the server skipped.
+        self._prepared.clear()
+        # A failed transaction takes no command; psycopg does this after the ROLLBACK then.
+        if self.pgconn.transaction_status != _INERROR:
+            with contextlib.suppress(psycopg.Error), self.finishing("DEALLOCATE"):
+                await self.wait(self._prepared.maintain_gen(self))
+
+    async def sync_pipeline(self) -> None:
+        """Read all answers of the pipeline; nothing to do outside of one."""
+        if self._pipeline is not None:
+            await self._pipeline.sync()
+
+    # -- the rest ------------------------------------------------------------------------
+
+    async def fetch(
+        self,
+        query: bytes | LiteralString,
+        params: Sequence[Any] | Mapping[str, Any] | None = None,
+    ) -> list[TupleRow]:
+        """Run *query* as a prepared statement and return its rows, none if it gives none.
+
+        A third cheaper than `execute()` for a small statement: the cursor is kept.
+        """
+        if self._pipeline is not None:  # each statement under way needs a cursor of its own
+            cursor = await self.execute(query, params, prepare=True)
+            await self.sync_pipeline()
+        else:
+            if (cursor := self._fetch_cursor) is None:
+                cursor = self._fetch_cursor = self.cursor()
+            await cursor.execute(query, params, prepare=True)
+        # No checkpoint between the answer and here: another task may use the cursor next.
+        if cursor.pgresult is None or cursor.pgresult.status != pq.ExecStatus.TUPLES_OK:
+            return []
+        return await cursor.fetchall()
+
+    async def notifies(
+        self,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109  # psycopg's signature
+        stop_after: int | None = None,
+    ) -> AsyncGenerator[psycopg.Notify]:
+        """Yield notifications as they arrive."""
+        deadline = float("inf") if timeout is None else trio.current_time() + timeout
+        seen = 0
+        while stop_after is None or seen < stop_after:
+            batch = await self._receive(deadline)
+            if not batch:
+                return
+            for notify in batch:
+                yield notify
+            seen += len(batch)
+
+    async def _receive(self, deadline: float) -> list[psycopg.Notify]:
+        """Wait until *deadline* for notifications; the clock is not held meanwhile."""
+        async with self.lock:
+            self._check_connection_ok()
+            batch = self._take_backlog()
+            with trio.CancelScope(deadline=deadline):
+                while not batch:
+                    if not ready_now(self.pgconn.socket, READ):
+                        try:
+                            await trio.lowlevel.wait_readable(self.pgconn.socket)
+                        except (OSError, trio.ClosedResourceError) as exc:
+                            msg = "the connection was closed while waiting for notifications"
+                            raise psycopg.OperationalError(msg) from exc
+                    self.pgconn.consume_input()
+                    while raw := self.pgconn.notifies():
+                        if handler := self.pgconn.notify_handler:
+                            handler(raw)
+                    batch = self._take_backlog()
+            return batch
+
+    def _take_backlog(self) -> list[psycopg.Notify]:
+        backlog = self._notifies_backlog
+        batch = list(backlog or ())
+        if backlog:
+            backlog.clear()
+        return batch
+
+
+async def _finish_cancel(cancel: pq.abc.PGcancelConn) -> None:
+    await trio.lowlevel.wait_writable(cancel.socket)  # PQcancelPoll wants that first
+    while (status := cancel.poll()) != pq.PollingStatus.OK:
+        if status == pq.PollingStatus.READING:
+            await trio.lowlevel.wait_readable(cancel.socket)
+        elif status == pq.PollingStatus.WRITING:
+            await trio.lowlevel.wait_writable(cancel.socket)
+        else:
+            msg = f"the cancel request failed: {cancel.get_error_message()}"
+            raise psycopg.OperationalError(msg)

@@ -1,0 +1,76 @@
+"""Which errors of the database pass with time."""
+
+from __future__ import annotations
+
+import contextlib
+
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from nursery_queue._core._errors import TransientError
+
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+_TRANSIENT_CLASSES = frozenset(
+    {
+        "08",  # connection exceptions
+        "53",  # out of connections, memory or disk
+    }
+)
+_TRANSIENT = frozenset(
+    {
+        "25006",  # read only: a standby after a failover, until we reach the new primary
+        "25P03",  # closed by idle_in_transaction_session_timeout
+        "25P04",  # closed by transaction_timeout
+        "40001",  # serialization failure
+        "40P01",  # deadlock
+        "55P03",  # lock not available, lock_timeout
+        # statement_timeout on a busy server, or an operator's pg_cancel_backend. Only the text, in
+        # the server's language, tells them apart. Our own cancellations never surface as this.
+        "57014",
+        "57P01",  # the server is being shut down, or an operator closed this connection
+        "57P02",  # the server crashed
+        "57P03",  # the server is starting up or shutting down
+        "57P05",  # closed by idle_session_timeout
+    }
+)
+
+
+class CallTimeout(psycopg.OperationalError):
+    """The database did not answer within the time allowed for one call."""
+
+
+class PoolTimeout(psycopg.OperationalError):
+    """No connection of the pool became free in time."""
+
+
+def is_transient(exc: BaseException) -> bool:
+    """Tell whether trying again later may help.
+
+    Judged by SQLSTATE. Without one, an `OperationalError` is a lost connection, a server
+    that cannot be reached or a time limit, and so is an `OSError`: these pass. Anything
+    else, such as a wrong password, bad conninfo or a missing table, does not.
+    """
+    if isinstance(exc, psycopg.Error):
+        if exc.sqlstate is None:
+            return isinstance(exc, psycopg.OperationalError)
+        return exc.sqlstate[:2] in _TRANSIENT_CLASSES or exc.sqlstate in _TRANSIENT
+    return isinstance(exc, TransientError | OSError)
+
+
+@contextlib.contextmanager
+def translated() -> Generator[None]:
+    """Raise `TransientError` for a database or network error that passes with time.
+
+    All else goes through as it is, `CommitOutcomeUnknown` included. Do not put a nursery
+    inside: an exception group is not looked into.
+    """
+    try:
+        yield
+    except (psycopg.Error, OSError) as exc:
+        if not is_transient(exc):
+            raise
+        raise TransientError(str(exc) or type(exc).__name__) from exc

@@ -1,0 +1,166 @@
+"""Numbered SQL files, applied in order, each in a transaction under one advisory lock."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.resources
+
+from collections.abc import AsyncGenerator, Sequence
+
+import attrs
+import trio
+
+from nursery_queue._core._errors import SchemaError
+
+from ._connection import Connection
+from ._sql import DEFAULT_SCHEMA, checked_schema, query, render
+
+
+@attrs.frozen(kw_only=True)
+class Migration:
+    """A step from one version of the schema to the next, and back."""
+
+    version: int
+    name: str
+    up: str
+    down: str
+
+    @property
+    def checksum(self) -> str:
+        """What tells an applied migration from an edited one."""
+        return hashlib.sha256(self.up.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def migrations() -> Sequence[Migration]:
+    """Return the migrations this code knows, oldest first."""
+    folder = importlib.resources.files("nursery_queue._pg") / "migrations"
+    return [
+        Migration(
+            version=int(file.name.partition("_")[0]),
+            name=file.name.removesuffix(".up.sql").partition("_")[2],
+            up=file.read_text(encoding="utf-8"),
+            down=(folder / file.name.replace(".up.", ".down.")).read_text(encoding="utf-8"),
+        )
+        for file in sorted(folder.iterdir(), key=lambda file: file.name)
+        if file.name.endswith(".up.sql")
+    ]
+
+
+async def applied(conn: Connection, schema: str = DEFAULT_SCHEMA) -> dict[int, str]:
+    """Return the checksum of each version that has been applied; empty if there is no schema."""
+    cursor = await conn.execute(query("migration_table_exists", checked_schema(schema)))
+    if await cursor.fetchone() != (True,):
+        return {}
+    cursor = await conn.execute(query("applied_migrations", schema))
+    return dict(await cursor.fetchall())
+
+
+async def check(conn: Connection, schema: str = DEFAULT_SCHEMA) -> None:
+    """Raise `SchemaError`, saying what to do, unless *schema* is exactly what this code needs."""
+    have = await applied(conn, schema)
+    need = {migration.version: migration for migration in migrations()}
+    newest = max(need)
+    if not have:
+        problem = f"is not there: run `nursery-queue migrate up{_schema_flag(schema)}`"
+    elif max(have) > newest:
+        problem = (
+            f"is newer (version {max(have)}) than this code knows ({newest}): upgrade nursery-queue"
+        )
+    elif missing := need.keys() - have.keys():
+        problem = (
+            f"is older (version {max(have)}, lacks {sorted(missing)}) than this code needs:"
+            f" run `nursery-queue migrate up{_schema_flag(schema)}`"
+        )
+    elif edited := [v for v, checksum in have.items() if need[v].checksum != checksum]:
+        problem = (
+            f"had other files applied as version {edited} than this code has:"
+            " was it made by an unreleased version?"
+        )
+    else:
+        return
+    msg = f"the schema {schema!r} in database {conn.info.dbname!r} {problem}"
+    raise SchemaError(msg)
+
+
+async def up(conn: Connection, schema: str = DEFAULT_SCHEMA) -> list[Migration]:
+    """Apply what is missing and return it. Any number of processes may do so at once."""
+    checked_schema(schema)
+    done: list[Migration] = []
+    for migration in migrations():
+        async with _locked(conn, schema):
+            have = await applied(conn, schema)
+            if not have:
+                await conn.execute(query("create_migration_table", schema))
+            if newer := [version for version in have if version > migrations()[-1].version]:
+                msg = f"the schema {schema!r} is newer (version {max(newer)}) than this code knows"
+                raise SchemaError(msg)
+            if migration.version in have:
+                continue
+            await conn.execute(render(migration.up, schema))
+            await conn.execute(
+                query("record_migration", schema),
+                {
+                    "version": migration.version,
+                    "name": migration.name,
+                    "checksum": migration.checksum,
+                },
+            )
+            done.append(migration)
+    return done
+
+
+async def down(conn: Connection, schema: str = DEFAULT_SCHEMA, *, to: int = 0) -> list[Migration]:
+    """Undo everything above version *to* and return it. Tasks in dropped tables are gone."""
+    checked_schema(schema)
+    done: list[Migration] = []
+    for migration in reversed(migrations()):
+        if migration.version <= to:
+            break
+        async with _locked(conn, schema):
+            have = await applied(conn, schema)
+            if migration.version not in have:
+                continue
+            await conn.execute(render(migration.down, schema))
+            await conn.execute(query("forget_migration", schema), {"version": migration.version})
+            done.append(migration)
+    return done
+
+
+def sql(schema: str = DEFAULT_SCHEMA) -> str:
+    """Return all of `up` as one script, for those who apply it by other means."""
+    checked_schema(schema)
+    parts = [query("create_migration_table", schema)]
+    for migration in migrations():
+        parts.append(render(migration.up, schema))
+        parts.append(
+            render(
+                "insert into nursery_queue.migration (version, name, checksum) values"  # noqa: S608  # our own files' names
+                f" ({migration.version}, '{migration.name}', '{migration.checksum}');\n",
+                schema,
+            )
+        )
+    return "begin;\n\n" + "\n".join(parts) + "\ncommit;\n"
+
+
+def up_sync(dsn: str, schema: str = DEFAULT_SCHEMA) -> None:
+    """Apply what is missing, outside of trio: for fixtures and scripts."""
+    trio.run(_up_once, dsn, schema)
+
+
+async def _up_once(dsn: str, schema: str) -> None:
+    async with await Connection.connect(dsn) as conn:
+        await up(conn, schema)
+
+
+@contextlib.asynccontextmanager
+async def _locked(conn: Connection, schema: str) -> AsyncGenerator[None]:
+    async with conn.transaction():
+        await conn.execute(query("lock_migrations", schema))
+        yield
+
+
+def _schema_flag(schema: str) -> str:
+    return "" if schema == DEFAULT_SCHEMA else f" --schema {schema}"

@@ -1,0 +1,174 @@
+"""Values of the domain to parameters of statements, and rows back to values."""
+
+from __future__ import annotations
+
+import json
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from nursery_queue._core._model import (
+    Attempt,
+    Claim,
+    Claimed,
+    Fence,
+    Held,
+    NewTask,
+    Outcome,
+    Settlement,
+    TaskStatus,
+    WorkerStatus,
+)
+from nursery_queue._core._retry import RetryPolicy
+from nursery_queue._core._states import State
+
+
+Row = tuple[Any, ...]
+
+
+def enqueue_params(tasks: Sequence[NewTask]) -> dict[str, list[Any]]:
+    """Return *tasks* as one array a column."""
+    return {
+        "task_types": [task.task_type for task in tasks],
+        "params": [task.params for task in tasks],
+        "queues": [task.queue for task in tasks],
+        "priorities": [task.priority for task in tasks],
+        "run_ats": [task.run_at for task in tasks],
+        "run_afters": [task.run_after for task in tasks],
+        "max_attempts": [task.max_attempts for task in tasks],
+        "backoffs": [_backoff_text(task.backoff) for task in tasks],
+        "timeouts": [task.timeout for task in tasks],
+        "keep_fors": [task.keep_for for task in tasks],
+        "dedup_keys": [task.dedup_key for task in tasks],
+    }
+
+
+def settle_params(settlements: Sequence[Settlement]) -> dict[str, list[Any]]:
+    """Return *settlements* as one array a column."""
+    states = [settlement.state for settlement in settlements]
+    errors = [settlement.error for settlement in settlements]
+    return {
+        "task_ids": [settlement.fence.task_id for settlement in settlements],
+        "epochs": [settlement.fence.epoch for settlement in settlements],
+        "states": [state.value for state in states],
+        "finals": [state.is_final for state in states],
+        "attempts": [settlement.attempt for settlement in settlements],
+        "losts": [settlement.lost for settlement in settlements],
+        "delays": [settlement.delay for settlement in settlements],
+        "keep_fors": [settlement.keep_for for settlement in settlements],
+        "outcomes": [
+            None if settlement.outcome is None else settlement.outcome.value
+            for settlement in settlements
+        ],
+        "results": [settlement.result for settlement in settlements],
+        "error_types": [error and error.type for error in errors],
+        "error_messages": [error and error.message for error in errors],
+        "error_tracebacks": [error and error.traceback for error in errors],
+        "error_details": [error and error.details for error in errors],
+    }
+
+
+def claimed(rows: Iterable[Row]) -> Claimed:
+    """Read the answer of `claim.sql`, which has at least one row."""
+    next_due: float | None = None
+    claims: list[Claim] = []
+    for row in rows:
+        (next_due, task_id, epoch, attempt, lost, task_type, queue, params, *policy) = row
+        if task_id is None:
+            break  # nothing was ready: this row only carries next_due
+        max_attempts, backoff, timeout, keep_for = policy
+        claims.append(
+            Claim(
+                fence=Fence(task_id, epoch),
+                attempt=attempt,
+                lost=lost,
+                task_type=task_type,
+                queue=queue,
+                params=params,
+                max_attempts=max_attempts,
+                backoff=None if backoff is None else RetryPolicy(**backoff),
+                timeout=timeout,
+                keep_for=keep_for,
+            )
+        )
+    return Claimed(claims=claims, next_due=next_due)
+
+
+def held(row: Row) -> Held:
+    """Read a row of `held.sql` or `abandoned.sql`."""
+    task_id, epoch, attempt, lost, worker_id, cancel_requested, keep_for = row
+    return Held(
+        fence=Fence(task_id, epoch),
+        attempt=attempt,
+        lost=lost,
+        worker_id=worker_id,
+        cancel_requested=cancel_requested,
+        keep_for=keep_for,
+    )
+
+
+def task_status(row: Row) -> TaskStatus:
+    """Read a row of `status.sql` or `list_tasks.sql`."""
+    return TaskStatus(
+        id=row[0],
+        task_type=row[1],
+        queue=row[2],
+        state=State(row[3]),
+        attempt=row[4],
+        created_at=row[5],
+        run_at=row[6],
+        started_at=row[7],
+        finished_at=row[8],
+        worker_id=row[9],
+        result=row[10],
+        error_type=row[11],
+        error_message=row[12],
+        priority=row[13],
+        lost=row[14],
+        cancel_requested=row[15],
+    )
+
+
+def attempt(row: Row) -> Attempt:
+    """Read a row of `attempts.sql`."""
+    return Attempt(
+        task_id=row[0],
+        number=row[1],
+        outcome=Outcome(row[2]),
+        worker_id=row[3],
+        started_at=row[4],
+        finished_at=row[5],
+        error_type=row[6],
+        error_message=row[7],
+        error_traceback=row[8],
+        error_details=row[9],
+    )
+
+
+def worker_status(row: Row) -> WorkerStatus:
+    """Read a row of `list_workers.sql`."""
+    return WorkerStatus(
+        id=row[0],
+        name=row[1],
+        host=row[2],
+        pid=row[3],
+        queues=row[4],
+        task_types=row[5],
+        started_at=row[6],
+        heartbeat_at=row[7],
+        draining=row[8],
+        alive=row[9],
+        running=row[10],
+    )
+
+
+def _backoff_text(policy: RetryPolicy | None) -> str | None:
+    if policy is None:
+        return None
+    numbers = {
+        "initial": policy.initial,
+        "maximum": policy.maximum,
+        "factor": policy.factor,
+        "jitter": policy.jitter,
+    }
+    return json.dumps(numbers)

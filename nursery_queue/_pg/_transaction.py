@@ -1,0 +1,81 @@
+"""What can be done on a connection the caller already has: alone, or in a transaction."""
+
+from __future__ import annotations
+
+import contextlib
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import attrs
+import psycopg
+
+from nursery_queue._core._errors import StaleClaim, TransientError
+from nursery_queue._core._model import Fence, NewTask, Refusal, Settlement, TaskRef
+
+from ._connection import Connection
+from ._rows import enqueue_params, settle_params
+from ._sql import query
+
+
+async def insert_tasks(conn: Connection, schema: str, tasks: Sequence[NewTask]) -> list[TaskRef]:
+    """Store tasks in one statement, all or none, and answer in their order."""
+    if not tasks:
+        return []
+    params = enqueue_params(tasks)
+    if any(task.dedup_key is not None for task in tasks):
+        rows = await conn.fetch(query("enqueue_dedup", schema), params)
+        return [TaskRef(task_id, created) for task_id, created in rows]
+    rows = await conn.fetch(query("enqueue", schema), params)
+    # Ids are given out in order of insertion; RETURNING promises no order of its own.
+    return [TaskRef(task_id) for (task_id,) in sorted(rows)]
+
+
+async def settle_rows(
+    conn: Connection, schema: str, settlements: Sequence[Settlement]
+) -> dict[Fence, Refusal]:
+    """Apply settlements in one statement; return those not applied, and why."""
+    if not settlements:
+        return {}
+    rows = await conn.fetch(query("settle", schema), settle_params(settlements))
+    return {
+        Fence(task_id, epoch): Refusal(refusal)
+        for task_id, epoch, refusal in rows
+        if refusal is not None
+    }
+
+
+@attrs.define(eq=False)
+class PostgresTransaction:
+    """A `StoreTransaction` on a connection with an open transaction."""
+
+    connection: Connection
+    _schema: str
+
+    async def execute(self, query: Any, params: Any = None) -> psycopg.AsyncCursor[Any]:
+        """Run a statement of the application's own; errors are psycopg's."""
+        return await self.connection.execute(query, params)
+
+    async def enqueue(self, tasks: Sequence[NewTask]) -> list[TaskRef]:
+        """Store tasks; nobody sees them before the commit."""
+        return await insert_tasks(self.connection, self._schema, tasks)
+
+    async def cancel(self, task_id: int, *, running: bool = True) -> bool:
+        """Ask for a task to be cancelled; nobody sees it before the commit."""
+        params = {"id": task_id, "running": running}
+        rows = await self.connection.fetch(query("cancel", self._schema), params)
+        return bool(rows[0][0])
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Settle one claim, with the commit. Raises `StaleClaim` if it is not ours any more."""
+        refused = await settle_rows(self.connection, self._schema, [settlement])
+        if refused:
+            refusal = refused[settlement.fence]
+            msg = f"{settlement.fence} cannot be settled: {refusal}"
+            raise (StaleClaim if refusal is Refusal.STALE else TransientError)(msg)
+
+    @contextlib.asynccontextmanager
+    async def savepoint(self) -> AsyncGenerator[None]:
+        """A block that can fail alone."""
+        async with self.connection.transaction():
+            yield

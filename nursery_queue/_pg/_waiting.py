@@ -1,0 +1,155 @@
+"""Waiting for PostgreSQL with trio: psycopg's generators say what for, this waits."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import time
+
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import psycopg
+import trio
+
+from psycopg.waiting import Ready, Wait
+
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from psycopg.abc import PQGen
+    from psycopg.pq.abc import PGconn
+
+T = TypeVar("T")
+
+READ, WRITE = int(Ready.R), int(Ready.W)
+LONGEST_TURN = 0.005  # seconds a generator that never has to wait may keep other tasks waiting
+
+
+class ReplyGuard(Protocol):
+    """Entered for as long as a reply of the database is awaited."""
+
+    def __enter__(self) -> object: ...
+    def __exit__(self, *exc: object) -> object: ...
+
+
+# A virtual clock must not jump while a reply is under way: it sets this to learn when one is.
+reply_guard: trio.lowlevel.RunVar[ReplyGuard | None] = trio.lowlevel.RunVar("reply_guard", None)
+
+_NO_GUARD: contextlib.nullcontext[None] = contextlib.nullcontext()
+
+
+def guarded() -> ReplyGuard:
+    """Return what to enter around waiting for a reply outside of `drive`."""
+    return reply_guard.get() or _NO_GUARD
+
+
+class Lock:
+    """One user at a time; no scheduler pass when nobody is in the way.
+
+    Unlike `trio.Lock` it may be released by another task than the one that took it, as
+    happens when an async generator is closed elsewhere. Whoever holds it will wait for
+    the database anyway, so taking it needs no checkpoint of its own.
+    """
+
+    def __init__(self) -> None:
+        self._held = False
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    def locked(self) -> bool:
+        return self._held
+
+    async def __aenter__(self) -> None:
+        if self._held:
+            await self._waiting.park()  # whoever wakes us leaves the lock to us, still held
+        self._held = True
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._waiting:
+            self._waiting.unpark()
+        else:
+            self._held = False
+
+
+def ready_now(fd: int, want: int) -> int:
+    """Return what of *want* the socket can do this instant; an error counts as both."""
+    poller = select.poll()
+    poller.register(
+        fd, (select.POLLIN if want & READ else 0) | (select.POLLOUT if want & WRITE else 0)
+    )
+    ready = 0
+    for _, events in poller.poll(0):
+        if events & ~select.POLLOUT:
+            ready |= READ
+        if events & ~select.POLLIN:
+            ready |= WRITE
+    return ready & want
+
+
+async def wait_ready(fd: int, want: int) -> int:
+    """Wait until the socket can do something of *want*; return what."""
+    if want == READ:
+        await trio.lowlevel.wait_readable(fd)
+        return READ
+    if want == WRITE:
+        await trio.lowlevel.wait_writable(fd)
+        return WRITE
+    ready = 0
+
+    async def one(wait: Callable[[int], Awaitable[None]], flag: int) -> None:
+        nonlocal ready
+        await wait(fd)
+        ready |= flag
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one, trio.lowlevel.wait_readable, READ)
+        nursery.start_soon(one, trio.lowlevel.wait_writable, WRITE)
+    return ready
+
+
+class Turn:
+    """Since when a connection has kept other tasks waiting."""
+
+    def __init__(self) -> None:
+        self.began = 0.0
+
+    def over(self) -> bool:
+        return time.monotonic() - self.began > LONGEST_TURN
+
+    def renew(self) -> None:
+        self.began = time.monotonic()
+
+
+async def drive(gen: PQGen[T], pgconn: PGconn, turn: Turn) -> T:
+    """Run *gen* to its end. `trio.Cancelled` leaves it suspended: call again to go on."""
+    guard = reply_guard.get() or _NO_GUARD
+    try:
+        want = next(gen)
+        fd = pgconn.socket
+        while True:
+            if want == Wait.R:
+                with guard:
+                    await trio.lowlevel.wait_readable(fd)
+                turn.renew()
+                want = gen.send(READ)
+                continue
+            # Nearly always writable already: asking the kernel costs less than waiting.
+            if turn.over():
+                await trio.lowlevel.checkpoint()
+                turn.renew()
+            if not (ready := ready_now(fd, want)):
+                with guard:
+                    ready = await wait_ready(fd, want)
+                turn.renew()
+            want = gen.send(ready)
+    except StopIteration as stop:
+        if turn.over():  # rows or buffers were there all along
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            turn.renew()
+        result: T = stop.value
+        return result
+    except (OSError, trio.ClosedResourceError) as exc:
+        pgconn.finish()
+        msg = "the connection was closed while waiting for the database"
+        raise psycopg.OperationalError(msg) from exc

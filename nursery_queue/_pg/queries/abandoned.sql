@@ -1,0 +1,9 @@
+-- What dead workers hold, and what workers hold of which there is no row at all.
+select running.task_id, running.epoch, running.attempt, running.lost, running.worker_id,
+       running.cancel_requested_at is not null as cancel_requested, task.keep_for
+  from nursery_queue.running
+  join nursery_queue.task on task.id = running.task_id
+ where running.worker_id = any(%(dead)s::uuid[])
+    or not exists (select from nursery_queue.worker where worker.id = running.worker_id)
+ order by running.task_id
+   for update of running skip locked

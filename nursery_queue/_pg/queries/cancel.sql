@@ -1,0 +1,2 @@
+-- Asks for a task to be cancelled.
+select nursery_queue.cancel(%(id)s::bigint, %(running)s::boolean)

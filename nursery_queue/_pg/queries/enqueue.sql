@@ -1,0 +1,15 @@
+-- Stores tasks; the trigger places them and rings. Walks no index but the primary key.
+insert into nursery_queue.task (task_type, params, queue, priority, run_at,
+                                max_attempts, backoff, timeout, keep_for)
+select task_type, params::jsonb, queue, priority,
+       coalesce(run_at, nursery_queue.now() + make_interval(secs => run_after)),
+       max_attempts, backoff::jsonb, timeout, keep_for
+  from unnest(%(task_types)s::text[], %(params)s::text[], %(queues)s::text[],
+              %(priorities)s::int[], %(run_ats)s::timestamptz[], %(run_afters)s::float8[],
+              %(max_attempts)s::int[], %(backoffs)s::text[], %(timeouts)s::float8[],
+              %(keep_fors)s::float8[])
+       with ordinality
+       as new (task_type, params, queue, priority, run_at, run_after,
+               max_attempts, backoff, timeout, keep_for, position)
+ order by position
+returning id

@@ -1,0 +1,7 @@
+-- What the database thinks a worker holds.
+select running.task_id, running.epoch, running.attempt, running.lost, running.worker_id,
+       running.cancel_requested_at is not null as cancel_requested, task.keep_for
+  from nursery_queue.running
+  join nursery_queue.task on task.id = running.task_id
+ where running.worker_id = %(worker_id)s::uuid
+ order by running.task_id

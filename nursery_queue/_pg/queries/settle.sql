@@ -1,0 +1,80 @@
+-- Moves running tasks on and closes their attempts. A row whose claim is not ours any more
+-- is left alone, and so is one that must not go round again (cancel requested) or that
+-- somebody's open transaction holds; the answer says which. Walks running_pkey.
+with settled as materialized (
+    select * from unnest(
+        %(task_ids)s::bigint[], %(epochs)s::int[], %(states)s::text[], %(finals)s::boolean[],
+        %(attempts)s::int[], %(losts)s::int[], %(delays)s::float8[], %(keep_fors)s::float8[],
+        %(outcomes)s::text[], %(results)s::text[], %(error_types)s::text[],
+        %(error_messages)s::text[], %(error_tracebacks)s::text[], %(error_details)s::text[])
+    as settled (task_id, epoch, state, final, attempt, lost, delay, keep_for, outcome, result,
+                error_type, error_message, error_traceback, error_details)
+), mine as materialized (
+    select ctid as place from nursery_queue.running
+     where task_id = any(%(task_ids)s::bigint[])
+       for update skip locked
+), closed as (
+    delete from nursery_queue.running
+     using settled
+     where running.ctid = any(array(select place from mine))
+       and running.task_id = settled.task_id
+       and running.epoch = settled.epoch
+       and (settled.final or running.cancel_requested_at is null)
+    returning running.worker_id, running.started_at, settled.*
+), logged as (
+    insert into nursery_queue.attempt (task_id, epoch, outcome, worker_id, started_at,
+        finished_at, error_type, error_message, error_traceback, error_details)
+    select task_id, epoch, outcome, worker_id, started_at, nursery_queue.now(),
+           error_type, error_message, error_traceback, error_details::jsonb
+      from closed
+     where outcome is not null and not (final and keep_for = 0)
+), again as (
+    insert into nursery_queue.ready (task_id, queue, priority, task_type, attempt, epoch, lost)
+    select task.id, task.queue, task.priority, task.task_type,
+           closed.attempt, closed.epoch, closed.lost
+      from closed
+      join nursery_queue.task on task.id = closed.task_id
+     where closed.state = 'ready'
+    returning task_id
+), later as (
+    insert into nursery_queue.scheduled (task_id, due_at, attempt, epoch, lost)
+    select task_id, nursery_queue.now() + make_interval(secs => delay), attempt, epoch, lost
+      from closed
+     where state = 'scheduled'
+), ended as (
+    insert into nursery_queue.finished (task_id, state, attempt, epoch, lost, finished_at,
+                                        expires_at, result, error_type, error_message)
+    select task_id, state, attempt, epoch, lost, nursery_queue.now(),
+           nursery_queue.now() + make_interval(secs => keep_for),
+           result::jsonb, error_type, error_message
+      from closed
+     where final and keep_for > 0
+), forgotten as (
+    delete from nursery_queue.task
+     where id = any(array(select task_id from closed where final and keep_for = 0))
+), forgotten_attempts as (
+    delete from nursery_queue.attempt
+     where task_id = any(array(select task_id from closed where final and keep_for = 0))
+), freed as (
+    delete from nursery_queue.dedup
+     where task_id = any(array(select task_id from closed where final))
+), refused as (
+    select settled.task_id, settled.epoch,
+           case when running.task_id is null then 'stale'
+                when running.cancel_requested_at is not null and not settled.final
+                     then 'cancel_requested'
+                else 'locked' end as refusal
+      from settled
+      left join closed using (task_id)
+      left join nursery_queue.running
+        on running.task_id = settled.task_id and running.epoch = settled.epoch
+     where closed.task_id is null
+)
+-- Always answers at least one row, so that the bells are rung.
+select refused.task_id, refused.epoch, refused.refusal
+  from (select case when exists (select from closed where final)
+                    then pg_notify('nursery_queue_finished', '') end,
+               case when exists (select from again)
+                    then pg_notify('nursery_queue', '') end
+        offset 0) as bells
+  left join refused on true

@@ -1,0 +1,6 @@
+-- Where tasks are. Walks the primary keys and ready_key.
+select id, task_type, queue, state, attempt, created_at, run_at, started_at, finished_at,
+       worker_id, result, error_type, error_message, priority, lost,
+       cancel_requested_at is not null as cancel_requested
+  from nursery_queue.task_status
+ where id = any(%(ids)s::bigint[])

@@ -1,0 +1,185 @@
+"""The one boundary: what applications and workers need from wherever tasks are kept."""
+
+from __future__ import annotations
+
+import enum
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+from uuid import UUID
+
+import trio
+
+from nursery_queue._core._model import (
+    Attempt,
+    Beat,
+    Claimed,
+    Fence,
+    Lane,
+    NewTask,
+    Refusal,
+    Settlement,
+    Stats,
+    TaskFilter,
+    TaskRef,
+    TaskStatus,
+    WorkerInfo,
+)
+
+
+class Bell(enum.Enum):
+    """What a store can ring for. A ring carries no data; the tables are the truth."""
+
+    WORK = enum.auto()  # there may be something to claim, or a new due time
+    CANCEL = enum.auto()  # somebody wants a running task cancelled
+    FINISHED = enum.auto()  # a task has ended
+
+
+class StoreTransaction(Protocol):
+    """One open transaction: all that is done through it, or nothing."""
+
+    @property
+    def connection(self) -> Any:
+        """The connection underneath, for the application's own statements."""
+        ...
+
+    async def execute(self, query: Any, params: Any = None) -> Any:
+        """Run a statement of the application's own."""
+        ...
+
+    async def enqueue(self, tasks: Sequence[NewTask]) -> list[TaskRef]:
+        """Store tasks; nobody sees them before the commit."""
+        ...
+
+    async def cancel(self, task_id: int, *, running: bool = True) -> bool:
+        """Ask for a task to be cancelled; nobody sees it before the commit."""
+        ...
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Settle one claim, with the commit.
+
+        Raises `StaleClaim` if it is not ours any more, `TransientError` if another
+        transaction is in the way or it must not go round again.
+        """
+        ...
+
+    def savepoint(self) -> AbstractAsyncContextManager[None]:
+        """A block that can fail alone."""
+        ...
+
+
+class Store(Protocol):
+    """Verbs of the domain, not of SQL. Batches in, batches out.
+
+    A verb raises `TransientError` when trying again may help, and lets everything else
+    through. A cancelled verb had no effect, unless its docstring says otherwise; one whose
+    answer was lost with the connection may have had one.
+    """
+
+    async def check(self) -> None:
+        """Raise `SchemaError` if the tables are not what this code needs."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connections. Using the store afterwards raises `Closed`."""
+        ...
+
+    # -- what applications do ----------------------------------------------------
+
+    async def enqueue(self, tasks: Sequence[NewTask]) -> list[TaskRef]:
+        """Store tasks, all or none, and answer in their order."""
+        ...
+
+    def transaction(self) -> AbstractAsyncContextManager[StoreTransaction]:
+        """Open a transaction; it commits when the block ends well.
+
+        Raises `CommitOutcomeUnknown` if the connection died during the commit.
+        """
+        ...
+
+    async def cancel(self, task_id: int, *, running: bool = True) -> bool:
+        """Cancel a waiting task, or ask for a running one to be. False: unknown or finished."""
+        ...
+
+    async def retry(self, task_id: int) -> bool:
+        """Make a failed or cancelled task ready again. False: it is neither."""
+        ...
+
+    async def status_many(self, task_ids: Sequence[int]) -> list[TaskStatus | None]:
+        """Say where tasks are, in the order asked."""
+        ...
+
+    async def attempts(self, task_id: int) -> list[Attempt]:
+        """Return the whole log of a task, oldest first, a running attempt included."""
+        ...
+
+    async def list_tasks(self, which: TaskFilter) -> list[TaskStatus]:
+        """Return a page of tasks, newest first."""
+        ...
+
+    async def stats(self) -> Stats:
+        """Count tasks and list workers."""
+        ...
+
+    # -- what a worker does ------------------------------------------------------
+
+    async def register(self, worker: WorkerInfo) -> None:
+        """Make a worker known; only known workers may claim."""
+        ...
+
+    async def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
+        """Renew a lease; never registers anew."""
+        ...
+
+    async def deregister(self, worker_id: UUID) -> None:
+        """Forget a worker. What it still holds may be swept at once."""
+        ...
+
+    async def claim(
+        self,
+        worker_id: UUID,
+        task_types: Sequence[str],
+        *,
+        limit: int,
+        lanes: Sequence[Lane] | None = None,
+    ) -> Claimed:
+        """Take at most *limit* ready tasks; *lanes*: only these queues (None: all).
+
+        Cancelled or failed, it may have taken some: reconcile with `held`.
+        """
+        ...
+
+    async def settle(self, settlements: Sequence[Settlement]) -> dict[Fence, Refusal]:
+        """Write what became of claims; return those not applied, and why."""
+        ...
+
+    async def give_back_all_but(self, worker_id: UUID, fences: set[Fence]) -> int:
+        """Release what the store thinks this worker holds, except *fences*."""
+        ...
+
+    async def promote(self) -> int:
+        """Make scheduled tasks that are due ready, in bulk; return how many."""
+        ...
+
+    async def sweep(self, *, max_lost: int) -> int:
+        """Settle as lost what dead workers hold; return how many."""
+        ...
+
+    async def prune(self) -> int:
+        """Delete a batch of tasks that ended longer ago than they are kept; return how many."""
+        ...
+
+    async def listen(
+        self,
+        ring: Callable[[Bell], object],
+        bells: Sequence[Bell],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Call *ring* for each of *bells* when there may be news, until cancelled.
+
+        Hints only: they may be late, merged or missing. All ring as soon as we can hear, for
+        whatever was missed before.
+        """
+        ...

@@ -1,0 +1,245 @@
+"""A handler with its defaults, and a call of it that is ready to be stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, ParamSpec, TypeVar, Unpack
+
+import attrs
+
+from ._core._checks import label
+from ._core._codec import Params, dump_result
+from ._core._errors import PayloadTooLarge
+from ._core._model import Claim, NewTask
+from ._core._options import Options, Overrides
+from ._core._outcome import Policy
+from ._core._retry import RetryPolicy
+from ._core._signature import Signature
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MAX_PARAMS_BYTES = 1_000_000
+
+
+@attrs.frozen
+class TaskRequest:
+    """A call of a task type, checked and encoded: everything an enqueue needs.
+
+    Made by `TaskType.bind`, or by `by_name` where the code of the task type lives elsewhere.
+    """
+
+    task_type: str
+    params: str  # a JSON object, as text
+    overrides: Overrides = attrs.field(factory=Overrides)
+    queue: str = "default"
+    priority: int = 0
+
+    @classmethod
+    def by_name(
+        cls, name: str, params: Mapping[str, Any] | None = None, **options: Unpack[Options]
+    ) -> TaskRequest:
+        """Return a call of the task type called *name*, which need not be known here.
+
+        Nothing but the worker that runs it can tell whether *params* fit.
+
+        Raises:
+            ParamsError: One of *params* is not JSON, even after conversion.
+            ValueError, TypeError: An option that is not known or out of its bounds.
+        """
+        name = label(name, "name")
+        text = Params.of_unknown(name).dump(params or {})
+        return cls(name, text, Overrides().merged(options))
+
+    def options(self, **overrides: Unpack[Options]) -> TaskRequest:
+        """Return this call with *overrides*, which win over earlier ones.
+
+        Giving `run_at` drops an earlier `run_after`, and the other way round; giving `retry`
+        drops an earlier `max_attempts`.
+
+        Raises:
+            ValueError: A value out of its bounds; `run_at` and `run_after` at once.
+            TypeError: An unknown option, or a value of the wrong type.
+        """
+        return attrs.evolve(self, overrides=self.overrides.merged(overrides))
+
+    def to_new_task(self, max_params_bytes: int = MAX_PARAMS_BYTES) -> NewTask:
+        """Return what a store stores.
+
+        Raises:
+            PayloadTooLarge: The params are longer than *max_params_bytes* in UTF-8.
+        """
+        size = len(self.params) if self.params.isascii() else len(self.params.encode())
+        if size > max_params_bytes:
+            msg = (
+                f"the params of {self.task_type} are {size} bytes, the limit is "
+                f"{max_params_bytes}: store large data elsewhere and pass a reference"
+            )
+            raise PayloadTooLarge(msg)
+        given = self.overrides
+        attempts = given.max_attempts
+        if attempts is None and given.retry is not None:
+            attempts = given.retry.max_attempts
+        return NewTask(
+            task_type=self.task_type,
+            params=self.params,
+            queue=self.queue if given.queue is None else given.queue,
+            priority=self.priority if given.priority is None else given.priority,
+            run_at=given.run_at,
+            run_after=given.run_after or 0.0,
+            max_attempts=attempts,
+            backoff=given.retry,
+            timeout=given.timeout,
+            keep_for=given.keep_for,
+            dedup_key=given.dedup_key,
+        )
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class TaskType(Generic[P, R]):
+    """A handler with its name and defaults; made by `App.task`.
+
+    Calling it calls the handler, as if it were the plain function. The attributes are as
+    declared; what `options` has changed is in *overrides*.
+
+    Attributes:
+        name: Under which its tasks are stored.
+        handler: The function as it was given.
+        queue: Where its tasks go.
+        priority: Higher goes first.
+        timeout: Seconds an attempt may take; infinity: no limit.
+        retry: How often it is attempted, and how long to wait in between.
+        keep_for: Seconds a finished task is kept.
+        transactional: Whether its writes and its outcome commit together.
+        asyncio: Whether the handler is written for asyncio.
+        nursery: Whether each attempt has a nursery of its own.
+        is_async: Whether the handler is async; a sync one runs in a thread.
+        overrides: What `options` has changed.
+    """
+
+    name: str
+    handler: Callable[..., Any]
+    queue: str
+    priority: int
+    timeout: float
+    retry: RetryPolicy
+    keep_for: float
+    transactional: bool
+    asyncio: bool
+    nursery: bool
+    is_async: bool
+    overrides: Overrides = attrs.field(factory=Overrides)
+    signature: Signature = attrs.field(repr=False)
+    _policy: Policy = attrs.field(
+        init=False,
+        repr=False,
+        default=attrs.Factory(lambda self: self._policy_of_the_code(), takes_self=True),
+    )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the handler here and now; nothing is stored."""
+        return self.handler(*args, **kwargs)
+
+    @property
+    def takes_context(self) -> bool:
+        """Whether the handler's first parameter is a `TaskContext`."""
+        return self.signature.resolve().takes_context
+
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> TaskRequest:
+        """Return a call with these arguments, the context left out, ready to be enqueued.
+
+        Raises:
+            TypeError: The arguments do not fit the handler's signature.
+            ParamsError: One of them cannot be written as JSON, or an annotation is no use.
+        """
+        values = self.signature.bind(args, kwargs)
+        text = self.signature.resolve().params.dump(values)
+        return TaskRequest(self.name, text, self.overrides, self.queue, self.priority)
+
+    def options(self, **overrides: Unpack[Options]) -> TaskType[P, R]:
+        """Return this task type with *overrides* for what is enqueued through it.
+
+        Later ones win. Giving `run_at` drops an earlier `run_after`, and the other way round;
+        giving `retry` drops an earlier `max_attempts`. The registered task type stays as it is.
+
+        Raises:
+            ValueError: A value out of its bounds; `run_at` and `run_after` at once.
+            TypeError: An unknown option, or a value of the wrong type.
+        """
+        return attrs.evolve(self, overrides=self.overrides.merged(overrides))
+
+    def load(self, params: str) -> dict[str, Any]:
+        """Return the arguments in *params*, a JSON object as text, by parameter name.
+
+        Raises:
+            ParamsError: They do not fit the handler; the message says which and why.
+        """
+        return self.signature.resolve().params.load(params)
+
+    def invoke(self, context: Any, values: dict[str, Any]) -> Any:
+        """Call the handler with what `load` returned, and with *context* if it takes one.
+
+        Returns what the handler returns: for an async one, its coroutine.
+        """
+        return self.signature.call(context, values)
+
+    def dump_result(self, value: Any) -> str | None:
+        """Return what the handler returned as JSON text; None for None.
+
+        Raises:
+            ResultError: It cannot be written as JSON; the message says where.
+        """
+        if value is None:
+            return None
+        return dump_result(value, self.signature.resolve().returns, self.name)
+
+    def _policy_of_the_code(self) -> Policy:
+        return Policy(retry=self.retry, timeout=self.timeout, keep_for=self.keep_for)
+
+    def policy(self, claim: Claim) -> Policy:
+        """Return what applies to *claim*: what its row says, else what the code says today."""
+        if (
+            claim.max_attempts is None
+            and claim.backoff is None
+            and claim.timeout is None
+            and claim.keep_for is None
+        ):
+            return self._policy
+        retry = self.retry if claim.backoff is None else claim.backoff
+        if claim.max_attempts is not None:
+            retry = attrs.evolve(retry, max_attempts=claim.max_attempts)
+        return Policy(
+            retry=retry,
+            timeout=self.timeout if claim.timeout is None else claim.timeout,
+            keep_for=self.keep_for if claim.keep_for is None else claim.keep_for,
+        )
+
+
+def as_request(task: object, /, *args: Any, **kwargs: Any) -> TaskRequest:
+    """Return the call that the arguments of an enqueue describe.
+
+    *task* is a task type, the name of one with its params as keywords, or a request
+    that is complete already.
+
+    Raises:
+        TypeError: It is none of these, or the arguments do not fit it.
+        ParamsError: An argument cannot be written as JSON.
+    """
+    if isinstance(task, TaskType):
+        return task.bind(*args, **kwargs)
+    if isinstance(task, TaskRequest):
+        if args or kwargs:
+            msg = f"this call of {task.task_type} has its arguments already: pass none"
+            raise TypeError(msg)
+        return task
+    if isinstance(task, str):
+        if args:
+            msg = f"params of a task type given by name are keywords: {task!r} got {args!r:.100}"
+            raise TypeError(msg)
+        return TaskRequest.by_name(task, kwargs)
+    msg = (
+        f"enqueue takes a task type, what its bind() returned, or a name, not {task!r:.100}: "
+        f"is the function decorated with @app.task?"
+    )
+    raise TypeError(msg)

@@ -1,0 +1,127 @@
+"""A transaction, as applications and handlers see it."""
+
+from __future__ import annotations
+
+import contextlib
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any, ParamSpec, overload
+
+import attrs
+import trio
+
+from ._core._errors import TransactionEnded
+from ._core._model import Settlement, TaskRef
+from ._store import StoreTransaction
+from ._task_type import TaskRequest, TaskType, as_request
+
+
+P = ParamSpec("P")
+
+
+@attrs.define(eq=False)
+class Transaction:
+    """One open transaction: the application's writes and the tasks commit together.
+
+    Use after the block has ended raises `TransactionEnded`. Not to be used by two tasks at
+    the same time, except that psycopg runs one statement after the other.
+    """
+
+    _open: Callable[[], Awaitable[StoreTransaction]]
+    _max_params_bytes: int
+    _inner: StoreTransaction | None = None
+    _opening: trio.Lock = attrs.field(factory=trio.Lock, init=False)
+    _ended: bool = attrs.field(default=False, init=False)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a transaction in the database: `ctx.tx` opens one at first use."""
+        return self._inner is not None and not self._ended
+
+    @property
+    def connection(self) -> Any:
+        """The psycopg connection. In a handler's `ctx.tx`: await `begin()` or `execute` first."""
+        if self._ended or self._inner is None:
+            raise TransactionEnded(_ended_message() if self._ended else _UNOPENED)
+        return self._inner.connection
+
+    async def begin(self) -> None:
+        """Open the transaction now, unless it is open."""
+        await self._current()
+
+    async def execute(self, query: Any, params: Any = None) -> Any:
+        """Run a statement of your own and return psycopg's cursor; errors are psycopg's."""
+        return await (await self._current()).execute(query, params)
+
+    @overload
+    async def enqueue(
+        self, task: TaskType[P, Any], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskRef: ...
+
+    @overload
+    async def enqueue(self, task: TaskRequest, /) -> TaskRef: ...
+
+    @overload
+    async def enqueue(self, task: str, /, **params: Any) -> TaskRef: ...
+
+    async def enqueue(
+        self, task: TaskType[..., Any] | TaskRequest | str, /, *args: Any, **kwargs: Any
+    ) -> TaskRef:
+        """Store a task with this transaction; see `Client.enqueue`."""
+        (ref,) = await self.enqueue_many([as_request(task, *args, **kwargs)])
+        return ref
+
+    async def enqueue_many(self, requests: Sequence[TaskRequest]) -> list[TaskRef]:
+        """Store tasks with this transaction, in one statement; see `Client.enqueue_many`."""
+        tasks = [request.to_new_task(self._max_params_bytes) for request in requests]
+        return await (await self._current()).enqueue(tasks)
+
+    async def cancel(self, task: TaskRef | int, *, running: bool = True) -> bool:
+        """Cancel a task with this transaction; see `Client.cancel`."""
+        return await (await self._current()).cancel(task_id(task), running=running)
+
+    @contextlib.asynccontextmanager
+    async def savepoint(self) -> AsyncGenerator[None]:
+        """A block that is rolled back alone when it raises; the error goes on."""
+        async with (await self._current()).savepoint():
+            yield
+
+    async def _current(self) -> StoreTransaction:
+        if self._ended:
+            raise TransactionEnded(_ended_message())
+        if self._inner is None:
+            async with self._opening:
+                if self._inner is None:
+                    self._inner = await self._open()
+        return self._inner
+
+    # -- for the executor ----------------------------------------------------------
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Settle this attempt's own claim with the transaction."""
+        await (await self._current()).settle(settlement)
+
+    def end(self) -> None:
+        """Refuse further use."""
+        self._ended = True
+
+
+def opened(inner: StoreTransaction, max_params_bytes: int) -> Transaction:
+    """Return a `Transaction` that is open already."""
+
+    async def never() -> StoreTransaction:
+        raise AssertionError
+
+    return Transaction(never, max_params_bytes, inner)
+
+
+def task_id(task: TaskRef | int) -> int:
+    """Return the id of a task named either way."""
+    return task.id if isinstance(task, TaskRef) else task
+
+
+_UNOPENED = "nothing has been done in this transaction yet: await its begin() first"
+
+
+def _ended_message() -> str:
+    return "this transaction has ended: open another one with client.transaction()"
