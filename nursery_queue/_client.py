@@ -75,9 +75,7 @@ class Client:
     @overload
     async def enqueue(self, task: str, /, **params: Any) -> TaskRef: ...
 
-    async def enqueue(
-        self, task: TaskType[..., Any] | TaskRequest | str, /, *args: Any, **kwargs: Any
-    ) -> TaskRef:
+    async def enqueue(self, task: object, /, *args: Any, **kwargs: Any) -> TaskRef:
         """Store one task and return its id.
 
         Args:

@@ -48,8 +48,8 @@ class TaskContext:
     worker_id: UUID
     fence: Fence
     client: Client
-    _tx: Transaction | None = None
-    _nursery: trio.Nursery | None = None
+    _tx: Transaction | None = attrs.field(default=None, alias="tx")
+    _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
     cancel_reason: CancelReason | None = None
 
     @property

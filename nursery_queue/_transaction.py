@@ -64,9 +64,7 @@ class Transaction:
     @overload
     async def enqueue(self, task: str, /, **params: Any) -> TaskRef: ...
 
-    async def enqueue(
-        self, task: TaskType[..., Any] | TaskRequest | str, /, *args: Any, **kwargs: Any
-    ) -> TaskRef:
+    async def enqueue(self, task: object, /, *args: Any, **kwargs: Any) -> TaskRef:
         """Store a task with this transaction; see `Client.enqueue`."""
         (ref,) = await self.enqueue_many([as_request(task, *args, **kwargs)])
         return ref

@@ -91,7 +91,11 @@ def _make() -> cattrs.Converter:
         converter.register_structure_hook(cls, load)
     for cls, dump in DUMPS.items():
         converter.register_unstructure_hook(cls, dump)
-    enums = functools.cache(lambda hint: load_enum(hint, converter))
+
+    @functools.cache
+    def enums(hint: Any) -> Load:
+        return load_enum(hint, converter)
+
     # By class, because cattrs before 25.2 has a hook by class itself, and those go first.
     converter.register_structure_hook(enum.Enum, lambda value, hint: enums(hint)(value, hint))
     loads: list[tuple[Callable[[Any], bool], Callable[[Any, cattrs.Converter], Load]]] = [

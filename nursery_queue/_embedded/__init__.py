@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nursery_queue._embedded._shared import Embedded, embedded, serve
+from ._shared import Embedded, embedded, serve
 
 
 __all__ = ["Embedded", "embedded", "serve"]

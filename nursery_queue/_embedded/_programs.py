@@ -9,7 +9,7 @@ import subprocess
 
 from pathlib import Path
 
-from nursery_queue._embedded._account import Account, can_enter
+from ._account import Account, can_enter
 
 
 def installed_programs(data: Path) -> Path:

@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 from attrs import define
 
-from nursery_queue._embedded._account import Account, admit
-from nursery_queue._embedded._programs import emptied, version_of, within_reach
+from ._account import Account, admit
+from ._programs import emptied, version_of, within_reach
 
 
 _USUAL_PORT: Final = 5432

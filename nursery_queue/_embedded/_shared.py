@@ -17,9 +17,9 @@ from pathlib import Path
 
 from attrs import frozen
 
-from nursery_queue._embedded._account import account_for
-from nursery_queue._embedded._programs import installed_programs
-from nursery_queue._embedded._server import Server
+from ._account import account_for
+from ._programs import installed_programs
+from ._server import Server
 
 
 if sys.platform != "win32":

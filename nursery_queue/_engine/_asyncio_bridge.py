@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import sys
 
@@ -125,11 +126,10 @@ def _psycopg_came_first() -> bool:
 
 def _import_trio_asyncio() -> Any:
     try:
-        import trio_asyncio  # noqa: PLC0415  # see the top of this file
+        return importlib.import_module("trio_asyncio")
     except ImportError as exc:
         msg = (
             "asyncio handlers need trio-asyncio, which cannot be imported here"
             f" (Python {sys.version_info.major}.{sys.version_info.minor}): {exc}"
         )
         raise RuntimeError(msg) from exc
-    return trio_asyncio

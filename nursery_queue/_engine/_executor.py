@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import UUID
 
@@ -22,8 +22,8 @@ from nursery_queue._core._errors import (
     ResultError,
     RetryAfter,
     Snooze,
-    StaleClaim,
 )
+from nursery_queue._core._groups import leaves
 from nursery_queue._core._model import ErrorRecord
 from nursery_queue._core._outcome import (
     AttemptOutcome,
@@ -199,24 +199,14 @@ def _of_reason(execution: Execution, error: ErrorRecord | None) -> AttemptOutcom
 
 def _of_error(error: BaseException) -> AttemptOutcome:
     """What it means that the handler raised."""
-    leaves = list(_leaves(error))
-    record = error_record(leaves[0] if len(leaves) == 1 else error)
-    if any(isinstance(leaf, StaleClaim) for leaf in leaves):
-        log.warning("%s", error)
-    if any(isinstance(leaf, DoNotRetry | ParamsError | ResultError) for leaf in leaves):
+    causes = list(leaves(error))
+    record = error_record(causes[0] if len(causes) == 1 else error)
+    if any(isinstance(cause, DoNotRetry | ParamsError | ResultError) for cause in causes):
         return Failed(error=record, retry=False)
-    later = [leaf for leaf in leaves if isinstance(leaf, RetryAfter | Snooze)]
-    if len(later) < len(leaves):
+    later = [cause for cause in causes if isinstance(cause, RetryAfter | Snooze)]
+    if len(later) < len(causes):
         return Failed(error=record)
-    longest = max(leaf.seconds for leaf in later)
-    if all(isinstance(leaf, Snooze) for leaf in later):
+    longest = max(cause.seconds for cause in later)
+    if all(isinstance(cause, Snooze) for cause in later):
         return Snoozed(longest)
     return Failed(error=record, after=longest)
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 import psycopg
 import trio
 
-from psycopg import pq
+from psycopg import errors, pq
 from psycopg.conninfo import (
     conninfo_attempts,
     conninfo_to_dict,
     make_conninfo,
     timeout_from_conninfo,
 )
-from psycopg.errors import ConnectionTimeout, finish_pgconn
 
 from ._errors import is_transient
 from ._waiting import guarded
@@ -37,14 +36,17 @@ KEEPALIVE: dict[str, ConnParam] = {
     "tcp_user_timeout": 20_000,
 }
 
-# libpq hands out the text of a refused connection but not its SQLSTATE. These are refusals that
-# no waiting cures; in a text we do not know (another language) the refusal counts as passing.
-_REFUSALS = (
-    ("28P01", re.compile(r"authentication failed for user|no password supplied")),
-    ("28000", re.compile(r'role ".*" (does not exist|is not permitted to log in)')),
-    ("28000", re.compile(r"no pg_hba\.conf entry|pg_hba\.conf rejects")),
-    ("3D000", re.compile(r'database ".*" does not exist')),
-    ("42501", re.compile(r'permission denied for database ".*"')),
+# libpq hands out the text of a refusal but not its SQLSTATE. These are the ones that no waiting
+# cures; one in words we do not know (another language) counts as passing.
+_REFUSALS: tuple[tuple[re.Pattern[str], type[psycopg.Error]], ...] = (
+    (re.compile(r"^invalid "), psycopg.ProgrammingError),  # the value of an option
+    (re.compile(r"authentication failed for user"), errors.InvalidPassword),
+    (
+        re.compile(r'role ".*" (does not exist|is not permitted to log in)|pg_hba\.conf'),
+        errors.InvalidAuthorizationSpecification,
+    ),
+    (re.compile(r'database ".*" does not exist'), errors.InvalidCatalogName),
+    (re.compile(r'permission denied for database ".*"'), errors.InsufficientPrivilege),
 )
 
 
@@ -127,18 +129,20 @@ async def _poll(pgconn: PGconn) -> None:
 def _refusal(pgconn: PGconn) -> psycopg.Error:
     text = pgconn.get_error_message()
     kind: type[psycopg.Error] = psycopg.OperationalError
-    if pgconn.needs_password:
-        kind = psycopg.errors.InvalidPassword
-    for sqlstate, pattern in _REFUSALS:
+    if pgconn.needs_password:  # the server wants one, and we have none
+        kind = errors.InvalidPassword
+    for pattern, known in _REFUSALS:
         if pattern.search(text):
-            kind = psycopg.errors.lookup(sqlstate)
+            kind = known
             break
-    return kind(f"connection failed: {text}", pgconn=finish_pgconn(pgconn))
+    return kind(f"connection failed: {text}", pgconn=errors.finish_pgconn(pgconn))
 
 
 def _too_slow(attempt: ConnDict, timeout: float) -> psycopg.Error:
     where = f"host {attempt.get('host')!r}, port {attempt.get('port')!r}"
-    return ConnectionTimeout(f"connection failed: {where} did not answer within {timeout:g} s")
+    return errors.ConnectionTimeout(
+        f"connection failed: {where} did not answer within {timeout:g} s"
+    )
 
 
 def _sum_up(failures: list[psycopg.Error]) -> psycopg.Error:

@@ -18,15 +18,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psycopg
 import trio
 
-from psycopg import capabilities, pq
+from psycopg import pq
 from psycopg.adapt import AdaptersMap
 from psycopg.errors import CancellationTimeout, QueryCanceled
 from psycopg.rows import TupleRow
 
+from ._cancelling import request_cancel
 from ._connecting import open_pgconn
 from ._errors import CallTimeout
+from ._notifications import receive
 from ._transaction_block import TransactionBlock, check_committable, truthful_commit
-from ._waiting import READ, Lock, Turn, drive, guarded, ready_now
+from ._waiting import READ, Lock, Turn, drive, ready_now
 
 
 if TYPE_CHECKING:
@@ -229,19 +231,11 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         """Ask the server to cancel what this connection is doing."""
         if self.closed:
             return
-        if not capabilities.has_cancel_safe():  # libpq before 17
-            await trio.to_thread.run_sync(self.cancel, abandon_on_cancel=True)
-            return
-        cancel = self.pgconn.cancel_conn()
-        try:
-            cancel.start()
-            with trio.move_on_after(timeout or float("inf")) as scope, guarded():
-                await _finish_cancel(cancel)
-            if scope.cancelled_caught:
-                msg = f"the server did not take the cancel request within {timeout:g} s"
-                raise CancellationTimeout(msg)
-        finally:
-            cancel.finish()
+        with trio.move_on_after(timeout or float("inf")) as scope:
+            await request_cancel(self)
+        if scope.cancelled_caught:
+            msg = f"the server did not take the cancel request within {timeout:g} s"
+            raise CancellationTimeout(msg)
 
     async def _try_cancel(self, *, timeout: float = 5.0) -> None:  # noqa: ASYNC109  # psycopg's signature
         with trio.CancelScope(shield=True):
@@ -293,9 +287,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         last sync.
         """
         undo = (
-            self._pipeline is None
-            and self._autocommit
-            and self.pgconn.transaction_status == _IDLE
+            self._pipeline is None and self._autocommit and self.pgconn.transaction_status == _IDLE
         )
         try:
             async with super().pipeline() as pipeline:
@@ -307,32 +299,31 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
                             await self.execute("ROLLBACK")
                     raise
         except BaseException:
-            async with self.lock:
-                await self._recover_from_pipeline()
+            await self._recover_from_pipeline(self.lock)
             raise
 
     @contextlib.asynccontextmanager
     async def _pipeline_nolock(self) -> AsyncGenerator[psycopg.AsyncPipeline]:
-        """The one inside `executemany()`."""
+        """The one inside `executemany()`, which holds the lock."""
         try:
             async with super()._pipeline_nolock() as pipeline:
                 yield pipeline
         except BaseException:
-            await self._recover_from_pipeline()
+            await self._recover_from_pipeline(contextlib.nullcontext())
             raise
 
-    async def _recover_from_pipeline(self) -> None:
-        if self.closed:
-            return
-        if self._pipeline is None and self.pgconn.pipeline_status:
-            self.abort()  # answers are missing: nobody could use it again
-            return
-        # psycopg may believe a statement prepared whose PREPARE the server skipped.
-        self._prepared.clear()
-        # A failed transaction takes no command; psycopg does this after the ROLLBACK then.
-        if self.pgconn.transaction_status != _INERROR:
-            with contextlib.suppress(psycopg.Error), self.finishing("DEALLOCATE"):
-                await self.wait(self._prepared.maintain_gen(self))
+    async def _recover_from_pipeline(
+        self, lock: contextlib.AbstractAsyncContextManager[None]
+    ) -> None:
+        with contextlib.suppress(psycopg.Error), self.finishing("DEALLOCATE"):
+            async with lock:
+                if self._pipeline is None and not self.closed and self.pgconn.pipeline_status:
+                    self.abort()  # answers are missing: nobody could use it again
+                # psycopg may believe a statement prepared whose PREPARE the server skipped.
+                self._prepared.clear()
+                # A failed transaction takes no command; psycopg does this after its ROLLBACK.
+                if self.pgconn.transaction_status != _INERROR:
+                    await self.wait(self._prepared.maintain_gen(self))
 
     async def sync_pipeline(self) -> None:
         """Read all answers of the pipeline; nothing to do outside of one."""
@@ -354,8 +345,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
             cursor = await self.execute(query, params, prepare=True)
             await self.sync_pipeline()
         else:
-            if (cursor := self._fetch_cursor) is None:
-                cursor = self._fetch_cursor = self.cursor()
+            cursor = self._fetch_cursor = self._fetch_cursor or self.cursor()
             await cursor.execute(query, params, prepare=True)
         # No checkpoint between the answer and here: another task may use the cursor next.
         if cursor.pgresult is None or cursor.pgresult.status != pq.ExecStatus.TUPLES_OK:
@@ -372,32 +362,14 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         deadline = float("inf") if timeout is None else trio.current_time() + timeout
         seen = 0
         while stop_after is None or seen < stop_after:
-            batch = await self._receive(deadline)
+            async with self.lock:
+                self._check_connection_ok()
+                batch = await receive(self.pgconn, self._take_backlog, deadline)
             if not batch:
                 return
             for notify in batch:
                 yield notify
             seen += len(batch)
-
-    async def _receive(self, deadline: float) -> list[psycopg.Notify]:
-        """Wait until *deadline* for notifications; the clock is not held meanwhile."""
-        async with self.lock:
-            self._check_connection_ok()
-            batch = self._take_backlog()
-            with trio.CancelScope(deadline=deadline):
-                while not batch:
-                    if not ready_now(self.pgconn.socket, READ):
-                        try:
-                            await trio.lowlevel.wait_readable(self.pgconn.socket)
-                        except (OSError, trio.ClosedResourceError) as exc:
-                            msg = "the connection was closed while waiting for notifications"
-                            raise psycopg.OperationalError(msg) from exc
-                    self.pgconn.consume_input()
-                    while raw := self.pgconn.notifies():
-                        if handler := self.pgconn.notify_handler:
-                            handler(raw)
-                    batch = self._take_backlog()
-            return batch
 
     def _take_backlog(self) -> list[psycopg.Notify]:
         backlog = self._notifies_backlog
@@ -405,15 +377,3 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         if backlog:
             backlog.clear()
         return batch
-
-
-async def _finish_cancel(cancel: pq.abc.PGcancelConn) -> None:
-    await trio.lowlevel.wait_writable(cancel.socket)  # PQcancelPoll wants that first
-    while (status := cancel.poll()) != pq.PollingStatus.OK:
-        if status == pq.PollingStatus.READING:
-            await trio.lowlevel.wait_readable(cancel.socket)
-        elif status == pq.PollingStatus.WRITING:
-            await trio.lowlevel.wait_writable(cancel.socket)
-        else:
-            msg = f"the cancel request failed: {cancel.get_error_message()}"
-            raise psycopg.OperationalError(msg)

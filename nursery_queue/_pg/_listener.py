@@ -12,6 +12,7 @@ import trio
 from psycopg import sql
 
 from ._connection import Connection
+from ._notifications import wait_for_input
 from ._waiting import guarded
 
 
@@ -146,14 +147,8 @@ class Listener:
 
     async def _readable(self, deadline: float) -> bool:
         """Read what arrives until *deadline*; tell whether something did."""
-        pgconn = self.connection.pgconn
         with trio.CancelScope(deadline=deadline):
-            try:
-                await trio.lowlevel.wait_readable(pgconn.socket)
-            except (OSError, trio.ClosedResourceError) as exc:
-                msg = "the LISTEN connection was closed"
-                raise psycopg.OperationalError(msg) from exc
-            pgconn.consume_input()
+            await wait_for_input(self.connection.pgconn)
             return True
         return False
 

@@ -29,7 +29,7 @@ def checked_schema(schema: str) -> str:
 def render(text: str, schema: str) -> LiteralString:
     """Return SQL with the default schema's name replaced by *schema*."""
     # The files are part of the package, so as trustworthy as the code around them.
-    return cast("LiteralString", _TOKEN.sub(schema, text))
+    return cast("LiteralString", _TOKEN.sub(schema, text))  # type: ignore[redundant-cast]  # mypy takes it for str
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import attrs
 import trio
 
 from nursery_queue._core._errors import TransientError
+from nursery_queue._core._groups import leaves
 from nursery_queue._core._retry import Backoff
 
 
@@ -89,7 +90,7 @@ async def supervise(
                     task_status = trio.TASK_STATUS_IGNORED  # only the first start is news
                 sibling.failed(RuntimeError("it returned"), bug=True)
             except* Exception as group:  # noqa: BLE001  # whatever it is, the sibling must go on
-                cause = _first(group)
+                cause = next(leaves(group))  # one is enough for a line in the log
                 sibling.failed(cause, bug=not isinstance(cause, TransientError))
             lived = 0.0 if ready_at is None else trio.current_time() - ready_at
             failures = 1 if lived >= backoff.healthy_after else failures + 1
@@ -115,10 +116,3 @@ async def insist(
                 log.info("%s went through after %d failures", what, failures)
             return result
         await trio.sleep(backoff.delay(failures, rng))
-
-
-def _first(exc: BaseException) -> BaseException:
-    """Return the first error inside nested groups: the one worth a line in the log."""
-    while isinstance(exc, BaseExceptionGroup):
-        exc = exc.exceptions[0]
-    return exc
