@@ -23,7 +23,7 @@ log = logging.getLogger("nursery_queue")
 R = TypeVar("R")
 
 
-class HandlerCancelledItself(Exception):  # noqa: N818  # says what happened
+class HandlerCancelledItself(Exception):  # says what happened
     """An asyncio handler raised `CancelledError` although nobody had cancelled it."""
 
 

@@ -59,7 +59,6 @@ class Executor:
     async def execute(self, execution: Execution) -> None:
         """Run one attempt and hand in its outcome."""
         outcome: AttemptOutcome = NotStarted()  # true until something better is known
-        started = trio.current_time()
         settled = False
         try:
             if not execution.scope.cancel_called:
@@ -68,7 +67,7 @@ class Executor:
         finally:
             # Nothing in here waits, so it happens also while we are being cancelled.
             self._hand_in(execution, outcome, settled=settled)
-            self.hands.finished(execution, trio.current_time() - started)
+            self.hands.finished(execution)
 
     def _hand_in(self, execution: Execution, outcome: AttemptOutcome, *, settled: bool) -> None:
         # With the lease lost, others may have the task: there is nothing we may say about it.

@@ -24,6 +24,7 @@ class Execution:
     task_type: TaskType[..., object]
     policy: Policy
     claimed_at: float
+    started_at: float = math.inf  # on trio's clock, as is claimed_at
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     reason: CancelReason | None = None
     cancel_requested: bool = False
@@ -61,6 +62,10 @@ class Pace:
         # Slows down at once and speeds up slowly: holding too many is what does harm.
         weight = 0.05 if old is not None and seconds < old else 0.5
         self._seconds = seconds if old is None else old + weight * (seconds - old)
+
+    def stalled(self, seconds: float) -> None:
+        """Note that handlers have been running for so long and have not ended."""
+        self._seconds = max(self._seconds or 0.0, seconds)
 
     @property
     def ahead(self) -> int:
@@ -129,10 +134,10 @@ class Hands:
             self._backlog.append(execution)
         self._start_next()
 
-    def finished(self, execution: Execution, seconds: float) -> None:
+    def finished(self, execution: Execution) -> None:
         """Note that a handler has ended; its claim is held until it is settled."""
         self._running.discard(execution)
-        self.pace.took(seconds)
+        self.pace.took(trio.current_time() - execution.started_at)
         self._start_next()
         if not self._running:
             self._quiet.set()
@@ -150,15 +155,25 @@ class Hands:
                 self._by_queue[execution.claim.queue] -= 1
         self.freed()
 
-    def unstarted(self, *, older_than: float = math.inf) -> list[Execution]:
-        """Take out of the backlog what was claimed before *older_than*, on trio's clock."""
-        stale = [execution for execution in self._backlog if execution.claimed_at <= older_than]
-        self._backlog = deque(e for e in self._backlog if e.claimed_at > older_than)
+    @property
+    def has_backlog(self) -> bool:
+        """Whether claimed tasks wait for a free slot."""
+        return bool(self._backlog)
+
+    def unstarted(self, *, waiting: float = 0.0) -> list[Execution]:
+        """Take out of the backlog what has waited for so many seconds; nobody is to start it."""
+        latest = trio.current_time() - waiting
+        stale = [execution for execution in self._backlog if execution.claimed_at <= latest]
+        if stale:
+            self._backlog = deque(e for e in self._backlog if e.claimed_at > latest)
+            oldest = min((e.started_at for e in self._running), default=latest)
+            self.pace.stalled(trio.current_time() - oldest)
         return stale
 
     def _start_next(self) -> None:
         while self._backlog and len(self._running) < self.concurrency:
             execution = self._backlog.popleft()
+            execution.started_at = trio.current_time()
             self._running.add(execution)
             self.start(execution)
 

@@ -70,11 +70,13 @@ class Poller:
 
     def _pause(self) -> float:
         interval = self.interval * self.rng.uniform(0.9, 1.1) if self.interval else math.inf
+        if self.hands.has_backlog:
+            interval = min(interval, HAND_BACK_AFTER)
         return max(0.0, min(interval, self._due - trio.current_time()))
 
     async def _turn(self) -> None:
         """Claim until there is no room, or nothing left."""
-        if late := self.hands.unstarted(older_than=trio.current_time() - HAND_BACK_AFTER):
+        if late := self.hands.unstarted(waiting=HAND_BACK_AFTER):
             self.hand_back(late)
         while (worker_id := self.worker_id()) is not None:
             if self._due <= trio.current_time():

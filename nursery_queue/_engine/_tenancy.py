@@ -92,10 +92,12 @@ class Tenancy:
         """Cancel all handlers the moment the lease runs out, whatever the heartbeat does."""
         while True:
             await trio.sleep_until(self._until)
-            if not self.holds:
+            if self.holds:
+                continue
+            if self._until != -math.inf:  # else the heartbeat was told so, and has said it
                 self._lose("it was not renewed in time")
-                self._renewed = trio.Event()
-                await self._renewed.wait()
+            self._renewed = trio.Event()
+            await self._renewed.wait()
 
     async def _begin_anew(self) -> None:
         """Register under a new name; what the old one still holds in the store is swept."""

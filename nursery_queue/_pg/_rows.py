@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nursery_queue._core._model import (
@@ -86,7 +86,7 @@ def claimed(rows: Iterable[Row]) -> Claimed:
                 queue=queue,
                 params=params,
                 max_attempts=max_attempts,
-                backoff=None if backoff is None else RetryPolicy(**backoff),
+                backoff=None if backoff is None else _backoff(backoff),
                 timeout=timeout,
                 keep_for=keep_for,
             )
@@ -160,6 +160,12 @@ def worker_status(row: Row) -> WorkerStatus:
         alive=row[9],
         running=row[10],
     )
+
+
+def _backoff(stored: Mapping[str, Any]) -> RetryPolicy:
+    """Read what anybody may have written, as far as the table's check lets it in."""
+    numbers = ("initial", "maximum", "factor", "jitter")
+    return RetryPolicy(**{name: float(stored[name]) for name in numbers if name in stored})
 
 
 def _backoff_text(policy: RetryPolicy | None) -> str | None:

@@ -217,6 +217,8 @@ class PostgresStore:
 
     async def sweep(self, *, max_lost: int) -> int:
         """Settle as lost what dead workers hold; return how many."""
+        if await self._run(self._control, "overdue") == [(False,)]:
+            return 0  # the usual case, without a transaction
         async with self._lent(self._control) as conn, conn.transaction():
             dead = [row[0] for row in await conn.fetch(query("dead_workers", self.schema))]
             rows = await conn.fetch(query("abandoned", self.schema), {"dead": dead})
