@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import math
 
 
 # timedelta and PostgreSQL intervals stay exact below this; nobody schedules further ahead.
@@ -20,7 +19,8 @@ def duration(value: object, name: str, *, positive: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         msg = f"{name} must be a number of seconds or a timedelta, not {value!r}"
         raise TypeError(msg)
-    if not math.isfinite(value) or value < 0 or (positive and value == 0) or value > LONGEST:
+    # NaN fails the comparison, too, and an int that is too large for a float does not overflow.
+    if not 0 <= value <= LONGEST or (positive and value == 0):
         bounds = "more than 0" if positive else "0 or more"
         msg = f"{name} must be {bounds} seconds and at most 100 years, not {value!r}"
         raise ValueError(msg)

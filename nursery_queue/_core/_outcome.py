@@ -134,12 +134,7 @@ def settle(
 
 def settle_lost(held: Held, *, max_lost: int = MAX_LOST) -> Settlement:
     """Decide what becomes of a task whose worker is gone. Losses have a budget of their own."""
-    here = _Position(
-        fence=held.fence,
-        attempt=held.attempt,
-        lost=held.lost,
-        keep_for=KEEP_FOR if held.keep_for is None else held.keep_for,
-    )
+    here = _held_position(held)
     error = ErrorRecord(
         type="worker_lost", message=f"worker {held.worker_id} went away while running this task"
     )
@@ -150,9 +145,18 @@ def settle_lost(held: Held, *, max_lost: int = MAX_LOST) -> Settlement:
 
 def give_back(held: Held) -> Settlement:
     """Return what the store thinks this worker holds, but it does not: it never started."""
-    here = _Position(fence=held.fence, attempt=held.attempt, lost=held.lost, keep_for=KEEP_FOR)
+    here = _held_position(held)
     decided = here.to(Event.INTERRUPT, None, refund=True)
     return _stopped(here, decided) if held.cancel_requested else decided
+
+
+def _held_position(held: Held) -> _Position:
+    return _Position(
+        fence=held.fence,
+        attempt=held.attempt,
+        lost=held.lost,
+        keep_for=KEEP_FOR if held.keep_for is None else held.keep_for,
+    )
 
 
 def _decide(  # noqa: PLR0911  # one return a case

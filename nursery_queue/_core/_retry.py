@@ -21,10 +21,13 @@ def _maximum(value: float | dt.timedelta) -> float:
 
 def exponential(initial: float, factor: float, maximum: float, n: int) -> float:
     """Return min(maximum, initial * factor ** (n - 1)); never overflows."""
-    # Compare logarithms first: the power itself may not fit a float.
-    if n > 1 and factor > 1 and (n - 1) * math.log(factor) >= math.log(maximum / initial):
+    # Compare logarithms first: the power itself may not fit a float, nor maximum / initial.
+    if (n - 1) * math.log(factor) >= math.log(maximum) - math.log(initial):
         return maximum
-    return min(maximum, initial * factor ** (n - 1))
+    # In two steps: the power may not fit even where the product does. And not with an int,
+    # whose power has as many digits as it needs.
+    half = (n - 1) // 2
+    return min(maximum, initial * float(factor) ** half * float(factor) ** (n - 1 - half))
 
 
 @attrs.frozen(kw_only=True)

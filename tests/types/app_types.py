@@ -1,0 +1,89 @@
+"""What type checkers must see. Never executed; an error that is wanted is marked as one.
+
+mypy runs with `warn_unused_ignores`, so a wrong call that is no longer an error is one.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from typing import Any, ParamSpec, TypeVar, assert_type
+
+from nursery_queue._app import App
+from nursery_queue._context import TaskContext
+from nursery_queue._task_type import TaskRequest, TaskType
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+app = App()
+
+
+@app.task
+async def bare(path: str, width: int = 640) -> bytes:
+    return b""
+
+
+@app.task
+async def bare_context(ctx: TaskContext, email: str) -> str:
+    return ""
+
+
+@app.task(queue="mail", timeout=dt.timedelta(seconds=3), retry=None)
+async def configured(ctx: TaskContext, email: str, *, count: int = 1) -> int:
+    return 1
+
+
+@app.task(timeout=None, retry=False)
+def sync(x: int) -> float:
+    return 1.0
+
+
+@app.task
+def sync_context(ctx: TaskContext, x: int) -> float:
+    return 1.0
+
+
+@app.task
+async def nothing() -> None: ...
+
+
+# The context is no part of the call, and the result is what the coroutine returns.
+assert_type(bare.bind("a", width=3), TaskRequest)
+assert_type(bare_context.bind("a@b.c"), TaskRequest)
+assert_type(configured.bind(email="a@b.c", count=2), TaskRequest)
+assert_type(sync.bind(1), TaskRequest)
+assert_type(sync_context.bind(1), TaskRequest)
+assert_type(nothing.bind(), TaskRequest)
+
+
+def result_of(task_type: TaskType[P, R]) -> R:
+    raise NotImplementedError
+
+
+assert_type(result_of(bare), bytes)
+assert_type(result_of(bare_context), str)
+assert_type(result_of(configured), int)
+assert_type(result_of(sync), float)
+assert_type(result_of(sync_context), float)
+assert_type(result_of(nothing), None)
+
+# Options keep the type.
+chained = configured.options(run_after=60, priority=5).options(run_at=None, dedup_key="x")
+assert_type(chained.bind("a@b.c"), TaskRequest)
+assert_type(chained.bind("a@b.c").options(timeout=None, retry=False), TaskRequest)
+assert_type(TaskRequest.by_name("x", {"a": 1}, queue="q"), TaskRequest)
+assert_type(app["x"], TaskType[..., Any])
+
+# Wrong calls are errors.
+bare.bind()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # path is missing
+bare.bind(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # path is a str
+bare.bind("a", height=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # no height
+bare_context.bind(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # email is a str
+bare_context.bind("a", "b")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # one too many
+configured.bind("a", 2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # keyword only
+sync_context.bind("a")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # x is an int
+bare.options(retries=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # no such option
+bare.options(priority="high")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # an int
+app.task(timeout="3")(bare.handler)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]  # no str
