@@ -194,7 +194,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         try:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + self.cancel_timeout):
                 while True:
-                    await self._try_cancel(timeout=self.cancel_timeout)
+                    await self._ask_to_cancel(self.cancel_timeout)
                     with trio.move_on_after(patience):
                         try:
                             value = await drive(gen, self.pgconn, self._turn)
@@ -239,10 +239,13 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 
     async def _try_cancel(self, *, timeout: float = 5.0) -> None:  # noqa: ASYNC109  # psycopg's signature
         with trio.CancelScope(shield=True):
-            try:
-                await self.cancel_safe(timeout=timeout)
-            except psycopg.Error as exc:
-                _log.warning("a statement could not be cancelled: %s", exc)
+            await self._ask_to_cancel(timeout)
+
+    async def _ask_to_cancel(self, seconds: float) -> None:
+        try:
+            await self.cancel_safe(timeout=seconds)
+        except psycopg.Error as exc:
+            _log.warning("the server could not be asked to cancel a statement: %s", exc)
 
     # -- transactions and pipelines ------------------------------------------------------
 

@@ -49,6 +49,7 @@ class Pool:
 
     Nothing runs in the background: connections are opened when needed, and looked after
     when they are lent and when they come back. Times are in seconds.
+    *connect* opens a connection, in autocommit mode; by default one to *conninfo*.
     """
 
     conninfo: str
@@ -153,7 +154,7 @@ class Pool:
 
     async def _take_slot(self) -> None:
         self._refuse_if_closed()
-        if self._free and not self._queue:
+        if self._free:  # then nobody is waiting
             self._free -= 1
             return
         await self._queue.park()  # whoever wakes us leaves us a slot, or has closed the pool
@@ -242,7 +243,7 @@ class Pool:
 
     def _take_back(self, conn: Connection) -> None:
         now = trio.current_time()
-        if conn.closed or conn.pgconn.transaction_status != _IDLE or conn.pgconn.pipeline_status:
+        if not _as_new(conn):
             self._lose(conn)
         elif self._closed or now - self._born[conn] >= self.max_lifetime:
             self._retire(conn)
@@ -268,3 +269,12 @@ class Pool:
     def _forget(self, conn: Connection) -> None:
         del self._born[conn]
         conn.abort()
+
+
+def _as_new(conn: Connection) -> bool:
+    return (
+        not conn.closed
+        and conn.pgconn.transaction_status == _IDLE
+        and not conn.pgconn.pipeline_status
+        and conn.autocommit  # else the next user's statements would never be committed
+    )

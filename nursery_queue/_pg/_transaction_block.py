@@ -71,14 +71,8 @@ class TransactionBlock(psycopg.AsyncTransaction):
         exc_tb: TracebackType | None,
     ) -> bool:
         with self._owner.finishing(what):
-            try:
-                swallow = await super().__aexit__(exc_type, exc_val, exc_tb)
-                await self._owner.sync_pipeline()
-            except psycopg.Error:
-                # In a pipeline an error before COMMIT skips it and leaves the transaction open.
-                if self._outermost and self.pgconn.transaction_status == _INERROR:
-                    await self._owner.rollback()
-                raise
+            swallow = await super().__aexit__(exc_type, exc_val, exc_tb)
+            await self._owner.sync_pipeline()  # in a pipeline it was only queued
         return swallow
 
 

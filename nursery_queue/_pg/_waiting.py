@@ -128,20 +128,19 @@ async def drive(gen: PQGen[T], pgconn: PGconn, turn: Turn) -> T:
         want = next(gen)
         fd = pgconn.socket
         while True:
-            if want == Wait.R:
-                with guard:
-                    await trio.lowlevel.wait_readable(fd)
-                turn.renew()
-                want = gen.send(READ)
-                continue
-            # Nearly always writable already: asking the kernel costs less than waiting.
-            if turn.over():
-                await trio.lowlevel.checkpoint()
-                turn.renew()
-            if not (ready := ready_now(fd, want)):
-                with guard:
-                    ready = await wait_ready(fd, want)
-                turn.renew()
+            # The generators may call back into user code: only the waiting is guarded here.
+            try:
+                if want == Wait.R:
+                    with guard:
+                        await trio.lowlevel.wait_readable(fd)
+                    ready = READ
+                    turn.renew()
+                else:
+                    ready = await _sendable(fd, want, guard, turn)
+            except (OSError, trio.ClosedResourceError) as exc:
+                pgconn.finish()
+                msg = "the connection was closed while waiting for the database"
+                raise psycopg.OperationalError(msg) from exc
             want = gen.send(ready)
     except StopIteration as stop:
         if turn.over():  # rows or buffers were there all along
@@ -149,7 +148,15 @@ async def drive(gen: PQGen[T], pgconn: PGconn, turn: Turn) -> T:
             turn.renew()
         result: T = stop.value
         return result
-    except (OSError, trio.ClosedResourceError) as exc:
-        pgconn.finish()
-        msg = "the connection was closed while waiting for the database"
-        raise psycopg.OperationalError(msg) from exc
+
+
+async def _sendable(fd: int, want: int, guard: ReplyGuard, turn: Turn) -> int:
+    # Nearly always writable already: asking the kernel costs less than waiting.
+    if turn.over():
+        await trio.lowlevel.checkpoint()
+        turn.renew()
+    if not (ready := ready_now(fd, want)):
+        with guard:
+            ready = await wait_ready(fd, want)
+        turn.renew()
+    return ready
