@@ -1,0 +1,9 @@
+"""One task for each file of a directory, run by workers of which one is killed.
+
+    python -m examples.checksum_tree [DIRECTORY]
+
+Read `app.py` first (what a task does), then `worker.py` (who does it), then `__main__.py` (who
+asks for it). `report.py` checks that every task had its effect once, whatever happened.
+"""
+
+from __future__ import annotations
