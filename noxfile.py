@@ -66,7 +66,8 @@ PYTHON_3_13 = find_python("3.13")
 def demo(session: nox.Session) -> None:
     """Run the main example on an embedded server: real files, two workers, one killed."""
     session.install("-e", ".[binary,embedded,cli]")
-    session.run("python", "-m", "examples.checksum_tree", *session.posargs)
+    # After Ctrl-C it stops its workers and its server, which takes a moment.
+    session.run("python", "-m", "examples.checksum_tree", *session.posargs, interrupt_timeout=60)
 
 
 @nox.session

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import sys
 import types
 
 from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 import attrs
@@ -269,10 +271,21 @@ def _check_handler(handler: Any) -> None:
 
 def _default_name(handler: Any) -> str:
     try:
-        return label(f"{handler.__module__}.{handler.__qualname__}", "name")
+        return label(f"{_importable(handler.__module__)}.{handler.__qualname__}", "name")
     except AttributeError:
         msg = f"{handler!r} has no name of its own: write app.task(name=...)(handler)"
         raise TypeError(msg) from None
+
+
+def _importable(module: str) -> str:
+    """Return the name under which another process imports *module*, if it is our program."""
+    main = sys.modules.get("__main__")
+    if module != "__main__" or main is None:
+        return module
+    if main.__spec__ is not None:  # python -m package.module
+        return main.__spec__.name
+    file = getattr(main, "__file__", None)  # python module.py; a prompt has none
+    return module if file is None else Path(file).stem
 
 
 def _where(handler: Any) -> str:

@@ -4,8 +4,11 @@ import datetime as dt
 import functools
 import json
 import math
+import subprocess
+import sys
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -640,3 +643,21 @@ def test_params_by_name_are_json(params: dict[str, Any]) -> None:
         return
 
     assert json.loads(request.params) == params
+
+
+@pytest.mark.parametrize("how", [["program.py"], ["-m", "program"]])
+def test_a_program_is_named_as_others_import_it(tmp_path: Path, how: list[str]) -> None:
+    """A handler in a module that is run as a program has the name its workers know it by."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import nursery_queue as nq\n"
+        "app = nq.App()\n"
+        "@app.task\n"
+        "async def send() -> None: ...\n"
+        "print(send.name)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, *how], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == "program.send\n"
