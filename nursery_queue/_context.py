@@ -50,7 +50,16 @@ class TaskContext:
     client: Client
     _tx: Transaction | None = attrs.field(default=None, alias="tx")
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
-    cancel_reason: CancelReason | None = None
+    _cancel_reason: CancelReason | None = attrs.field(default=None, init=False)
+
+    @property
+    def cancel_reason(self) -> CancelReason | None:
+        """Why the attempt has been cancelled; None: it has not been."""
+        reason = self._cancel_reason
+        # Nobody tells us when the time is up. A thread cannot look, and is told afterwards.
+        if reason is None and trio.lowlevel.in_trio_run():
+            return CancelReason.TIMED_OUT if trio.current_time() >= self.deadline else None
+        return reason
 
     @property
     def tx(self) -> Transaction:
@@ -80,6 +89,10 @@ class TaskContext:
         """Open a transaction of its own, which commits when the block ends well."""
         async with self.client.transaction() as tx:
             yield tx
+
+    def cancelled_for(self, reason: CancelReason) -> None:
+        """Note why the attempt is being cancelled; for the executor."""
+        self._cancel_reason = reason
 
     @contextlib.asynccontextmanager
     async def own_nursery(self) -> AsyncGenerator[None]:

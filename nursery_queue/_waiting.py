@@ -16,6 +16,7 @@ from ._store import Bell, Store
 
 
 POLL = 1.0  # seconds; covers the loss of any notification
+LONGEST_PAUSE = 5.0  # seconds between questions while the database is away
 
 
 @attrs.define(eq=False)
@@ -60,6 +61,7 @@ class Waiting:
         self._led = True
         bell, rng = Wakeup(), random.Random()  # noqa: S311  # spreads retries, guards nothing
         listen = functools.partial(self._store.listen, lambda _: bell.ring(), [Bell.FINISHED])
+        pause, error = Backoff(maximum=LONGEST_PAUSE), None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(
@@ -67,15 +69,20 @@ class Waiting:
                         supervise, listen, Sibling("waiting"), backoff=Backoff(), rng=rng
                     )
                 )
-                while not me.answered:
-                    with trio.move_on_after(POLL):
-                        await bell.wait()
-                    await insist(self._look, what="asking for results", backoff=Backoff(), rng=rng)
+                try:
+                    while not me.answered:
+                        with trio.move_on_after(POLL):
+                            await bell.wait()
+                        await insist(self._look, what="asking for results", backoff=pause, rng=rng)
+                except Exception as exc:  # noqa: BLE001  # raised below, not in a group
+                    error = exc
                 nursery.cancel_scope.cancel()
         finally:
             self._led = False
             for waiter in self._waiters:
                 waiter.woken.set()  # somebody else leads now
+        if error is not None:
+            raise error
 
     async def _look(self) -> None:
         waiters = list(self._waiters)

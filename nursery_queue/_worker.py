@@ -8,7 +8,7 @@ import random
 import socket
 import uuid
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Literal
 
@@ -98,7 +98,8 @@ class Worker:
     ) -> None:
         self._app, self._client = app, client
         self._lease = duration(lease, "lease", positive=True)
-        self._name = label(name or f"{socket.gethostname()}:{os.getpid()}", "name")
+        default_name = f"{socket.gethostname()}:{os.getpid()}"
+        self._name = label(default_name if name is None else name, "name")
         concurrency = whole(concurrency, "concurrency", minimum=1, maximum=10_000)
         self._settings = Settings(
             queues=_checked_queues(queues, concurrency),
@@ -169,41 +170,79 @@ class Worker:
         self._crew = Crew(self._app, self._client, info, self._settings, on_idle, self._siblings)
         try:
             await self._client.store.check()
-            await self._shift(self._crew, task_status)
+            if self._stop.is_set():
+                task_status.started()
+            else:
+                await self._cancellable(self._crew, task_status)
         finally:
             self._crew = None
             self._stop = trio.Event()
+
+    async def _cancellable(self, crew: Crew, task_status: trio.TaskStatus[None]) -> None:
+        """Work; cancelled from outside, stop without grace.
+
+        Such a cancellation goes through `stop`, and not to everybody at once: handlers are to
+        learn the reason, and the lease is kept while they clean up.
+        """
+        ended = False
+
+        async def heed() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                if not ended:
+                    crew.patience.cancel("the scope around the worker was cancelled")
+                    self.stop()
+
+        try:
+            await crew.tenancy.begin()
+            async with trio.open_nursery() as outside:
+                outside.start_soon(heed)
+                with trio.CancelScope(shield=True):
+                    await self._shift(crew, task_status)
+                ended = True
+                outside.cancel_scope.cancel("the worker has ended")
+        finally:
+            await crew.move_out()
 
     async def _shift(self, crew: Crew, task_status: trio.TaskStatus[None]) -> None:
         """Work. Read the indentation: what is innermost ends first.
 
         Leaving intake, nothing more is claimed; leaving work, no handler runs; leaving books,
-        every outcome is stored; leaving tenancy, the worker's row is gone.
+        every outcome is stored; leaving tenancy, nobody renews the lease.
         """
         flushing = trio.CancelScope(shield=True)
         async with trio.open_nursery() as tenancy:
-            try:
-                await crew.move_in(tenancy)
-                async with trio.open_nursery() as books:
-                    books.start_soon(crew.keep_books, flushing, name="settler")
-                    try:
-                        async with self._loop_for_asyncio() as bridge, trio.open_nursery() as work:
-                            crew.executor.bridge, crew.work = bridge, work
-                            try:
-                                async with trio.open_nursery() as intake:
-                                    await crew.open_intake(intake)
-                                    task_status.started()
-                                    await self._stop.wait()
-                                    intake.cancel_scope.cancel("the worker is draining")
-                                await crew.drain()
-                            except trio.Cancelled:
-                                crew.interrupt()
-                                raise
-                    finally:
-                        crew.close_books(flushing)
-            finally:
-                await crew.tenancy.end()
+            await crew.keep_lease(tenancy)
+            async with trio.open_nursery() as books:
+                books.start_soon(crew.keep_books, flushing, name="settler")
+                try:
+                    async with self._loop_for_asyncio() as bridge, trio.open_nursery() as work:
+                        crew.executor.bridge, crew.work = bridge, work
+                        async with trio.open_nursery() as intake:
+                            await self._unless_stopped(crew.open_intake, intake)
+                            task_status.started()
+                            await self._stop.wait()
+                            crew.patience.deadline = trio.current_time() + self._settings.grace
+                            intake.cancel_scope.cancel("the worker is draining")
+                        await crew.drain()
+                finally:
+                    crew.close_books(flushing)
             tenancy.cancel_scope.cancel("the worker has ended")
+
+    async def _unless_stopped(
+        self, begin: Callable[[trio.Nursery], Awaitable[None]], intake: trio.Nursery
+    ) -> None:
+        """Begin, which may take as long as an outage of the database; leave off when stopped."""
+
+        async def leave_off() -> None:
+            await self._stop.wait()
+            nursery.cancel_scope.cancel("stopped before it had begun")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(leave_off)
+            await begin(intake)
+            nursery.cancel_scope.cancel("it has begun")
 
     def _loop_for_asyncio(self) -> AbstractAsyncContextManager[AsyncioBridge | None]:
         if any(task_type.asyncio for task_type in self._app.task_types.values()):

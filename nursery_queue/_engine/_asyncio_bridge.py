@@ -12,7 +12,7 @@ import importlib
 import logging
 import sys
 
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -25,6 +25,10 @@ R = TypeVar("R")
 
 class HandlerCancelledItself(Exception):  # says what happened
     """An asyncio handler raised `CancelledError` although nobody had cancelled it."""
+
+
+class HandlerExited(Exception):  # says what happened
+    """An asyncio handler raised `SystemExit`, which would end the loop it shares with others."""
 
 
 @attrs.define(eq=False)
@@ -82,29 +86,69 @@ async def _supervised(
     try:
         return await handler(*args)
     finally:
+        cancelled: asyncio.CancelledError | None = None
         # A cancelled task may start others in its clean-up: until none is left.
         while leftovers := [t for t in attempt.tasks if t is not me and not t.done()]:
             for task in leftovers:
                 task.cancel("the handler has ended")
-            await asyncio.wait(leftovers)
+            try:
+                await asyncio.wait(leftovers)
+            except asyncio.CancelledError as exc:  # we are, too; that makes no difference here
+                cancelled = exc
         for task in attempt.tasks:
-            if task is not me and not task.cancelled() and (error := task.exception()):
+            # What somebody has awaited is somebody's business already.
+            if task is not me and task._log_traceback and (error := task.exception()):
                 attempt.errors.append(error)
+        if cancelled is not None:
+            raise cancelled
 
 
 def _spawn(
     loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, R], **kwargs: Any
 ) -> asyncio.Task[R]:
-    task = asyncio.Task(coroutine, loop=loop, **kwargs)
-    if (attempt := _current.get()) is not None:
-        attempt.tasks.add(task)
+    attempt = _current.get()
+    if attempt is None:
+        return asyncio.Task(coroutine, loop=loop, **kwargs)
+    task = asyncio.Task(_Staying(coroutine), loop=loop, **kwargs)
+    attempt.tasks.add(task)
     return task
+
+
+@attrs.define(eq=False)
+class _Staying(Coroutine[Any, Any, R]):
+    """A coroutine that does not let `SystemExit` through: asyncio would end its loop."""
+
+    _inner: Coroutine[Any, Any, R]
+
+    def __await__(self) -> Generator[Any, Any, R]:
+        return self._inner.__await__()
+
+    def send(self, value: Any, /) -> Any:
+        try:
+            return self._inner.send(value)
+        except SystemExit as exc:
+            raise _exited(exc) from exc
+
+    def throw(self, *error: Any) -> Any:
+        try:
+            return self._inner.throw(*error)
+        except SystemExit as exc:
+            raise _exited(exc) from exc
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def _exited(exc: SystemExit) -> HandlerExited:
+    return HandlerExited(f"the handler raised SystemExit({exc.code!r})")
 
 
 def _uncaught(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Charge an error in a callback to the attempt it belongs to; else log it."""
     del loop
-    attempt, error = _current.get(), context.get("exception")
+    # Reported from outside, so what belongs to whom is in the callback's own context.
+    handle, error = context.get("handle"), context.get("exception")
+    attempt = None if handle is None else handle._context.get(_current)
     if attempt is not None and error is not None:
         attempt.errors.append(error)
     else:

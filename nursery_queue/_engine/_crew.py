@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import random
 
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ import trio
 from nursery_queue._app import App
 from nursery_queue._client import Client
 from nursery_queue._context import CancelReason
+from nursery_queue._core._errors import TransientError
 from nursery_queue._core._model import WorkerInfo
 from nursery_queue._core._outcome import MAX_LOST, Interrupted, NotStarted
 from nursery_queue._core._retry import Backoff
@@ -24,8 +26,10 @@ from ._hands import Execution, Hands
 from ._janitor import Janitor
 from ._poller import Poller
 from ._settler import Settler
-from ._tenancy import Tenancy
+from ._tenancy import GOODBYE, Tenancy
 
+
+log = logging.getLogger("nursery_queue")
 
 FLUSH = 5.0  # seconds to store the last outcomes; what is not stored then is swept as lost
 
@@ -62,6 +66,8 @@ class Crew:
     janitor: Janitor = attrs.field(init=False)
     executor: Executor = attrs.field(init=False)
     work: trio.Nursery | None = attrs.field(default=None, init=False)
+    # How long handlers may go on once the worker drains; may be cancelled before that.
+    patience: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
 
     def __attrs_post_init__(self) -> None:
         settings, store, rng = self.settings, self.client.store, self.settings.rng
@@ -111,9 +117,8 @@ class Crew:
 
     # -- the four levels, from the outside in ----------------------------------------
 
-    async def move_in(self, tenancy: trio.Nursery) -> None:
-        """Register, and keep the lease."""
-        await self.tenancy.begin()
+    async def keep_lease(self, tenancy: trio.Nursery) -> None:
+        """Renew the lease, and watch it."""
         tenancy.start_soon(self.tenancy.watch)
         # A heartbeat has no time for long waits: the lease is running.
         backoff = Backoff(maximum=self.settings.heartbeat)
@@ -131,26 +136,33 @@ class Crew:
 
     async def open_intake(self, intake: trio.Nursery) -> None:
         """Begin to claim. Returns when the worker listens and has claimed once."""
-        if self.settings.listen:
-            await self._supervise(intake, "listener", self._listen)
-        await self._supervise(intake, "poller", self.poller.run)
-        await self._supervise(intake, "janitor", self.janitor.run)
+        # All at once: one that cannot begin keeps none of the others waiting.
+        async with trio.open_nursery() as nursery:
+            if self.settings.listen:
+                nursery.start_soon(self._supervise, intake, "listener", self._listen)
+            nursery.start_soon(self._supervise, intake, "poller", self.poller.run)
+            nursery.start_soon(self._supervise, intake, "janitor", self.janitor.run)
 
     async def drain(self) -> None:
         """Let handlers finish, then cancel them, then release what does not end."""
         self.tenancy.draining = True
         self.executor.give_back(self.hands.unstarted(), NotStarted())
-        with trio.move_on_after(self.settings.grace):
+        with self.patience:
             await self.hands.quiet()
         self.hands.cancel_all(CancelReason.SHUTDOWN)
         with trio.move_on_after(self.settings.cleanup):
             await self.hands.quiet()
         self.executor.give_back(self.hands.running, Interrupted())
 
-    def interrupt(self) -> None:
-        """The scope around the worker has been cancelled: everybody stops now."""
-        self.executor.give_back(self.hands.unstarted(), NotStarted())
-        self.hands.cancel_all(CancelReason.SHUTDOWN)
+    async def move_out(self) -> None:
+        """Leave nothing behind in the store, if it answers; shielded, bounded."""
+        if self.poller.must_reconcile:
+            with trio.move_on_after(GOODBYE, shield=True):
+                try:
+                    await self.poller.reconcile(self.tenancy.info.id)
+                except TransientError as exc:
+                    log.warning("could not give back what may be ours; it is swept: %s", exc)
+        await self.tenancy.end()
 
     # -- helpers -----------------------------------------------------------------------
 

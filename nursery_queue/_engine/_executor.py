@@ -7,7 +7,7 @@ import logging
 import math
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import attrs
@@ -93,17 +93,15 @@ class Executor:
         try:
             with scope:
                 outcome, settled = await self._run(execution)
-        except* (Exception, SystemExit) as group:  # noqa: BLE001  # a handler's errors are results
-            # `except*`, because an error may travel together with a Cancelled, and that one
-            # is not ours to keep.
-            error = group.exceptions[0] if len(group.exceptions) == 1 else group
-        if scope.cancelled_caught:
+        except BaseException as exc:  # noqa: BLE001  # a handler's errors are results
+            error = _of_the_handler(exc)
+        if error is not None and (not scope.cancel_called or _on_purpose(error)):
+            return _of_error(error), False
+        if error is not None or scope.cancelled_caught:
+            # An error raised by a cancelled handler comes of its clean-up.
             if trio.current_time() >= scope.deadline:
                 execution.note(CancelReason.TIMED_OUT)
-            record = None if error is None else error_record(error)
-            return _of_reason(execution, record), False
-        if error is not None:
-            return _of_error(error), False
+            return _of_reason(execution, None if error is None else _record(error)), False
         return outcome, settled
 
     async def _run(self, execution: Execution) -> tuple[AttemptOutcome, bool]:
@@ -185,6 +183,34 @@ def _needs_context(execution: Execution) -> bool:
     return execution.task_type.takes_context or execution.task_type.nursery
 
 
+def _of_the_handler(exc: BaseException) -> BaseException:
+    """Return what the handler has to answer for; raise what is meant for those around it."""
+    foreign: tuple[type[BaseException], ...] = (KeyboardInterrupt, GeneratorExit)
+    if trio.current_effective_deadline() == -math.inf:
+        foreign = (*foreign, trio.Cancelled)  # else a leftover that no scope waits for
+    for_others = _only(foreign, exc)
+    if for_others is not None:
+        raise for_others
+    return exc
+
+
+def _only(kinds: tuple[type[BaseException], ...], exc: BaseException) -> BaseException | None:
+    """Return what of *exc* is of these kinds."""
+    if isinstance(exc, BaseExceptionGroup):
+        return cast("BaseExceptionGroup[BaseException]", exc).subgroup(kinds)
+    return exc if isinstance(exc, kinds) else None
+
+
+def _on_purpose(error: BaseException) -> bool:
+    """Whether the handler says what is to become of the task."""
+    return any(isinstance(leaf, DoNotRetry | RetryAfter | Snooze) for leaf in leaves(error))
+
+
+def _record(error: BaseException) -> ErrorRecord:
+    causes = list(leaves(error))
+    return error_record(causes[0] if len(causes) == 1 else error)
+
+
 def _of_reason(execution: Execution, error: ErrorRecord | None) -> AttemptOutcome:
     """What it means that the attempt was cancelled."""
     match execution.reason:
@@ -198,8 +224,7 @@ def _of_reason(execution: Execution, error: ErrorRecord | None) -> AttemptOutcom
 
 def _of_error(error: BaseException) -> AttemptOutcome:
     """What it means that the handler raised."""
-    causes = list(leaves(error))
-    record = error_record(causes[0] if len(causes) == 1 else error)
+    causes, record = list(leaves(error)), _record(error)
     if any(isinstance(cause, DoNotRetry | ParamsError | ResultError) for cause in causes):
         return Failed(error=record, retry=False)
     later = [cause for cause in causes if isinstance(cause, RetryAfter | Snooze)]

@@ -33,6 +33,10 @@ class Execution:
 
     def cancel(self, reason: CancelReason) -> None:
         """Cancel the handler, or keep it from starting; the greatest reason is kept."""
+        if trio.current_time() >= self.scope.deadline:
+            self.note(CancelReason.TIMED_OUT)
+        else:
+            self.scope.deadline = math.inf  # its clean-up is not what the time limit is for
         self.note(reason)
         self.scope.cancel(f"task {self.claim.fence.task_id}: {reason}")
 
@@ -40,7 +44,7 @@ class Execution:
         """Record a reason."""
         self.reason = reason if self.reason is None else max(self.reason, reason)
         if self.context is not None:
-            self.context.cancel_reason = self.reason
+            self.context.cancelled_for(self.reason)
 
 
 @attrs.define(eq=False)
@@ -93,6 +97,8 @@ class Hands:
     _by_queue: Counter[str] = attrs.field(factory=Counter[str], init=False)
     _quiet: trio.Event = attrs.field(factory=trio.Event, init=False)
     pace: Pace = attrs.field(init=False)
+    # Claims had to be handed back unstarted: until a handler ends, we would only take them again.
+    _stalled: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.pace = Pace(self.concurrency)
@@ -102,6 +108,8 @@ class Hands:
     @property
     def capacity(self) -> int:
         """How many claims may be held."""
+        if self._stalled:
+            return self.concurrency
         return self.concurrency + (self.pace.ahead if self.prefetch is None else self.prefetch)
 
     @property
@@ -138,6 +146,7 @@ class Hands:
         """Note that a handler has ended; its claim is held until it is settled."""
         self._running.discard(execution)
         self.pace.took(trio.current_time() - execution.started_at)
+        self._stalled = False
         self._start_next()
         if not self._running:
             self._quiet.set()
@@ -156,18 +165,18 @@ class Hands:
         self.freed()
 
     @property
-    def has_backlog(self) -> bool:
-        """Whether claimed tasks wait for a free slot."""
-        return bool(self._backlog)
+    def oldest(self) -> float:
+        """When the first in the backlog was claimed, on trio's clock; math.inf: it is empty."""
+        return self._backlog[0].claimed_at if self._backlog else math.inf
 
     def unstarted(self, *, waiting: float = 0.0) -> list[Execution]:
         """Take out of the backlog what has waited for so many seconds; nobody is to start it."""
-        latest = trio.current_time() - waiting
-        stale = [execution for execution in self._backlog if execution.claimed_at <= latest]
+        now, stale = trio.current_time(), list[Execution]()
+        while self.oldest + waiting <= now:
+            stale.append(self._backlog.popleft())
         if stale:
-            self._backlog = deque(e for e in self._backlog if e.claimed_at > latest)
-            oldest = min((e.started_at for e in self._running), default=latest)
-            self.pace.stalled(trio.current_time() - oldest)
+            self.pace.stalled(now - min((e.started_at for e in self._running), default=now))
+            self._stalled = True
         return stale
 
     def _start_next(self) -> None:

@@ -28,18 +28,24 @@ class Janitor:
     first_after: float  # seconds: after an outage, living workers renew their leases first
     rng: random.Random
     bell: Wakeup = attrs.field(factory=Wakeup, init=False)
+    _well: bool = attrs.field(default=True, init=False)
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Tidy up until cancelled."""
-        task_status.started()
+        if self._well:
+            task_status.started()
         prune_at = trio.current_time() + self._soon(PRUNE_EVERY)
         await trio.sleep(self.first_after)
         while True:
+            was_well, self._well = self._well, False
             if swept := await self.store.sweep(max_lost=self.max_lost):
                 log.warning("swept %d tasks of dead workers", swept)
             if trio.current_time() >= prune_at:
                 await self._prune()
                 prune_at = trio.current_time() + self._soon(PRUNE_EVERY)
+            self._well = True
+            if not was_well:
+                task_status.started()
             with trio.move_on_after(self._soon(SWEEP_EVERY)):
                 await self.bell.wait()
 

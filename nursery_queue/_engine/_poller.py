@@ -24,6 +24,7 @@ from ._hands import Execution, Hands
 log = logging.getLogger("nursery_queue")
 
 CLAIM_TIMEOUT = 10.0  # seconds; a claim is shielded for so long
+LOCKED_WAIT = 0.1  # seconds before trying again to promote what is due and does not move
 HAND_BACK_AFTER = 1.0  # seconds a task may wait in our hands before others may have it
 
 
@@ -45,6 +46,8 @@ class Poller:
     # Set before a claim and cleared when its answer is in: else the store may have given us
     # tasks that we do not know of.
     must_reconcile: bool = attrs.field(default=False, init=False)
+    _stuck: bool = attrs.field(default=False, init=False)  # what is due could not be promoted
+    _full: set[str] = attrs.field(factory=set[str], init=False)  # queues at their limit
 
     def news(self) -> None:
         """There may be something to claim."""
@@ -55,10 +58,13 @@ class Poller:
         """There is room; worth a claim if the last one left something behind."""
         if self.on_idle is not None and not self.hands.held:
             self._maybe_more = True  # make sure that nothing is left before calling it idle
+        if any(self._room_in(queue) for queue in self._full):
+            self._maybe_more = True  # nobody has asked for more of that queue
         self._bell.ring()
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Claim until cancelled. Ready means: the store has answered once."""
+        self._maybe_more = True  # what the claim that failed was for
         await self._turn()
         task_status.started()
         while True:
@@ -70,9 +76,8 @@ class Poller:
 
     def _pause(self) -> float:
         interval = self.interval * self.rng.uniform(0.9, 1.1) if self.interval else math.inf
-        if self.hands.has_backlog:
-            interval = min(interval, HAND_BACK_AFTER)
-        return max(0.0, min(interval, self._due - trio.current_time()))
+        until = min(self._due, self.hands.oldest + HAND_BACK_AFTER)
+        return max(0.0, min(interval, until - trio.current_time()))
 
     async def _turn(self) -> None:
         """Claim until there is no room, or nothing left."""
@@ -80,7 +85,7 @@ class Poller:
             self.hand_back(late)
         while (worker_id := self.worker_id()) is not None:
             if self._due <= trio.current_time():
-                await self.store.promote()
+                self._stuck = not await self.store.promote()
                 self._due, self._maybe_more = math.inf, True
             if not (self._maybe_more and self.hands.wants_more):
                 break
@@ -88,24 +93,28 @@ class Poller:
         if self.on_idle is not None and not self._maybe_more and not self.hands.held:
             self.on_idle()
 
+    async def reconcile(self, worker_id: UUID) -> None:
+        """Give back what the store thinks we hold and we do not know of."""
+        given_back = await self.store.give_back_all_but(worker_id, set(self.hands.held))
+        log.info("reconciled after a claim without an answer: gave back %d", given_back)
+        self.must_reconcile = False
+
     async def _claim(self, worker_id: UUID) -> None:
         if self.must_reconcile:
-            given_back = await self.store.give_back_all_but(worker_id, set(self.hands.held))
-            log.info("reconciled after a claim without an answer: gave back %d", given_back)
-            self.must_reconcile = False
+            await self.reconcile(worker_id)
         limit = self.hands.room
         lanes = self._lanes(limit)
-        if lanes == []:
-            self._maybe_more = False
-            return
         self._maybe_more = False  # a ring from now on counts
-        claimed = await self._ask(worker_id, limit, lanes)
-        self._note_due(claimed)
-        self.hands.take([self._execution(claim) for claim in claimed.claims])
-        if self._left_something(claimed.claims, limit, lanes):
-            self._maybe_more = True
+        if lanes != []:
+            claimed = await self._ask(worker_id, limit, lanes)
+            self._note_due(claimed)
+            self.hands.take([self._execution(claim) for claim in claimed.claims])
+            if self._left_something(claimed.claims, limit, lanes):
+                self._maybe_more = True
+        self._full = {queue for queue in self.hands.queues or () if not self._room_in(queue)}
 
     async def _ask(self, worker_id: UUID, limit: int, lanes: Sequence[Lane] | None) -> Claimed:
+        await trio.lowlevel.checkpoint_if_cancelled()  # a ring may have come with the end
         self.must_reconcile = True
         # Shielded: once the store may have given us tasks, we must take them.
         with trio.move_on_after(CLAIM_TIMEOUT, shield=True):
@@ -120,8 +129,12 @@ class Poller:
     def _lanes(self, limit: int) -> list[Lane] | None:
         if self.hands.queues is None:
             return None
-        free = {queue: self.hands.room_in(queue, most) for queue, most in self.hands.queues.items()}
+        free = {queue: self._room_in(queue) for queue in self.hands.queues}
         return [Lane(queue=queue, slots=min(limit, n)) for queue, n in free.items() if n]
+
+    def _room_in(self, queue: str) -> int:
+        assert self.hands.queues is not None
+        return self.hands.room_in(queue, self.hands.queues[queue])
 
     def _left_something(
         self, claims: Sequence[Claim], limit: int, lanes: Sequence[Lane] | None
@@ -135,8 +148,11 @@ class Poller:
     def _note_due(self, claimed: Claimed) -> None:
         if claimed.next_due is None:
             self._due = math.inf
+        elif claimed.next_due <= 0 and self._stuck:
+            self._due = trio.current_time() + LOCKED_WAIT  # somebody's transaction is in the way
         else:
             self._due = trio.current_time() + max(0.0, claimed.next_due)
+        self._stuck = False
 
     def _execution(self, claim: Claim) -> Execution:
         task_type = self.app[claim.task_type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 
 from collections.abc import Callable, Iterable, Sequence
@@ -50,6 +51,7 @@ class Settler:
     requeued: Callable[[], None]
     _entries: list[Entry] = attrs.field(factory=list[Entry], init=False)
     _bell: Wakeup = attrs.field(factory=Wakeup, init=False)
+    _locked: list[Entry] = attrs.field(factory=list[Entry], init=False)
     _closing: bool = attrs.field(default=False, init=False)
 
     def put(self, entry: Entry) -> None:
@@ -65,21 +67,18 @@ class Settler:
     async def run(self) -> None:
         """Write what is handed in, until closed and empty. Bound it with a cancel scope."""
         while True:
-            await self._bell.wait()
+            with trio.move_on_after(LOCKED_WAIT if self._locked else math.inf):
+                await self._bell.wait()
+            # However long somebody's transaction lasts, only its own tasks wait for it.
+            self._entries, self._locked = self._locked + self._entries, []
             while self._entries:
                 batch, self._entries = self._entries[:BATCH], self._entries[BATCH:]
-                await self._flush(batch)
-            if self._closing:
+                await self._write(batch)
+            if self._closing and not self._locked:
                 return
 
-    async def _flush(self, batch: Sequence[Entry]) -> None:
-        while batch:
-            batch = await self._write(batch)
-            if batch:
-                await trio.sleep(LOCKED_WAIT)
-
-    async def _write(self, batch: Sequence[Entry]) -> Sequence[Entry]:
-        """Settle a batch; return what has to be tried again."""
+    async def _write(self, batch: Sequence[Entry]) -> None:
+        """Settle a batch; keep what has to be tried again."""
         settlements = [self.decide(entry) for entry in batch]
         try:
             refused = await insist(
@@ -89,8 +88,8 @@ class Settler:
                 rng=self.rng,
             )
         except Exception as exc:  # noqa: BLE001  # one bad row must not keep the others waiting
-            return await self._write_each(batch, exc)
-        again: list[Entry] = []
+            await self._write_each(batch, exc)
+            return
         done: list[Fence] = []
         for entry in batch:
             match refused.get(entry.claim.fence):
@@ -100,27 +99,28 @@ class Settler:
                     log.warning("lost the claim on %s; its outcome is dropped", _name(entry.claim))
                     done.append(entry.claim.fence)
                 case Refusal.CANCEL_REQUESTED:
-                    again.append(attrs.evolve(entry, cancel_requested=True))
+                    self._entries.append(attrs.evolve(entry, cancel_requested=True))
                 case Refusal.LOCKED:
-                    again.append(entry)
+                    self._locked.append(entry)
         self.settled(done)
         if not all(settlement.state.is_final for settlement in settlements):
             self.requeued()
-        return again
 
-    async def _write_each(self, batch: Sequence[Entry], exc: Exception) -> Sequence[Entry]:
+    async def _write_each(self, batch: Sequence[Entry], exc: Exception) -> None:
         """Settle one by one; what cannot be stored at all fails its task, with the reason."""
         if len(batch) > 1:
             log.error("a batch of settlements was refused; settling one by one", exc_info=exc)
-            again = [await self._write([entry]) for entry in batch]
-            return [entry for entries in again for entry in entries]
+            for each in batch:
+                await self._write([each])
+            return
         (entry,) = batch
         if isinstance(entry.outcome, Failed) and entry.outcome.error.type == _UNSTORABLE:
             log.critical("%s cannot be settled; it stays running", _name(entry.claim), exc_info=exc)
-            return []
+            self.settled([entry.claim.fence])
+            return
         log.error("the outcome of %s cannot be stored", _name(entry.claim), exc_info=exc)
         reason = ErrorRecord(type=_UNSTORABLE, message=error_record(exc).message)
-        return [attrs.evolve(entry, outcome=Failed(error=reason, retry=False))]
+        self._entries.append(attrs.evolve(entry, outcome=Failed(error=reason, retry=False)))
 
     def decide(self, entry: Entry) -> Settlement:
         """Decide what an outcome means, without writing it."""

@@ -45,6 +45,7 @@ class Tenancy:
     draining: bool = attrs.field(default=False, init=False)
     _until: float = attrs.field(default=-math.inf, init=False)
     _renewed: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _overdue: bool = attrs.field(default=False, init=False)  # the last beat got no answer
 
     @property
     def lease_left(self) -> float:
@@ -74,19 +75,33 @@ class Tenancy:
 
     async def heartbeat(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Renew the lease every interval, and at once when a cancel is asked for."""
+        if self._overdue:
+            await self._beat()
         task_status.started()
         while True:
             with trio.move_on_after(self.interval * self.rng.uniform(0.9, 1.0)):
                 await self.bell.wait()
-            if not self.holds:
-                await self._begin_anew()
-            sent = trio.current_time()
-            beat = await self.store.heartbeat(self.info.id, draining=self.draining)
-            if beat.registered:
-                self._extend(sent)
-                self._obey(beat)
-            else:
-                self._lose("another worker took this one for dead")
+            await self._beat()
+
+    async def _beat(self) -> None:
+        self._overdue = True
+        if not self.holds:
+            await self._begin_anew()
+        sent = trio.current_time()
+        beat = await self._ask()
+        if not beat.registered:
+            self._lose("another worker took this one for dead")
+        elif self.holds:  # else the answer came too late: the tasks are given up already
+            self._extend(sent)
+            self._obey(beat)
+        self._overdue = False
+
+    async def _ask(self) -> Beat:
+        # So that a call that hangs leaves time for another one.
+        with trio.move_on_after(limit := self.info.lease / 3):
+            return await self.store.heartbeat(self.info.id, draining=self.draining)
+        msg = f"a heartbeat got no answer within {limit:g} s"
+        raise TransientError(msg)
 
     async def watch(self) -> None:
         """Cancel all handlers the moment the lease runs out, whatever the heartbeat does."""
@@ -104,6 +119,7 @@ class Tenancy:
         await self.store.deregister(self.info.id)
         await self.begin()
         log.info("registered anew as worker %s", self.info.id)
+        self.on_death()
         self.on_lease()
 
     def _extend(self, sent: float) -> None:

@@ -34,11 +34,11 @@ def enqueue_params(tasks: Sequence[NewTask]) -> dict[str, list[Any]]:
         "queues": [task.queue for task in tasks],
         "priorities": [task.priority for task in tasks],
         "run_ats": [task.run_at for task in tasks],
-        "run_afters": [task.run_after for task in tasks],
+        "run_afters": _floats(task.run_after for task in tasks),
         "max_attempts": [task.max_attempts for task in tasks],
         "backoffs": [_backoff_text(task.backoff) for task in tasks],
-        "timeouts": [task.timeout for task in tasks],
-        "keep_fors": [task.keep_for for task in tasks],
+        "timeouts": _floats(task.timeout for task in tasks),
+        "keep_fors": _floats(task.keep_for for task in tasks),
         "dedup_keys": [task.dedup_key for task in tasks],
     }
 
@@ -54,8 +54,8 @@ def settle_params(settlements: Sequence[Settlement]) -> dict[str, list[Any]]:
         "finals": [state.is_final for state in states],
         "attempts": [settlement.attempt for settlement in settlements],
         "losts": [settlement.lost for settlement in settlements],
-        "delays": [settlement.delay for settlement in settlements],
-        "keep_fors": [settlement.keep_for for settlement in settlements],
+        "delays": _floats(settlement.delay for settlement in settlements),
+        "keep_fors": _floats(settlement.keep_for for settlement in settlements),
         "outcomes": [
             None if settlement.outcome is None else settlement.outcome.value
             for settlement in settlements
@@ -164,8 +164,14 @@ def worker_status(row: Row) -> WorkerStatus:
 
 def _backoff(stored: Mapping[str, Any]) -> RetryPolicy:
     """Read what anybody may have written, as far as the table's check lets it in."""
-    numbers = ("initial", "maximum", "factor", "jitter")
-    return RetryPolicy(**{name: float(stored[name]) for name in numbers if name in stored})
+    names = ("initial", "maximum", "factor", "jitter")
+    numbers: dict[str, Any] = {name: float(stored[name]) for name in names if name in stored}
+    return RetryPolicy(**numbers)
+
+
+def _floats(values: Iterable[float | None]) -> list[float | None]:
+    # An int will do as a float anywhere but in psycopg's arrays: those refuse mixtures.
+    return [None if value is None else float(value) for value in values]
 
 
 def _backoff_text(policy: RetryPolicy | None) -> str | None:

@@ -11,7 +11,7 @@ from typing import LiteralString, cast
 
 DEFAULT_SCHEMA = "nursery_queue"
 # Names of channels begin with the schema's name and may add 13 characters to it.
-_NAME = re.compile(r"[a-z_][a-z0-9_]{0,49}")
+_NAME = re.compile(r"[a-z_][a-z0-9_]{0,49}(?<!_cancel)(?<!_finished)")
 _TOKEN = re.compile(r"\bnursery_queue(?=\b|_(?:cancel|finished)\b)")
 
 
@@ -19,8 +19,9 @@ def checked_schema(schema: str) -> str:
     """Return *schema*, a plain lower-case SQL name, or raise `ValueError`."""
     if not _NAME.fullmatch(schema):
         msg = (
-            f"schema must be lower-case letters, digits and underscores, at most 50, and not"
-            f" begin with a digit; not {schema!r}"
+            "schema must be lower-case letters, digits and underscores, at most 50, must not"
+            " begin with a digit, nor end in _cancel or _finished, as names of channels do;"
+            f" not {schema!r}"
         )
         raise ValueError(msg)
     return schema

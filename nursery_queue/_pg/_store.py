@@ -14,7 +14,7 @@ from uuid import UUID
 import attrs
 import trio
 
-from nursery_queue._core._errors import TransientError
+from nursery_queue._core._errors import Closed, TransientError
 from nursery_queue._core._model import (
     Attempt,
     Beat,
@@ -68,12 +68,15 @@ class PostgresStore:
     _control: Pool = attrs.field(init=False)
     _heartbeat: Pool = attrs.field(init=False)
     _registered: set[UUID] = attrs.field(factory=set[UUID], init=False)
+    _registering: trio.Lock = attrs.field(factory=trio.Lock, init=False)
+    _closed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         checked_schema(self.schema)
         self._pool = Pool(self.conninfo, max_size=self.pool_size)
-        self._control = Pool(self.conninfo, max_size=CONTROL)
-        self._heartbeat = Pool(self.conninfo, max_size=1)
+        # Not the first: it lends connections for the application's own statements.
+        self._control = Pool(self.conninfo, max_size=CONTROL, connect=self._connect)
+        self._heartbeat = Pool(self.conninfo, max_size=1, connect=self._connect)
 
     async def check(self) -> None:
         """Raise `SchemaError` if the tables are not what this code needs."""
@@ -82,6 +85,7 @@ class PostgresStore:
 
     async def aclose(self) -> None:
         """Close the connections. Using the store afterwards raises `Closed`."""
+        self._closed = True
         for pool in (self._pool, self._control, self._heartbeat):
             await pool.aclose()
 
@@ -151,10 +155,15 @@ class PostgresStore:
 
     async def register(self, worker: WorkerInfo) -> None:
         """Make a worker known; only known workers may claim."""
-        if not self._registered:
-            await self._pool.reserve(self._reserved)
-        self._registered.add(worker.id)
-        await self._run(self._heartbeat, "register", _register_params(worker))
+        async with self._registering:
+            if not self._registered:
+                await self._pool.reserve(self._reserved)
+            self._registered.add(worker.id)
+        try:
+            await self._run(self._heartbeat, "register", _register_params(worker))
+        except BaseException:
+            self._unreserve(worker.id)
+            raise
 
     async def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
         """Renew a lease; never registers anew."""
@@ -174,10 +183,7 @@ class PostgresStore:
 
     async def deregister(self, worker_id: UUID) -> None:
         """Forget a worker. What it still holds may be swept at once."""
-        if worker_id in self._registered:
-            self._registered.discard(worker_id)
-            if not self._registered:
-                self._pool.unreserve(self._reserved)
+        self._unreserve(worker_id)
         await self._run(self._heartbeat, "deregister", {"id": worker_id})
 
     async def claim(
@@ -207,8 +213,11 @@ class PostgresStore:
         """Release what the store thinks this worker holds, except *fences*."""
         rows = await self._run(self._control, "held", {"worker_id": worker_id})
         strays = [held for row in rows if (held := _rows.held(row)).fence not in fences]
-        await self.settle([give_back(held) for held in strays])
-        return len(strays)
+        refused = await self.settle([give_back(held) for held in strays])
+        if left := [fence for fence, why in refused.items() if why is not Refusal.STALE]:
+            msg = f"open transactions are in the way of giving back {left}: try again"
+            raise TransientError(msg)
+        return len(strays) - len(refused)
 
     async def promote(self) -> int:
         """Make scheduled tasks that are due ready, in bulk; return how many."""
@@ -240,6 +249,9 @@ class PostgresStore:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Call *ring* for each of *bells* when there may be news, until cancelled."""
+        if self._closed:
+            msg = "this store has been closed"
+            raise Closed(msg)
         channels = {channel_of(bell, self.schema): bell for bell in bells}
         with translated():
             listener = await Listener.open(self.conninfo, channels)
@@ -257,6 +269,21 @@ class PostgresStore:
     @property
     def _reserved(self) -> int:
         return min(CONTROL, self.pool_size - 1)
+
+    async def _connect(self) -> Connection:
+        conn = await Connection.connect(self.conninfo)
+        try:
+            await conn.execute(query("keep_to_indexes", self.schema))
+        except BaseException:
+            conn.abort()
+            raise
+        return conn
+
+    def _unreserve(self, worker_id: UUID) -> None:
+        if worker_id in self._registered:
+            self._registered.discard(worker_id)
+            if not self._registered:
+                self._pool.unreserve(self._reserved)
 
     async def _run(
         self, pool: Pool, name: str, params: Mapping[str, Any] | None = None

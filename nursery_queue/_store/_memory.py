@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NoReturn
 from uuid import UUID
@@ -31,6 +31,7 @@ from nursery_queue._core._model import (
 from nursery_queue._core._states import State
 
 from . import Bell, StoreTransaction
+from ._rows import check_settlement, check_task
 from ._tables import Tables
 
 
@@ -63,6 +64,8 @@ class MemoryStore:
     async def enqueue(self, tasks: Sequence[NewTask]) -> list[TaskRef]:
         """Store tasks, all or none, and answer in their order."""
         await self._turn()
+        for task in tasks:
+            check_task(task)
         refs = [self._tables.insert(task) for task in tasks]
         self._ring(Bell.WORK)
         return refs
@@ -148,6 +151,8 @@ class MemoryStore:
     async def settle(self, settlements: Sequence[Settlement]) -> dict[Fence, Refusal]:
         """Write what became of claims; return those not applied, and why."""
         await self._turn()
+        for settlement in settlements:
+            check_settlement(settlement)
         refused: dict[Fence, Refusal] = {}
         for settlement in settlements:
             if (refusal := self._tables.refusal(settlement)) is not None:
@@ -155,7 +160,7 @@ class MemoryStore:
             else:
                 self._tables.apply(settlement)
         self._ring(Bell.FINISHED)
-        if any(settlement.state is State.READY for settlement in settlements):
+        if not all(settlement.state.is_final for settlement in settlements):
             self._ring(Bell.WORK)
         return refused
 
@@ -222,13 +227,31 @@ class MemoryStore:
 
 
 @attrs.define(eq=False)
+class _Draft:
+    """What an open transaction has done so far."""
+
+    steps: list[Callable[[], object]] = attrs.field(factory=list[Callable[[], object]])
+    settlements: dict[int, Settlement] = attrs.field(factory=dict[int, Settlement])
+    keys: dict[str, int] = attrs.field(factory=dict[str, int])  # of its own new tasks
+    waiting: set[int] = attrs.field(factory=set[int])  # its own new tasks
+    ended: set[int] = attrs.field(factory=set[int])
+
+    def copy(self) -> _Draft:
+        return _Draft(
+            list(self.steps),
+            dict(self.settlements),
+            dict(self.keys),
+            set(self.waiting),
+            set(self.ended),
+        )
+
+
+@attrs.define(eq=False)
 class _Transaction:
     """Steps kept until the block ends, then applied in one go."""
 
     _tables: Tables
-    _steps: list[Callable[[], object]] = attrs.field(factory=list[Callable[[], object]], init=False)
-    _keys: dict[str, int] = attrs.field(factory=dict[str, int], init=False)
-    _settlements: list[Settlement] = attrs.field(factory=list[Settlement], init=False)
+    _draft: _Draft = attrs.field(factory=_Draft, init=False)
 
     @property
     def connection(self) -> NoReturn:
@@ -246,64 +269,70 @@ class _Transaction:
     async def enqueue(self, tasks: Sequence[NewTask]) -> list[TaskRef]:
         """Store tasks when the block ends well; their ids are known now."""
         await trio.lowlevel.checkpoint()
+        for task in tasks:
+            check_task(task)
         return [self._enqueue(task) for task in tasks]
 
     def _enqueue(self, task: NewTask) -> TaskRef:
-        if (existing := self._tables.live_key(task)) is not None:
-            return TaskRef(existing, created=False)
-        key = task.dedup_key
-        if key is not None and key in self._keys:
-            return TaskRef(self._keys[key], created=False)
-        task_id = next(self._tables.ids)
+        draft, key = self._draft, task.dedup_key
         if key is not None:
-            self._keys[key] = task_id
-
-        self._steps.append(lambda: self._tables.insert(task, task_id))
+            existing = draft.keys.get(key) or self._tables.live_key(task)
+            if existing is not None and existing not in draft.ended:
+                return TaskRef(existing, created=False)
+        task_id, now = next(self._tables.ids), self._tables.now()
+        if key is not None:
+            draft.keys[key] = task_id
+        draft.waiting.add(task_id)
+        draft.steps.append(lambda: self._tables.insert(task, task_id, now))
         return TaskRef(task_id)
 
     async def cancel(self, task_id: int, *, running: bool = True) -> bool:
         """Cancel when the block ends well."""
         await trio.lowlevel.checkpoint()
-        place = self._tables.places.get(task_id)
-        if place is None or place.state.is_final:
+        draft, place = self._draft, self._tables.places.get(task_id)
+        waiting = task_id in draft.waiting if place is None else not place.state.is_final
+        if not waiting or task_id in draft.ended:
             return False
-        self._steps.append(lambda: self._tables.cancel(task_id, running=running))
+        if place is None or place.state is not State.RUNNING:
+            draft.ended.add(task_id)
+        draft.steps.append(lambda: self._tables.cancel(task_id, running=running))
         return True
 
     async def settle(self, settlement: Settlement) -> None:
         """Settle one claim when the block ends well."""
         await trio.lowlevel.checkpoint()
-        self._settlements.append(settlement)
-        self._check()
-        self._steps.append(lambda: self._tables.apply(settlement))
-
-    @contextlib.contextmanager
-    def _kept(self) -> Generator[None]:
-        steps, keys = list(self._steps), dict(self._keys)
-        try:
-            yield
-        except BaseException:
-            self._steps, self._keys = steps, keys
-            raise
+        check_settlement(settlement)
+        draft, task_id = self._draft, settlement.fence.task_id
+        _insist(settlement, Refusal.STALE if task_id in draft.settlements else None)
+        _insist(settlement, self._tables.refusal(settlement))
+        draft.settlements[task_id] = settlement
+        if settlement.state.is_final:
+            draft.ended.add(task_id)
+        draft.steps.append(lambda: self._tables.apply(settlement))
 
     @contextlib.asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None]:
         """A block that can fail alone."""
-        with self._kept():
+        kept = self._draft.copy()
+        try:
             yield
+        except BaseException:
+            self._draft = kept
+            raise
 
     def commit(self) -> None:
         """Apply everything, or raise and apply nothing."""
-        self._check()
-        for step in self._steps:
-            step()
-
-    def _check(self) -> None:
-        for settlement in self._settlements:
-            if (refusal := self._tables.refusal(settlement)) is not None:
-                msg = f"{settlement.fence} cannot be settled: {refusal}"
-                raise (StaleClaim if refusal is Refusal.STALE else TransientError)(msg)
-        for key in self._keys:
-            if key in self._tables.dedup:
+        for settlement in self._draft.settlements.values():
+            _insist(settlement, self._tables.refusal(settlement))
+        for key in self._draft.keys:
+            if self._tables.dedup.get(key, 0) not in {0, *self._draft.ended}:
                 msg = f"dedup key {key!r} was taken while the transaction was open"
                 raise TransientError(msg)
+        for step in self._draft.steps:
+            step()
+
+
+def _insist(settlement: Settlement, refusal: Refusal | None) -> None:
+    if refusal is not None:
+        msg = f"{settlement.fence} cannot be settled: {refusal}"
+        raise (StaleClaim if refusal is Refusal.STALE else TransientError)(msg)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -10,8 +11,9 @@ from uuid import UUID
 
 import attrs
 
-from nursery_queue._core._model import Attempt, Lane, NewTask, Outcome, WorkerInfo
-from nursery_queue._core._states import State
+from nursery_queue._core._json import find_fault, object_from_text
+from nursery_queue._core._model import Attempt, Lane, NewTask, Outcome, Settlement, WorkerInfo
+from nursery_queue._core._states import State, transition
 
 
 @attrs.frozen(kw_only=True)
@@ -56,6 +58,20 @@ class Worker:
     def alive(self, now: dt.datetime) -> bool:
         """Whether its lease has not run out."""
         return self.heartbeat_at + dt.timedelta(seconds=self.info.lease) >= now
+
+
+def check_task(asked: NewTask) -> None:
+    """Raise for a task that a database would not take."""
+    object_from_text(asked.params)
+
+
+def check_settlement(settlement: Settlement) -> None:
+    """Raise for a settlement that a database would not take."""
+    transition(State.RUNNING, settlement.event)
+    details = settlement.error.details if settlement.error else None
+    for text, name in (settlement.result, "result"), (details, "error details"):
+        if text is not None and (fault := find_fault(json.loads(text), name)):
+            raise ValueError(fault)
 
 
 def execution(task_id: int, number: int, place: Place, outcome: Outcome) -> Attempt:

@@ -68,11 +68,13 @@ class Tables:
         """Return the id of the live task that has this one's dedup key."""
         return None if task.dedup_key is None else self.dedup.get(task.dedup_key)
 
-    def insert(self, asked: NewTask, task_id: int | None = None) -> TaskRef:
+    def insert(
+        self, asked: NewTask, task_id: int | None = None, now: dt.datetime | None = None
+    ) -> TaskRef:
         """Store a task, unless a live one has its dedup key."""
         if (existing := self.live_key(asked)) is not None:
             return TaskRef(existing, created=False)
-        now = self.now()
+        now = now or self.now()
         task = Task(
             id=next(self.ids) if task_id is None else task_id,
             asked=asked,
@@ -134,7 +136,8 @@ class Tables:
         if (task := self.tasks.get(task_id)) is None:
             return None
         place = self.places[task_id]
-        last = self.log[task_id][-1] if task_id in self.log and place.state.is_final else None
+        log = self.log.get(task_id)
+        last = log[-1] if log and place.state.is_final else None
         return TaskStatus(
             id=task_id,
             task_type=task.asked.task_type,

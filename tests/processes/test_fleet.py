@@ -146,7 +146,7 @@ async def test_idle_worker_holds_no_transaction(migrated: str) -> None:
         await nursery.start(nq.Worker(nq.App(), client, heartbeat=0.05, lease=1).run)
         with psycopg.connect(migrated, autocommit=True, application_name="watcher") as conn:
             for _ in range(50):
-                states = dict(conn.execute(query).fetchall())
+                states: dict[str, int] = dict(conn.execute(query).fetchall())
                 assert set(states) <= {"idle", "active"}
                 assert sum(states.values()) <= 4
                 await trio.sleep(0.01)

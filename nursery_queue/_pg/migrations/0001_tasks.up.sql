@@ -16,16 +16,21 @@ create table nursery_queue.task (
     params       jsonb not null default '{}' check (jsonb_typeof(params) = 'object'),
     queue        text not null default 'default' check (queue <> ''),
     priority     integer not null default 0,
-    run_at       timestamptz not null default nursery_queue.now(),
-    created_at   timestamptz not null default nursery_queue.now(),
+    -- Instants that any client can read, in any time zone.
+    run_at       timestamptz not null default nursery_queue.now()
+                 check (run_at between '0002-01-01 00:00+00' and '9998-12-31 00:00+00'),
+    created_at   timestamptz not null default nursery_queue.now()
+                 check (created_at between '0002-01-01 00:00+00' and '9998-12-31 00:00+00'),
     -- Null means: as the handler's code says today, so a fix in code reaches queued tasks.
     max_attempts integer check (max_attempts >= 1),
+    -- Exactly what a worker can read: one row that it cannot would keep all others waiting.
     backoff      jsonb check (backoff is null or coalesce(
-                     (backoff ->> 'initial')::float8 > 0
-                     and (backoff ->> 'maximum')::float8
-                         between (backoff ->> 'initial')::float8 and 3155760000
-                     and coalesce((backoff ->> 'factor')::float8, 2) between 1 and 1000
-                     and coalesce((backoff ->> 'jitter')::float8, 0.5) between 0 and 1, false)),
+                     ('{}' || backoff) - '{initial,maximum,factor,jitter}'::text[] = '{}'
+                     and ('{"factor": 2, "jitter": 0.5}' || backoff)
+                         @@ 'strict $.initial > 1e-300 && $.maximum >= $.initial
+                             && $.maximum <= 3155760000
+                             && $.factor >= 1 && $.factor <= 1000
+                             && $.jitter >= 0 && $.jitter <= 1', false)),
     timeout      double precision check (timeout > 0 and timeout <> 'NaN'),
     keep_for     double precision check (keep_for >= 0 and keep_for <= 3155760000),
     dedup_key    text check (dedup_key <> '')
@@ -122,7 +127,7 @@ create table nursery_queue.worker (
     pid          integer not null,
     queues       text[],
     task_types   text[] not null,
-    lease        double precision not null,
+    lease        double precision not null check (lease > 0 and lease <= 3155760000),
     started_at   timestamptz not null,
     heartbeat_at timestamptz not null,
     draining     boolean not null default false
@@ -136,7 +141,8 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
     insert into nursery_queue.dedup (dedup_key, task_id)
-    select dedup_key, id from placed where dedup_key is not null;
+    select dedup_key, id from placed where dedup_key is not null
+     order by dedup_key; -- so that two statements cannot wait for each other
     insert into nursery_queue.ready (task_id, queue, priority, task_type)
     select id, queue, priority, task_type from placed where run_at <= nursery_queue.now();
     insert into nursery_queue.scheduled (task_id, due_at)
@@ -164,9 +170,12 @@ create function nursery_queue.enqueue(
     keep_for double precision default null,
     dedup_key text default null
 ) returns table (id bigint, created boolean)
-language plpgsql
+language plpgsql set enable_seqscan = off -- its plans outlive the statistics they were made with
 as $$
 #variable_conflict use_column
+declare
+    stored bigint;
+    violated text;
 begin
     loop
         return query select task_id, false from nursery_queue.dedup
@@ -175,7 +184,6 @@ begin
             return;
         end if;
         begin
-            return query
             insert into nursery_queue.task (task_type, params, queue, priority, run_at,
                                             max_attempts, backoff, timeout, keep_for, dedup_key)
             values (enqueue.task_type, enqueue.params, enqueue.queue, enqueue.priority,
@@ -183,11 +191,20 @@ begin
                                              + make_interval(secs => enqueue.run_after)),
                     enqueue.max_attempts, enqueue.backoff, enqueue.timeout, enqueue.keep_for,
                     enqueue.dedup_key)
-            returning task.id, true;
+            returning task.id into stored;
+            -- Not by `return query insert`: its row would outlive an insert that fails.
+            return query select stored, true;
             return;
         exception when unique_violation then
+            get stacked diagnostics violated = constraint_name;
+            if violated <> 'dedup_pkey' then
+                raise;
+            end if;
+            if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
+                raise serialization_failure using message =
+                    'a task with this dedup_key was stored since this transaction began';
+            end if;
             -- Stored by somebody else between our look and our insert: look again.
-            null;
         end;
     end loop;
 end
@@ -196,7 +213,7 @@ $$;
 -- Asks for a task to be cancelled. Waiting: it never starts. Running: its worker is told;
 -- with running => false it may finish, but is not tried again. Finished or unknown: false.
 create function nursery_queue.cancel(id bigint, running boolean default true) returns boolean
-language plpgsql
+language plpgsql set enable_seqscan = off
 as $$
 declare
     asked nursery_queue.task;
@@ -206,8 +223,7 @@ begin
     if not found then
         return false;
     end if;
-    -- It may move on while we look; a look at all three places that finds it in none and
-    -- not finished either is repeated.
+    -- It may move on while we look at one place after the other: then look again.
     loop
         delete from nursery_queue.ready
          where ready.queue = asked.queue and ready.priority = asked.priority
@@ -241,11 +257,8 @@ begin
             perform pg_notify('nursery_queue_cancel', '');
             return true;
         end if;
-        perform from nursery_queue.finished where task_id = asked.id;
-        if found then
-            return false;
-        end if;
-        perform from nursery_queue.task where task.id = asked.id;
+        perform from nursery_queue.task_status
+          where task_status.id = asked.id and state in ('scheduled', 'ready', 'running');
         if not found then
             return false;
         end if;

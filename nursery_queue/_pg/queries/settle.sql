@@ -65,16 +65,16 @@ with settled as materialized (
                      then 'cancel_requested'
                 else 'locked' end as refusal
       from settled
-      left join closed using (task_id)
+      left join closed using (task_id, epoch)
       left join nursery_queue.running
         on running.task_id = settled.task_id and running.epoch = settled.epoch
      where closed.task_id is null
 )
--- Always answers at least one row, so that the bells are rung.
+-- Always answers at least one row, so that the bells are rung; a new due time is news too.
 select refused.task_id, refused.epoch, refused.refusal
   from (select case when exists (select from closed where final)
                     then pg_notify('nursery_queue_finished', '') end,
-               case when exists (select from again)
+               case when exists (select from closed where not final)
                     then pg_notify('nursery_queue', '') end
         offset 0) as bells
   left join refused on true

@@ -1,0 +1,33 @@
+"""What the tests of the engine share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import pytest
+
+import nursery_queue as nq
+
+from tests.engine.support import FlakyStore
+
+
+@pytest.fixture
+def app() -> nq.App:
+    return nq.App()
+
+
+@pytest.fixture
+def store() -> FlakyStore:
+    return FlakyStore()
+
+
+@pytest.fixture
+def client(store: FlakyStore) -> nq.Client:
+    return nq.Client(store)
+
+
+@pytest.fixture
+async def pg(migrated: str) -> AsyncGenerator[nq.Client]:
+    """A client of a real database."""
+    async with nq.connect(migrated) as client:
+        yield client

@@ -1,0 +1,295 @@
+"""Who holds a task, when the store cannot be asked and when workers die."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+import pytest
+import trio
+import trio.testing
+
+from trio.testing import MockClock
+
+import nursery_queue as nq
+
+from nursery_queue._core._model import WorkerInfo
+from tests.engine.support import FlakyStore, Longest, outcomes, state, working
+
+
+@pytest.fixture
+def cancels(app: nq.App) -> list[tuple[float, str]]:
+    """Names the task type `hold`, and collects when and why its attempts are cancelled."""
+    seen: list[tuple[float, str]] = []
+
+    @app.task(name="hold")
+    async def hold(ctx: nq.TaskContext) -> None:
+        try:
+            await trio.sleep(1000)
+        finally:
+            seen.append((trio.current_time(), str(ctx.cancel_reason)))
+
+    return seen
+
+
+def make_worker(app: nq.App, client: nq.Client) -> nq.Worker:
+    return nq.Worker(app, client, lease=30, heartbeat=3, rng=Longest())
+
+
+async def stranger(store: FlakyStore, *, lease: float = 30) -> uuid.UUID:
+    """Register a worker that will never be heard of again."""
+    me = uuid.uuid4()
+    types = ["hold", "quick"]
+    info = WorkerInfo(id=me, name="dead", host="h", pid=1, task_types=types, lease=lease)
+    await store.register(info)
+    return me
+
+
+async def test_a_lease_that_is_not_renewed_ends_here_first(
+    autojump_clock: MockClock,
+    app: nq.App,
+    client: nq.Client,
+    store: FlakyStore,
+    cancels: list[tuple[float, str]],
+) -> None:
+    """Handlers are cancelled when the local lease ends, before others may have their tasks."""
+    ref = await client.enqueue("hold")
+    async with working(make_worker(app, client)):
+        await trio.sleep(10)  # the last renewal was sent at 9
+        store.down = {"heartbeat"}
+        await trio.sleep_until(38.9)
+        assert cancels == []
+        assert await store.sweep(max_lost=3) == 0
+        await trio.sleep_until(39)
+        await trio.testing.wait_all_tasks_blocked()
+
+        assert cancels == [(39, "lease_lost")]
+        assert await store.sweep(max_lost=3) == 0
+        assert await outcomes(client, ref) == ["running"]  # nothing was settled
+
+
+async def test_short_outages_are_ridden_out(
+    autojump_clock: MockClock,
+    app: nq.App,
+    client: nq.Client,
+    store: FlakyStore,
+    cancels: list[tuple[float, str]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Failed heartbeats are repeated soon; the log has one line when it begins, one at the end."""
+    caplog.set_level(logging.INFO, "nursery_queue")
+    await client.enqueue("hold")
+    async with working(make_worker(app, client)):
+        for _ in range(5):
+            store.break_down()
+            await trio.sleep(20)
+            store.down = set()
+            await trio.sleep(10)
+
+        assert cancels == []
+    lines = [record.message for record in caplog.records if "heartbeat" in record.message]
+    assert len(lines) == 10
+    lines = [record.message for record in caplog.records if "janitor" in record.message]
+    assert len(lines) <= 10
+
+
+async def test_a_heartbeat_that_hangs_is_given_up(
+    autojump_clock: MockClock,
+    app: nq.App,
+    client: nq.Client,
+    store: FlakyStore,
+    cancels: list[tuple[float, str]],
+) -> None:
+    """A heartbeat without an answer leaves time for another before the lease ends."""
+    await client.enqueue("hold")
+    async with working(make_worker(app, client)):
+        store.stuck = {"heartbeat"}
+        await trio.sleep(4)
+        store.stuck = set()
+        await trio.sleep(60)
+
+        assert cancels == []
+
+
+async def test_a_worker_works_on_after_losing_its_lease(
+    autojump_clock: MockClock,
+    app: nq.App,
+    client: nq.Client,
+    store: FlakyStore,
+    cancels: list[tuple[float, str]],
+) -> None:
+    """It registers anew under another id, claims again, and what it had held is swept as lost."""
+
+    @app.task(name="quick")
+    async def quick() -> None:
+        pass
+
+    lost = await client.enqueue("hold")
+    worker = make_worker(app, client)
+    async with working(worker):
+        old = worker.health().worker_id
+        store.break_down()
+        await trio.sleep(40)
+        assert worker.health().lease_left == 0
+        claims = store.calls["claim"]
+        store.down = set()
+        await trio.sleep(60)
+
+        assert worker.health().worker_id != old
+        assert store.calls["claim"] > claims
+        assert (await outcomes(client, lost))[:2] == ["lost", "running"]
+        await client.result(await client.enqueue(quick), timeout=5)
+    assert [reason for _, reason in cancels] == ["lease_lost", "shutdown"]
+
+
+async def test_no_claims_without_a_lease(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client, store: FlakyStore
+) -> None:
+    """A worker that has lost its lease claims nothing until it is registered again."""
+
+    @app.task(name="quick")
+    async def quick() -> None:
+        pass
+
+    async with working(make_worker(app, client)):
+        store.down = {"heartbeat", "register", "deregister"}
+        await trio.sleep(31)
+        ref = await client.enqueue(quick)
+        await trio.sleep(60)
+        assert await state(client, ref) == "ready"
+        store.down = set()
+        await client.result(ref, timeout=10)
+
+
+async def test_an_answer_that_comes_too_late(
+    autojump_clock: MockClock,
+    app: nq.App,
+    client: nq.Client,
+    store: FlakyStore,
+    cancels: list[tuple[float, str]],
+) -> None:
+    """A renewal that is answered after the local lease has ended does not bring it back."""
+    ref = await client.enqueue("hold")
+    worker = nq.Worker(app, client, lease=3, heartbeat=1, rng=Longest())
+    async with working(worker):
+        await trio.sleep(1.5)  # renewed at 1, so the lease ends at 4
+        store.down = {"heartbeat"}
+        await trio.sleep_until(3)  # the next beat is sent at 3.75
+        store.down, store.late = set(), 0.9
+        await trio.sleep_until(4.7)
+        assert cancels == [(4, "lease_lost")]
+        store.late = 0
+        await trio.sleep(60)
+
+        # Otherwise the store would think that it still runs, here and for ever.
+        assert await outcomes(client, ref) == ["lost", "running"]
+
+
+async def test_taken_for_dead(
+    autojump_clock: MockClock,
+    app: nq.App,
+    client: nq.Client,
+    store: FlakyStore,
+    cancels: list[tuple[float, str]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A worker that others have declared dead notices at its next heartbeat, and says so once."""
+    ref = await client.enqueue("hold")
+    worker = make_worker(app, client)
+    async with working(worker):
+        dead = worker.health().worker_id
+        assert dead is not None
+        await trio.sleep(1)
+        await store.deregister(dead)
+        await store.sweep(max_lost=3)
+        await trio.sleep(2.1)
+
+        assert cancels == [(3, "lease_lost")]
+        await trio.sleep(40)
+        assert worker.health().worker_id != dead
+        assert await outcomes(client, ref) == ["lost", "running"]
+    assert len([r for r in caplog.records if "lost the lease" in r.message]) == 1
+
+
+async def test_a_dead_workers_tasks_are_swept(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client, store: FlakyStore
+) -> None:
+    """A living worker takes over what a dead one held, when the lease has ended and not before."""
+    starts: list[float] = []
+
+    @app.task(name="quick")
+    async def quick() -> None:
+        starts.append(trio.current_time())
+
+    ref = await client.enqueue(quick)
+    await store.claim(await stranger(store, lease=20), ["quick"], limit=1)
+    async with working(make_worker(app, client)):
+        await client.result(ref, timeout=60)
+
+        assert 20 < starts[0] < 24
+    assert await outcomes(client, ref) == ["lost", "succeeded"]
+    status = await client.status(ref)
+    assert status is not None
+    assert (status.attempt, status.lost) == (1, 1)
+
+
+async def test_losses_have_a_budget(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client, store: FlakyStore
+) -> None:
+    """A task whose workers died three times fails for good, whatever attempts are left."""
+    ref = await client.enqueue("quick")
+    for _ in range(3):
+        await store.claim(await stranger(store, lease=1), ["quick"], limit=1)
+        await trio.sleep(2)
+        await store.sweep(max_lost=3)
+
+    status = await client.status(ref)
+    assert status is not None
+    assert (status.state, status.error_type) == ("failed", "worker_lost")
+
+
+async def test_a_lost_claim_answer_is_reconciled(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client, store: FlakyStore
+) -> None:
+    """Tasks claimed by a call whose answer was lost are released, and run; the log has one run."""
+    starts: list[float] = []
+
+    @app.task(name="quick")
+    async def quick() -> None:
+        starts.append(trio.current_time())
+
+    async with working(nq.Worker(app, client, poll_interval=0)):
+        await trio.sleep(1)
+        store.deaf = {"claim"}
+        refs = await client.enqueue_many([quick.bind()] * 3)
+        await trio.sleep(0.01)
+        assert [await state(client, ref) for ref in refs] == ["running"] * 3
+        store.deaf = set()
+        await trio.sleep(1)
+
+    assert len(starts) == 3
+    assert [await outcomes(client, ref) for ref in refs] == [["succeeded"]] * 3
+
+
+async def test_a_claim_that_hangs(
+    autojump_clock: MockClock,
+    app: nq.App,
+    client: nq.Client,
+    store: FlakyStore,
+    cancels: list[tuple[float, str]],
+) -> None:
+    """A claim without an answer is given up after ten seconds; running handlers are not hurt."""
+
+    @app.task(name="quick")
+    async def quick() -> None:
+        pass
+
+    await client.enqueue("hold")
+    async with working(make_worker(app, client)):
+        store.stuck = {"claim"}
+        ref = await client.enqueue(quick)
+        await trio.sleep(9)
+        store.stuck = set()
+        await client.result(ref, timeout=5)
+
+        assert cancels == []

@@ -1,0 +1,166 @@
+"""What a worker claims ahead of need, and what it does with what it cannot start."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Literal
+
+import pytest
+import trio
+
+from trio.testing import MockClock
+
+import nursery_queue as nq
+
+from tests.engine.support import FlakyStore, outcomes, state, working
+
+
+async def test_nothing_ahead(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client, store: FlakyStore
+) -> None:
+    """With `prefetch=0` no more is ever held than may run."""
+    held: list[int] = []
+
+    @app.task(name="quick")
+    async def quick() -> None:
+        held.append(worker.health().held)
+        await trio.sleep(0.001)
+
+    await client.enqueue_many([quick.bind()] * 40)
+    worker = nq.Worker(app, client, concurrency=4, prefetch=0)
+    await worker.run_until_idle()
+
+    assert len(held) == 40
+    assert max(held) == max(store.limits) == 4
+
+
+async def test_so_many_ahead(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client, store: FlakyStore
+) -> None:
+    """With `prefetch=6` six more are held than may run."""
+    held: list[int] = []
+
+    @app.task(name="quick")
+    async def quick() -> None:
+        held.append(worker.health().held)
+        await trio.sleep(0.001)
+
+    await client.enqueue_many([quick.bind()] * 40)
+    worker = nq.Worker(app, client, concurrency=4, prefetch=6)
+    await worker.run_until_idle()
+
+    assert len(held) == 40
+    assert max(held) == max(store.limits) == 10
+
+
+async def test_quick_handlers_are_claimed_in_batches(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client, store: FlakyStore
+) -> None:
+    """Handlers that take no time are claimed hundreds at a time, whatever the concurrency."""
+
+    @app.task(name="no-op")
+    async def no_op() -> None:
+        pass
+
+    await client.enqueue_many([no_op.bind()] * 1000)
+    await nq.Worker(app, client, concurrency=2).run_until_idle()
+
+    assert store.calls["claim"] < 10
+    assert max(store.limits) > 500
+
+
+async def test_slow_handlers_are_not_claimed_ahead(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client
+) -> None:
+    """Handlers that take seconds leave what they cannot start to others."""
+    held: list[int] = []
+
+    @app.task(name="slow")
+    async def slow() -> None:
+        held.append(worker.health().held)
+        await trio.sleep(3)
+
+    await client.enqueue_many([slow.bind()] * 20)
+    worker = nq.Worker(app, client, concurrency=4)
+    await worker.run_until_idle()
+
+    assert len(held) == 20
+    assert max(held) == 4
+
+
+@pytest.mark.parametrize("poll_interval", [0, 5])
+async def test_what_waits_in_hand_goes_back(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client, poll_interval: float
+) -> None:
+    """What has waited a second for a slot is handed back, as if it had never been claimed."""
+
+    @app.task(name="long")
+    async def long() -> None:
+        await trio.sleep(1000)
+
+    first, *others = await client.enqueue_many([long.bind()] * 4)
+    hoarder = nq.Worker(
+        app, client, concurrency=1, prefetch=3, listen=False, poll_interval=poll_interval
+    )
+    async with working(hoarder):
+        assert [await state(client, ref) for ref in others] == ["running"] * 3
+        await trio.sleep(0.9)
+        assert [await state(client, ref) for ref in others] == ["running"] * 3
+        await trio.sleep(0.11)
+        async with working(nq.Worker(app, client, prefetch=0)):
+            await trio.sleep(0.5)
+            assert hoarder.health().held == 1
+            assert [await state(client, ref) for ref in others] == ["running"] * 3
+        statuses = await client.status_many(others)
+        assert [status and status.attempt for status in statuses] == [0, 0, 0]
+    assert await outcomes(client, first) == ["interrupted"]
+
+
+async def test_a_slow_handler_after_many_quick_ones(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client, store: FlakyStore
+) -> None:
+    """Having handed back what it had claimed too many of, a worker does not claim them again."""
+
+    @app.task(name="mixed")
+    async def mixed(seconds: float) -> None:
+        await trio.sleep(seconds)
+
+    await client.enqueue_many([mixed.bind(0.0)] * 100)
+    async with working(nq.Worker(app, client, concurrency=2)) as _:
+        await trio.sleep(1)
+        await client.enqueue_many([mixed.bind(60.0)] * 50)
+        await trio.sleep(5)
+        before = store.calls["claim"]
+        await trio.sleep(50)
+        assert store.calls["claim"] - before < 20
+
+        ready = (await client.stats()).queues["default"][nq.State.READY]
+        assert ready >= 46
+
+
+@pytest.mark.parametrize("prefetch", [0, 7, "auto"])
+async def test_thousands_run_once(
+    autojump_clock: MockClock,
+    app: nq.App,
+    client: nq.Client,
+    prefetch: int | Literal["auto"],
+) -> None:
+    """Each of 5,000 tasks runs exactly once, on two workers."""
+    ran: Counter[int] = Counter()
+
+    @app.task(name="count")
+    async def count(ctx: nq.TaskContext) -> None:
+        ran[ctx.task_id] += 1
+        if ctx.task_id % 7 == 0:
+            await trio.sleep(0.01)
+
+    refs = await client.enqueue_many([count.bind()] * 5000)
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            worker = nq.Worker(app, client, concurrency=100, prefetch=prefetch)
+            nursery.start_soon(worker.run_until_idle)
+
+    assert len(ran) == 5000
+    assert set(ran.values()) == {1}
+    statuses = await client.status_many(refs)
+    assert {status and status.state for status in statuses} == {nq.State.SUCCEEDED}

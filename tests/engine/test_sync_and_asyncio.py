@@ -1,0 +1,353 @@
+"""Handlers that are plain functions, and handlers that need asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+import trio
+
+from trio.testing import MockClock
+
+import nursery_queue as nq
+
+from nursery_queue._engine import _asyncio_bridge
+from tests.engine.support import Longest, eventually, final, outcomes, state, working
+
+
+# -- threads: on the real clock, since a virtual one does not wait for them ----------------
+
+
+async def test_a_function_runs_in_a_thread(app: nq.App, client: nq.Client) -> None:
+    """A `def` handler runs in another thread, with the context's plain fields; errors count."""
+    threads: list[threading.Thread] = []
+
+    @app.task(retry=None)
+    def convert(ctx: nq.TaskContext, value: int) -> list[int]:
+        threads.append(threading.current_thread())
+        assert ctx.cancel_reason is None
+        return [ctx.attempt, ctx.task_id, value // ctx.params["value"]]
+
+    good, bad = await client.enqueue(convert, 7), await client.enqueue(convert, 0)
+    await nq.Worker(app, client).run_until_idle()
+
+    assert await client.result(good) == [1, good.id, 1]
+    with pytest.raises(nq.TaskFailed, match="ZeroDivisionError"):
+        await client.result(bad)
+    assert threading.main_thread() not in threads
+
+
+async def test_what_a_function_raises(app: nq.App, client: nq.Client) -> None:
+    """`DoNotRetry`, `Snooze`, `SystemExit` and a stray `StopIteration` work from a thread, too."""
+    errors: list[BaseException] = [nq.DoNotRetry(), nq.Snooze(60), SystemExit(3), StopIteration()]
+
+    @app.task(retry=None)
+    def fail(which: int) -> None:
+        raise errors[which]
+
+    refs = [await client.enqueue(fail, n) for n in range(len(errors))]
+    await nq.Worker(app, client).run_until_idle()
+
+    assert [await outcomes(client, ref) for ref in refs] == [
+        ["failed"],
+        ["snoozed"],
+        ["failed"],
+        ["failed"],
+    ]
+
+
+async def test_a_thread_cannot_be_stopped(app: nq.App, client: nq.Client) -> None:
+    """A time limit is recorded although the thread goes on; it learns the reason if it asks."""
+    started, go, ended = threading.Event(), threading.Event(), threading.Event()
+    reasons: list[object] = []
+
+    @app.task(timeout=0.1, retry=None)
+    def endless(ctx: nq.TaskContext) -> None:
+        started.set()
+        go.wait(30)
+        reasons.append(ctx.cancel_reason)
+        try:
+            trio.from_thread.check_cancelled()
+        except trio.Cancelled:
+            reasons.append("told")
+            raise
+        finally:
+            ended.set()
+
+    ref = await client.enqueue(endless)
+    async with working(nq.Worker(app, client)):
+        assert (await final(client, ref)).error_type == "TimedOut"
+        assert started.is_set()
+        assert not ended.is_set()
+        go.set()
+        await trio.to_thread.run_sync(ended.wait)
+        assert reasons == [nq.CancelReason.TIMED_OUT, "told"]
+    assert await outcomes(client, ref) == ["timed_out"]
+
+
+async def test_threads_are_bounded(app: nq.App, client: nq.Client) -> None:
+    """At most `concurrency` threads run at once, those that were given up included."""
+    lock, go = threading.Lock(), threading.Event()
+    running, most = 0, 0
+
+    @app.task(timeout=0.2, retry=None)
+    def slow() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        go.wait(30)
+        with lock:
+            running -= 1
+
+    refs = [await client.enqueue(slow) for _ in range(9)]
+    async with working(nq.Worker(app, client, concurrency=3)):
+        for ref in refs:
+            assert (await final(client, ref)).state == "failed"
+        go.set()
+
+    assert most == 3
+
+    async def quiet() -> bool:
+        return running == 0
+
+    await eventually(quiet)
+
+
+# -- asyncio -------------------------------------------------------------------------------
+
+
+async def test_an_asyncio_handler(app: nq.App, client: nq.Client) -> None:
+    """Everything of asyncio works: futures, time limits, task groups, threads."""
+
+    @app.task(asyncio=True)
+    async def everything(ctx: nq.TaskContext, value: int) -> list[object]:
+        async def double(n: int) -> int:
+            await asyncio.sleep(0)
+            return 2 * n
+
+        async with asyncio.TaskGroup() as group:
+            children = [group.create_task(double(n)) for n in range(3)]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await asyncio.sleep(60)
+        name = await asyncio.to_thread(lambda: threading.current_thread().name)
+        assert name != threading.main_thread().name
+        gathered = await asyncio.gather(double(5), asyncio.sleep(0, value))
+        return [ctx.attempt, [child.result() for child in children], gathered]
+
+    ref = await client.enqueue(everything, 7)
+    await nq.Worker(app, client).run_until_idle()
+
+    assert await client.result(ref) == [1, [0, 2, 4], [10, 7]]
+
+
+@pytest.mark.parametrize("cause", ["timed_out", "cancelled", "interrupted"])
+async def test_cancellation_crosses_the_border(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client, cause: str
+) -> None:
+    """Time limits, cancels and shutdowns arrive as `CancelledError`, and it may clean up."""
+    seen: list[object] = []
+
+    @app.task(asyncio=True, timeout=5, retry=None)
+    async def hang(ctx: nq.TaskContext) -> None:
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            seen.append(ctx.cancel_reason)
+            await asyncio.sleep(0.5)
+            seen.append("clean")
+            raise
+
+    ref = await client.enqueue(hang)
+    async with working(nq.Worker(app, client, grace=0)):
+        await trio.sleep(1)
+        if cause == "cancelled":
+            await client.cancel(ref)
+        await trio.sleep(5 if cause != "interrupted" else 0)
+
+    expected = {"interrupted": "shutdown"}.get(cause, cause)
+    assert [str(each) for each in seen] == [expected, "clean"]
+    assert await outcomes(client, ref) == [cause]
+
+
+async def test_an_error_while_being_cancelled(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client
+) -> None:
+    """What an asyncio handler raises in its clean-up is stored with the reason."""
+
+    @app.task(asyncio=True, timeout=5, retry=None)
+    async def messy() -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            raise ValueError("in the clean-up")
+
+    ref = await client.enqueue(messy)
+    await nq.Worker(app, client).run_until_idle()
+    (attempt,) = await client.attempts(ref)
+
+    assert (str(attempt.outcome), attempt.error_message) == ("timed_out", "in the clean-up")
+
+
+@pytest.mark.parametrize("clean_up", [0, 3])
+async def test_background_tasks_end_with_the_attempt(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client, clean_up: float
+) -> None:
+    """What a handler leaves running is cancelled, and awaited before the attempt is settled."""
+    events: list[str] = []
+
+    @app.task(asyncio=True)
+    async def careless() -> str:
+        async def background() -> None:
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                await asyncio.sleep(clean_up)
+                events.append(f"ended {trio.current_time():g}")
+
+        tasks.append(asyncio.create_task(background()))
+        await asyncio.sleep(1)
+        return "done"
+
+    tasks: list[asyncio.Task[None]] = []
+    ref = await client.enqueue(careless)
+    async with working(nq.Worker(app, client)):
+        assert await client.result(ref) == "done"
+        assert events == [f"ended {1 + clean_up}"]
+
+
+async def test_background_tasks_do_not_survive_the_time_limit(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client
+) -> None:
+    """Also when the limit comes while they clean up, nothing of them is left running."""
+    events: list[str] = []
+
+    @app.task(asyncio=True, timeout=2, retry=None)
+    async def careless() -> None:
+        async def background() -> None:
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                for _ in range(4):
+                    try:
+                        await asyncio.sleep(1)
+                    except asyncio.CancelledError:
+                        events.append("cancelled again")
+                events.append("ended")
+
+        tasks.append(asyncio.create_task(background()))
+        await asyncio.sleep(0)
+
+    tasks: list[asyncio.Task[None]] = []
+    ref = await client.enqueue(careless)
+    async with working(nq.Worker(app, client)):
+        assert (await final(client, ref)).state == "failed"
+        assert events[-1] == "ended"
+        assert all(task.done() for task in tasks)
+    assert await outcomes(client, ref) == ["timed_out"]
+
+
+@pytest.mark.parametrize("how", ["task", "callback"])
+async def test_errors_in_the_background_are_the_attempts(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client, how: str
+) -> None:
+    """An error nobody awaited fails the attempt it belongs to, and no other."""
+
+    @app.task(name="careless", asyncio=True, retry=None)
+    async def careless() -> str:
+        def fail() -> None:
+            raise ValueError("behind your back")
+
+        async def fail_later() -> None:
+            fail()
+
+        if how == "task":
+            tasks.append(asyncio.create_task(fail_later()))
+        else:
+            asyncio.get_running_loop().call_soon(fail)
+        await asyncio.sleep(1)
+        return "fine, as far as I know"
+
+    @app.task(name="fine", asyncio=True)
+    async def fine() -> str:
+        await asyncio.sleep(2)
+        return "fine"
+
+    tasks: list[asyncio.Task[None]] = []
+    bad, good = await client.enqueue(careless), await client.enqueue(fine)
+    await nq.Worker(app, client).run_until_idle()
+
+    with pytest.raises(nq.TaskFailed, match="ValueError: behind your back"):
+        await client.result(bad)
+    assert await client.result(good) == "fine"
+
+
+async def test_errors_that_were_handled(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client
+) -> None:
+    """Errors of child tasks that the handler has dealt with are not charged to it."""
+
+    @app.task(asyncio=True, retry=None)
+    async def careful() -> int:
+        async def fail() -> None:
+            raise ValueError
+
+        with pytest.raises(ValueError, match=r"^$"):
+            await asyncio.create_task(fail())
+        results = await asyncio.gather(fail(), fail(), return_exceptions=True)
+        return len(results)
+
+    ref = await client.enqueue(careful)
+    await nq.Worker(app, client).run_until_idle()
+
+    assert await client.result(ref) == 2
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, ValueError, BaseException])
+@pytest.mark.parametrize("where", ["handler", "child"])
+async def test_what_it_raises_does_not_hurt_the_worker(
+    autojump_clock: MockClock,
+    app: nq.App,
+    client: nq.Client,
+    error: type[BaseException],
+    where: str,
+) -> None:
+    """Whatever an asyncio handler raises is its own failure; other handlers do not notice."""
+
+    @app.task(name="raise", asyncio=True, retry=None)
+    async def raises() -> None:
+        async def fail() -> None:
+            raise error
+
+        await (asyncio.create_task(fail()) if where == "child" else fail())
+
+    @app.task(name="fine", asyncio=True)
+    async def fine() -> str:
+        await asyncio.sleep(2)
+        return "fine"
+
+    bad, good = await client.enqueue(raises), await client.enqueue(fine)
+    async with working(nq.Worker(app, client, rng=Longest())):
+        assert await client.result(good) == "fine"
+        assert await client.result(await client.enqueue(fine)) == "fine"
+        assert await state(client, bad) == "failed"
+    assert len(await outcomes(client, bad)) == 1
+
+
+async def test_the_import_order_hint(
+    app: nq.App, client: nq.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If psycopg was imported before trio_asyncio, an error that may come of it says so."""
+
+    @app.task(asyncio=True, retry=None)
+    async def connect() -> None:
+        raise RuntimeError("no running event loop")
+
+    for first in (True, False):
+        monkeypatch.setattr(_asyncio_bridge, "_psycopg_came_first", lambda first=first: first)
+        ref = await client.enqueue(connect)
+        await nq.Worker(app, client).run_until_idle()
+        (attempt,) = await client.attempts(ref)
+        assert ("import trio_asyncio" in (attempt.error_traceback or "")) == first

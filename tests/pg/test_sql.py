@@ -1,0 +1,148 @@
+"""Every query file fits the schema, and returns what Python unpacks."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from psycopg import pq
+
+from nursery_queue._pg import _rows
+from tests.pg.queries import FOLDER, QUERIES, SCRIPTS, Prepared, prepared
+
+
+# What _rows.py sends and reads, in the order of the columns.
+TASKS = (
+    "task_types text[], params text[], queues text[], priorities int4[], run_ats timestamptz[],"
+    " run_afters float8[], max_attempts int4[], backoffs text[], timeouts float8[],"
+    " keep_fors float8[]"
+)
+HELD = (
+    "task_id int8, epoch int4, attempt int4, lost int4, worker_id uuid, cancel_requested bool,"
+    " keep_for float8"
+)
+STATUS = (
+    "id int8, task_type text, queue text, state text, attempt int4, created_at timestamptz,"
+    " run_at timestamptz, started_at timestamptz, finished_at timestamptz, worker_id uuid,"
+    " result jsonb, error_type text, error_message text, priority int4, lost int4,"
+    " cancel_requested bool"
+)
+ATTEMPT = (
+    "task_id int8, number int8, outcome text, worker_id uuid, started_at timestamptz,"
+    " finished_at timestamptz, error_type text, error_message text, error_traceback text,"
+    " error_details jsonb"
+)
+CLAIM = (
+    "next_due float8, id int8, epoch int4, attempt int4, lost int4, task_type text, queue text,"
+    " params text, max_attempts int4, backoff jsonb, timeout float8, keep_for float8"
+)
+WORKER = (
+    "id uuid, name text, host text, pid int4, queues text[], task_types text[],"
+    " started_at timestamptz, heartbeat_at timestamptz, draining bool, alive bool, running int8"
+)
+SETTLEMENTS = (
+    "task_ids int8[], epochs int4[], states text[], finals bool[], attempts int4[], losts int4[],"
+    " delays float8[], keep_fors float8[], outcomes text[], results text[], error_types text[],"
+    " error_messages text[], error_tracebacks text[], error_details text[]"
+)
+EXPECTED = {
+    "abandoned": ("dead uuid[]", HELD),
+    "applied_migrations": ("", "version int4, checksum text"),
+    "attempts": (
+        "task_id int8",
+        ATTEMPT,
+    ),
+    "cancel": ("id int8, running bool", "cancel bool"),
+    "claim": (
+        "limit int4, queues text[], slots int4[], task_types text[], worker_id uuid",
+        CLAIM,
+    ),
+    "count_tasks": ("", "queue text, state text, count int8"),
+    "count_unknown": ("", "task_type text, count int8"),
+    "dead_workers": ("", "id uuid"),
+    "deregister": ("id uuid", ""),
+    "enqueue": (TASKS, "id int8"),
+    "enqueue_dedup": (f"{TASKS}, dedup_keys text[]", "id int8, created bool"),
+    "forget_migration": ("version int4", ""),
+    "forget_workers": ("dead uuid[]", ""),
+    "heartbeat": ("draining bool, id uuid", "coalesce jsonb, exists bool"),
+    "held": ("worker_id uuid", HELD),
+    "keep_to_indexes": ("", "set_config text, set_config text"),
+    "list_tasks": ("state text, queue text, task_type text, after int8, limit int4", STATUS),
+    "list_workers": (
+        "",
+        WORKER,
+    ),
+    "lock_migrations": ("", "pg_advisory_xact_lock void"),
+    "migration_table_exists": ("", "?column? bool"),
+    "overdue": ("", "?column? bool"),
+    "promote": ("limit int4", "count int8, case void"),
+    "prune": ("limit int4", "count int8"),
+    "record_migration": ("version int4, name text, checksum text", ""),
+    "register": (
+        "id uuid, name text, host text, pid int4, queues text[], task_types text[], lease float8",
+        "",
+    ),
+    "revive": ("id int8, states text[]", "?column? bool, case void"),
+    "settle": (
+        SETTLEMENTS,
+        "task_id int8, epoch int4, refusal text",
+    ),
+    "status": ("ids int8[]", STATUS),
+}
+
+
+def type_name(session: psycopg.Connection, oid: int) -> str:
+    info = session.adapters.types.get(oid)
+    if info is None:
+        row = session.execute("select typname from pg_type where oid = %s", [oid]).fetchone()
+        assert row is not None
+        return str(row[0])
+    return f"{info.name}[]" if oid == info.array_oid else info.name
+
+
+def described(session: psycopg.Connection, name: str) -> tuple[str, str]:
+    """Return the parameters and the columns of a query, as the server understands it."""
+    query: Prepared = prepared(name)
+    result = session.pgconn.prepare(name.encode(), query.sql.encode())
+
+    assert result.status == pq.ExecStatus.COMMAND_OK, result.error_message.decode()
+
+    plan = session.pgconn.describe_prepared(name.encode())
+    params = [
+        f"{param} {type_name(session, plan.param_type(i))}" for i, param in enumerate(query.names)
+    ]
+    columns = [
+        f"{(plan.fname(i) or b'').decode()} {type_name(session, plan.ftype(i))}"
+        for i in range(plan.nfields)
+    ]
+    return ", ".join(params), ", ".join(columns)
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_it_says_what_it_is_for(name: str) -> None:
+    """A file begins with a comment and holds one statement."""
+    text = (FOLDER / f"{name}.sql").read_text()
+    code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
+
+    assert text.startswith("-- ")
+    assert name in SCRIPTS or ";" not in code
+
+
+@pytest.mark.parametrize("name", [name for name in QUERIES if name not in SCRIPTS])
+def test_it_fits_the_schema(migrated: str, name: str) -> None:
+    """The server accepts each query, with the parameters and the columns we expect."""
+    with psycopg.connect(migrated) as session:
+        assert described(session, name) == EXPECTED[name]
+
+
+def test_nothing_is_expected_in_vain() -> None:
+    """Each file is held to the list, and nothing else is in it."""
+    assert {*EXPECTED, *SCRIPTS} == set(QUERIES)
+
+
+def test_the_parameters_are_those_that_python_sends() -> None:
+    """The names in the files are the names of the values."""
+    assert set(prepared("enqueue_dedup").names) == set(_rows.enqueue_params([]))
+    assert set(prepared("enqueue").names) < set(_rows.enqueue_params([]))
+    assert set(prepared("settle").names) == set(_rows.settle_params([]))
