@@ -16,8 +16,6 @@ import trio
 
 import nursery_queue as nq
 
-from nursery_queue._pg import _migrate
-
 
 app = nq.App()
 watch: common.Drain | common.Lat
@@ -82,7 +80,7 @@ async def main() -> None:
 
 if __name__ == "__main__":
     if common.args()[0] == "setup":
-        _migrate.up_sync(common.DSN)
+        trio.run(nq.migrate, common.DSN)
         common.emit(ok=1)
     else:
         trio.run(main)

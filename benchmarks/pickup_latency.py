@@ -29,8 +29,6 @@ from psycopg.conninfo import make_conninfo
 
 import nursery_queue as nq
 
-from nursery_queue._pg import _migrate
-
 
 DATABASE = "nursery_queue_pickup_latency"
 IDLE_FOR = 60.0  # seconds; long enough for every timer of the worker to have gone off
@@ -126,7 +124,7 @@ def main() -> None:
     parser.add_argument("--gap", type=float, default=0.02, help="seconds between enqueues")
     options = parser.parse_args()
     with databases(options.dsn) as (server, dsn):
-        _migrate.up_sync(dsn)
+        trio.run(nq.migrate, dsn)
         ours, theirs = multiprocessing.get_context("spawn").Pipe()
         process = multiprocessing.get_context("spawn").Process(
             target=worker, args=(dsn, options.tasks, theirs)

@@ -15,7 +15,7 @@
 # Uses `from x import y as y` for `pyright --verifytypes`.
 from ._app import App as App
 from ._client import Client as Client
-from ._connect import connect as connect
+from ._connect import connect as connect, migrate as migrate
 from ._context import CancelReason as CancelReason, TaskContext as TaskContext
 from ._core._errors import (
     Closed as Closed,

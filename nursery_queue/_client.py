@@ -95,7 +95,7 @@ class Client:
     async def enqueue_many(self, requests: Sequence[TaskRequest]) -> list[TaskRef]:
         """Store tasks in one statement, all or none; ids come back in order."""
         self._check_open()
-        tasks = [request.to_new_task(self.max_params_bytes) for request in requests]
+        tasks = [as_request(each).to_new_task(self.max_params_bytes) for each in requests]
         return await self.store.enqueue(tasks)
 
     @contextlib.asynccontextmanager

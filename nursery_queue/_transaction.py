@@ -71,7 +71,7 @@ class Transaction:
 
     async def enqueue_many(self, requests: Sequence[TaskRequest]) -> list[TaskRef]:
         """Store tasks with this transaction, in one statement; see `Client.enqueue_many`."""
-        tasks = [request.to_new_task(self._max_params_bytes) for request in requests]
+        tasks = [as_request(each).to_new_task(self._max_params_bytes) for each in requests]
         return await (await self._current()).enqueue(tasks)
 
     async def cancel(self, task: TaskRef | int, *, running: bool = True) -> bool:

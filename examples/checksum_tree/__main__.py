@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -17,8 +18,6 @@ import psycopg
 import trio
 
 import nursery_queue as nq
-
-from nursery_queue._pg._migrate import up_sync as migrate
 
 from .app import CREATE_TABLE, SCHEMA, checksum
 from .fleet import kill, remaining, start_worker, until
@@ -138,7 +137,7 @@ def prepare(dsn: str) -> None:
     """Make the schema anew, with the tables of the queue and the one that is our own."""
     with psycopg.connect(dsn) as connection:
         connection.execute(f"drop schema if exists {SCHEMA} cascade")
-    migrate(dsn, SCHEMA)
+    trio.run(functools.partial(nq.migrate, dsn, schema=SCHEMA))
     with psycopg.connect(dsn) as connection:
         connection.execute(CREATE_TABLE)
 

@@ -144,7 +144,11 @@ class Executor:
                 task_type.invoke, context, values, abandon_on_cancel=True, limiter=self.threads
             )
         if task_type.asyncio:
-            assert self.bridge is not None
+            if self.bridge is None:
+                msg = (
+                    f"{task_type.name} needs asyncio and was declared after the worker had started"
+                )
+                raise RuntimeError(msg)
             return await self.bridge.run(task_type.invoke, context, values)
         if task_type.nursery and context is not None:
             async with context.own_nursery():

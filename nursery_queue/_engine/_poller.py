@@ -24,6 +24,8 @@ from ._hands import Execution, Hands
 log = logging.getLogger("nursery_queue")
 
 CLAIM_TIMEOUT = 10.0  # seconds; a claim is shielded for so long
+# A claim whose connection was cut may commit after we have reconciled: look again now and then.
+RECONCILE_EVERY = 60.0  # seconds
 LOCKED_WAIT = 0.1  # seconds before trying again to promote what is due and does not move
 HAND_BACK_AFTER = 1.0  # seconds a task may wait in our hands before others may have it
 
@@ -46,6 +48,7 @@ class Poller:
     # Set before a claim and cleared when its answer is in: else the store may have given us
     # tasks that we do not know of.
     must_reconcile: bool = attrs.field(default=False, init=False)
+    _reconciled_at: float = attrs.field(factory=trio.current_time, init=False)
     _stuck: bool = attrs.field(default=False, init=False)  # what is due could not be promoted
     _full: set[str] = attrs.field(factory=set[str], init=False)  # queues at their limit
 
@@ -96,11 +99,13 @@ class Poller:
     async def reconcile(self, worker_id: UUID) -> None:
         """Give back what the store thinks we hold and we do not know of."""
         given_back = await self.store.give_back_all_but(worker_id, set(self.hands.held))
-        log.info("reconciled after a claim without an answer: gave back %d", given_back)
+        if given_back:
+            log.warning("gave back %d tasks that came without an answer", given_back)
         self.must_reconcile = False
+        self._reconciled_at = trio.current_time()
 
     async def _claim(self, worker_id: UUID) -> None:
-        if self.must_reconcile:
+        if self.must_reconcile or trio.current_time() >= self._reconciled_at + RECONCILE_EVERY:
             await self.reconcile(worker_id)
         limit = self.hands.room
         lanes = self._lanes(limit)

@@ -128,6 +128,7 @@ async def test_one_dies_and_others_live(store: Store, clock: Clock) -> None:
     await add(store)
     patients = await claim_one(store, patient)
     await clock.advance(LEASE + 1)
+    await store.heartbeat(alive.worker, draining=False)
     beat = await store.heartbeat(alive.worker, draining=False)
 
     assert beat.somebody_died

@@ -212,6 +212,22 @@ async def test_a_claim_lost_in_the_meantime(store: Store, clock: Clock) -> None:
     assert await state(store, task.id) is State.READY
 
 
+async def test_a_claim_lost_before_the_commit(store: Store) -> None:
+    """A claim settled in an open block stays ours to the commit, or the commit is refused."""
+    task, committed, swept = await claimed_once(store), False, 0
+    with contextlib.suppress(StaleClaim):
+        async with store.transaction() as tx:
+            await tx.enqueue([a_task()])
+            await tx.settle(ends(task.fence, Event.SUCCEED))
+            await store.deregister(task.worker)
+            swept = await store.sweep(max_lost=3)
+        committed = True
+
+    assert committed is (swept == 0)
+    assert await state(store, task.id) is (State.SUCCEEDED if committed else State.READY)
+    assert await count(store) == (2 if committed else 1)
+
+
 async def test_a_stale_claim_that_was_caught(store: Store) -> None:
     """Who catches `StaleClaim` can commit the rest."""
     task = await claimed_once(store)

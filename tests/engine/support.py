@@ -68,7 +68,7 @@ class FlakyStore(MemoryStore):
     deaf: set[str] = attrs.field(factory=set[str])  # it happened, but the answer is lost
     stuck: set[str] = attrs.field(factory=set[str])  # no answer until cancelled
     locked: bool = False  # what is due cannot be promoted
-    late: float = 0.0  # seconds until a heartbeat is answered
+    late: dict[str, float] = attrs.field(factory=dict[str, float])  # seconds until it is answered
     calls: Counter[str] = attrs.field(factory=Counter[str])
     limits: list[int] = attrs.field(factory=list[int])  # of the claims asked for
     trace: list[str] = attrs.field(factory=list[str])
@@ -84,6 +84,7 @@ class FlakyStore(MemoryStore):
             raise nq.TransientError(msg)
         yield
         self.trace.append(name)
+        await trio.sleep(self.late.get(name, 0))
         if name in self.deaf:
             msg = f"{name}: the answer is lost"
             raise nq.TransientError(msg)
@@ -98,9 +99,7 @@ class FlakyStore(MemoryStore):
 
     async def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
         async with self._verb("heartbeat"):
-            beat = await super().heartbeat(worker_id, draining=draining)
-            await trio.sleep(self.late)
-            return beat
+            return await super().heartbeat(worker_id, draining=draining)
 
     async def deregister(self, worker_id: UUID) -> None:
         async with self._verb("deregister"):

@@ -185,6 +185,8 @@ async def test_what_can_be_enqueued(either: nq.Client, note: nq.TaskType[[str], 
         await enqueue("note", "b")
     with pytest.raises(nq.ParamsError, match="body"):
         await enqueue("note", body=object())
+    with pytest.raises(TypeError, match=r"decorated with @app\.task"):
+        await either.enqueue_many([note.bind("a"), cast("nq.TaskRequest", plain)])
 
     assert await either.list_tasks() == []
 

@@ -142,6 +142,25 @@ async def test_a_worker_works_on_after_losing_its_lease(
     assert [reason for _, reason in cancels] == ["lease_lost", "shutdown"]
 
 
+async def test_what_was_lost_is_swept_soon(
+    autojump_clock: MockClock,
+    app: nq.App,
+    client: nq.Client,
+    store: FlakyStore,
+    cancels: list[tuple[float, str]],
+) -> None:
+    """A worker that begins anew has what it had held swept, not only in the regular round."""
+    ref = await client.enqueue("hold")
+    async with working(make_worker(app, client)):
+        await trio.sleep(4)  # the first sweep was at 3, the next is due at 39
+        store.down = {"heartbeat"}
+        await trio.sleep_until(34)
+        store.down = set()
+        await trio.sleep_until(38)
+
+        assert await outcomes(client, ref) == ["lost", "running"]
+
+
 async def test_no_claims_without_a_lease(
     autojump_clock: MockClock, app: nq.App, client: nq.Client, store: FlakyStore
 ) -> None:
@@ -175,10 +194,10 @@ async def test_an_answer_that_comes_too_late(
         await trio.sleep(1.5)  # renewed at 1, so the lease ends at 4
         store.down = {"heartbeat"}
         await trio.sleep_until(3)  # the next beat is sent at 3.75
-        store.down, store.late = set(), 0.9
+        store.down, store.late = set(), {"heartbeat": 0.9}
         await trio.sleep_until(4.7)
         assert cancels == [(4, "lease_lost")]
-        store.late = 0
+        store.late = {}
         await trio.sleep(60)
 
         # Otherwise the store would think that it still runs, here and for ever.
@@ -233,6 +252,19 @@ async def test_a_dead_workers_tasks_are_swept(
     assert (status.attempt, status.lost) == (1, 1)
 
 
+async def test_the_first_sweep_waits(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client, store: FlakyStore
+) -> None:
+    """Living workers get the time of one heartbeat to renew their leases before the first sweep."""
+    await stranger(store, lease=1)
+    await trio.sleep(2)
+    async with working(make_worker(app, client)):
+        await trio.sleep(2.9)
+        assert store.calls["sweep"] == 0
+        await trio.sleep(0.2)
+        assert store.calls["sweep"] >= 1
+
+
 async def test_losses_have_a_budget(
     autojump_clock: MockClock, app: nq.App, client: nq.Client, store: FlakyStore
 ) -> None:
@@ -269,6 +301,26 @@ async def test_a_lost_claim_answer_is_reconciled(
 
     assert len(starts) == 3
     assert [await outcomes(client, ref) for ref in refs] == [["succeeded"]] * 3
+
+
+async def test_a_claim_that_commits_late_is_reconciled(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client, store: FlakyStore
+) -> None:
+    """Tasks that the store gave us long after we had asked are found within a minute or so."""
+
+    @app.task(name="quick")
+    async def quick() -> None: ...
+
+    worker = nq.Worker(app, client)
+    async with working(worker):
+        ref = await client.enqueue("quick")
+        worker_id = worker.health().worker_id
+        assert worker_id is not None
+        stray = await store.claim(worker_id, ["quick"], limit=1)
+        assert len(stray.claims) == 1
+        await trio.sleep(70)
+
+    assert await outcomes(client, ref) == ["succeeded"]
 
 
 async def test_a_claim_that_hangs(

@@ -39,10 +39,12 @@ async def test_so_many_ahead(
 ) -> None:
     """With `prefetch=6` six more are held than may run."""
     held: list[int] = []
+    running: list[int] = []
 
     @app.task(name="quick")
     async def quick() -> None:
         held.append(worker.health().held)
+        running.append(worker.health().running)
         await trio.sleep(0.001)
 
     await client.enqueue_many([quick.bind()] * 40)
@@ -50,6 +52,7 @@ async def test_so_many_ahead(
     await worker.run_until_idle()
 
     assert len(held) == 40
+    assert max(running) == 4
     assert max(held) == max(store.limits) == 10
 
 

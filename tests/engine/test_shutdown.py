@@ -242,6 +242,24 @@ async def test_claims_of_unknown_fate(
     assert await outcomes(client, ref) == []
 
 
+async def test_a_claim_under_way(
+    autojump_clock: MockClock,
+    app: nq.App,
+    client: nq.Client,
+    store: FlakyStore,
+    trace: list[str],
+) -> None:
+    """A claim that is under way when the worker is stopped is awaited, and what it took is kept."""
+    async with working(nq.Worker(app, client, concurrency=1, prefetch=1)):
+        await trio.sleep(1)
+        store.late = {"claim": 2}
+        refs = [await client.enqueue("work", seconds=5) for _ in range(2)]
+        await trio.sleep(1)
+
+    assert [await state(client, ref) for ref in refs] == ["succeeded", "ready"]
+    assert store.calls["give_back_all_but"] == 0
+
+
 async def test_the_database_cannot_be_reached_at_the_start(
     autojump_clock: MockClock, app: nq.App, client: nq.Client, store: FlakyStore
 ) -> None:

@@ -336,6 +336,18 @@ async def test_what_it_raises_does_not_hurt_the_worker(
     assert len(await outcomes(client, bad)) == 1
 
 
+async def test_declared_too_late(autojump_clock: MockClock, app: nq.App, client: nq.Client) -> None:
+    """An asyncio task type declared while the worker runs fails, and says what to do."""
+    async with working(nq.Worker(app, client)):
+
+        @app.task(asyncio=True, retry=None)
+        async def late() -> None: ...
+
+        status = await final(client, await client.enqueue(late))
+
+    assert "declared after the worker had started" in str(status.error)
+
+
 async def test_the_import_order_hint(
     app: nq.App, client: nq.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

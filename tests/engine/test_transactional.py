@@ -31,7 +31,7 @@ WRITE = "insert into note (body) values (%s)"
 
 
 async def test_writes_and_completion_commit_together(
-    app: nq.App, pg: nq.Client, db: Connection
+    app: nq.App, pg: nq.Client, db: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The writes, the tasks enqueued and the success become visible in one instant."""
     written, go = trio.Event(), trio.Event()
@@ -61,6 +61,7 @@ async def test_writes_and_completion_commit_together(
         "where task.task_type = 'child'"
     )
     assert same
+    assert caplog.records == []  # a second settlement would be refused, and logged
 
 
 async def test_an_error_rolls_back(app: nq.App, pg: nq.Client, db: Connection) -> None:

@@ -242,9 +242,13 @@ async def test_running_twice_at_once(
 
 
 async def test_stop_before_run(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client, starts: list[float]
+    autojump_clock: MockClock,
+    app: nq.App,
+    client: nq.Client,
+    store: FlakyStore,
+    starts: list[float],
 ) -> None:
-    """Stopped before it runs, a worker claims nothing and returns at once; the next run works."""
+    """Stopped before it runs, a worker does nothing and returns at once; the next run works."""
     ref = await client.enqueue("note")
     worker = nq.Worker(app, client)
     worker.stop()
@@ -252,7 +256,7 @@ async def test_stop_before_run(
     async with trio.open_nursery() as nursery:
         await nursery.start(worker.run)
 
-    assert (starts, await outcomes(client, ref)) == ([], [])
+    assert (store.calls["register"], starts, await outcomes(client, ref)) == (0, [], [])
     await worker.run_until_idle()
     assert len(starts) == 1
 
@@ -327,43 +331,6 @@ async def test_a_failed_claim_is_made_again(
         await trio.sleep(1)
 
     assert len(starts) == 1
-
-
-async def test_health(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client, store: FlakyStore
-) -> None:
-    """`health()` can be asked before, during and after; it tells what runs and what fails."""
-    worker = nq.Worker(app, client, lease=30, heartbeat=3, rng=Longest())
-
-    @app.task(name="wait")
-    async def wait() -> None:
-        await trio.sleep(10)
-
-    before = worker.health()
-    assert (before.running, before.held, before.lease_left, before.worker_id) == (0, 0, 0, None)
-    assert {each.state for each in before.siblings.values()} == {"off"}
-    async with working(worker):
-        await client.enqueue(wait)
-        await trio.sleep(5)
-        during = worker.health()
-        store.down = {"heartbeat"}
-        await trio.sleep(2)
-        failing = worker.health().siblings["heartbeat"]
-        store.down = set()
-        await trio.sleep(1)
-        worker.stop()
-        await trio.sleep(1)
-        assert worker.health().draining
-    after = worker.health()
-
-    assert (during.running, during.held, during.notify) == (1, 1, "listening")
-    assert during.lease_left == pytest.approx(28)
-    assert {each.state for each in during.siblings.values()} == {"healthy"}
-    assert (failing.state, failing.restarts > 0) == ("backing_off", True)
-    assert failing.last_error is not None
-    assert "heartbeat: the store is down" in failing.last_error
-    assert {each.state for each in after.siblings.values()} == {"off"}
-    assert (after.running, after.worker_id, after.draining) == (0, None, False)
 
 
 async def test_a_task_type_declared_late(

@@ -12,6 +12,8 @@ import trio
 
 from psycopg import errors, sql
 
+import nursery_queue as nq
+
 from nursery_queue._core._errors import SchemaError
 from nursery_queue._pg import _migrate
 from nursery_queue._pg._connection import Connection
@@ -319,3 +321,11 @@ async def test_by_a_role_that_may_create_nothing(conn: Connection, visitor: sql.
     with pytest.raises(errors.InsufficientPrivilege):
         await _migrate.up(conn, "other_one")
     await conn.execute("reset role")
+
+
+async def test_the_public_way(dsn: str) -> None:
+    """`nq.migrate` applies what is missing, says which versions, and then has nothing to do."""
+    assert await nq.migrate(dsn) == [each.version for each in migrations()]
+    assert await nq.migrate(dsn) == []
+    async with nq.connect(dsn) as client:
+        assert await client.list_tasks() == []

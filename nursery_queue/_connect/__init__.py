@@ -1,4 +1,4 @@
-"""The one place that picks a store."""
+"""The one place that picks a store, and the only one above `_pg` that knows it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import contextlib
 
 from collections.abc import AsyncGenerator
 
-from ._client import Client
-from ._core._checks import whole
-from ._pg._sql import DEFAULT_SCHEMA
-from ._pg._store import PostgresStore
-from ._task_type import MAX_PARAMS_BYTES
+from nursery_queue._client import Client
+from nursery_queue._core._checks import whole
+from nursery_queue._pg._sql import DEFAULT_SCHEMA
+from nursery_queue._pg._store import PostgresStore
+from nursery_queue._task_type import MAX_PARAMS_BYTES
+
+from ._admin import migrate_up
 
 
 @contextlib.asynccontextmanager
@@ -42,3 +44,17 @@ async def connect(
     async with Client(store, max_params_bytes=limit) as client:
         await store.check()
         yield client
+
+
+async def migrate(dsn: str = "", *, schema: str = DEFAULT_SCHEMA) -> list[int]:
+    """Create or upgrade the tables, and return the versions that were applied.
+
+    Nothing to do is fine. Any number of processes may do so at once: one does it, the others
+    wait. Each migration is a transaction: one that fails or is cancelled leaves nothing.
+
+    Raises:
+        SchemaError: The schema is newer than this code.
+        TransientError: The database cannot be reached.
+        psycopg.Error: It refuses us.
+    """
+    return [step.version for step in await migrate_up(dsn, schema)]

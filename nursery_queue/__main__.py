@@ -1,0 +1,11 @@
+"""`python -m nursery_queue` is the command `nursery-queue`."""
+
+from __future__ import annotations
+
+import sys
+
+from nursery_queue.cli import main
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Signals as requests: the more often somebody asks to stop, the harder we stop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from types import FrameType
+from typing import NoReturn
+
+import attrs
+import trio
+
+
+Obey = Callable[[signal.Signals], object]
+
+
+@attrs.define(eq=False)
+class Escalation:
+    """What the first signal asks for, and the second, and so on.
+
+    *steps* are called by the trio task that runs `obey`, in order and each once. The signal
+    after them calls *last*, and so does every further one, in the signal handler itself: it
+    works even while somebody blocks the loop, and must not wait.
+    """
+
+    steps: Sequence[Obey]
+    last: Obey
+    _asked: int = attrs.field(default=0, init=False)
+    _obeyed: int = attrs.field(default=0, init=False)
+
+    def ask(self, signum: signal.Signals) -> None:
+        """Count a signal; called by the signal handler."""
+        self._asked += 1
+        if self._asked > len(self.steps):
+            self.last(signum)
+
+    def obey(self, signum: signal.Signals) -> None:
+        """Take the steps that were asked for and not yet taken."""
+        # By the count and not by the wake-up: two signals in a row may wake us only once.
+        while self._obeyed < min(self._asked, len(self.steps)):
+            self._obeyed += 1
+            self.steps[self._obeyed - 1](signum)
+
+
+async def obey(
+    escalation: Escalation,
+    signals: Sequence[signal.Signals],
+    *,
+    others: Mapping[signal.Signals, Obey] | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Let *signals* climb *escalation*, and *others* do what they are mapped to, until cancelled.
+
+    Ready when the signals are caught. One that comes while this is being cancelled is too late
+    to ask for anything, and ignored. Must run in the main thread.
+    """
+    others = others or {}
+    caught = [*signals, *others]
+    # trio delivers again what it could not hand out, to whoever was there before: to nobody.
+    with _wrapped(caught, _swallow), trio.open_signal_receiver(*caught) as received:
+        try:
+            with _wrapped(signals, escalation.ask, then_inner=True):
+                task_status.started()
+                async for number in received:
+                    signum = signal.Signals(number)
+                    if signum in others:
+                        others[signum](signum)
+                    else:
+                        escalation.obey(signum)
+        finally:
+            with _wrapped(caught, _swallow):
+                await _under_way()
+    raise AssertionError  # the receiver never ends
+
+
+async def _under_way() -> None:
+    """Wait until trio has been told of the signals that have come so far; shielded, brief."""
+    told = trio.Event()
+    trio.lowlevel.current_trio_token().run_sync_soon(told.set, idempotent=True)
+    with trio.CancelScope(shield=True):
+        await told.wait()
+
+
+@contextlib.contextmanager
+def _wrapped(
+    signals: Sequence[signal.Signals], act: Obey, *, then_inner: bool = False
+) -> Generator[None]:
+    """Call *act* for each of *signals*, and perhaps the handler that is there already."""
+    inner = {signum: signal.getsignal(signum) for signum in signals}
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        signum = signal.Signals(number)
+        act(signum)
+        handle = inner[signum]
+        if then_inner and callable(handle):
+            handle(number, frame)
+
+    try:
+        for signum in inner:
+            signal.signal(signum, handler)
+        yield
+    finally:
+        for signum, handle in inner.items():
+            signal.signal(signum, handle)
+
+
+def _swallow(_signum: signal.Signals) -> None:
+    """Do nothing."""

@@ -1,0 +1,155 @@
+"""Which database a command is about, how errors speak of it, and what keeps us out."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import re
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+import attrs
+import click
+import trio
+
+from nursery_queue._client import Client
+from nursery_queue._connect import connect
+from nursery_queue._connect._admin import (
+    DatabaseError,
+    checked_schema,
+    dsn_params,
+    libpq_defaults,
+    sqlstate_of,
+)
+from nursery_queue._core._errors import TransientError
+
+from ._errors import PROBLEM, UNREACHABLE, USAGE, ProblemError
+from ._secrets import complaint, suspicious
+from ._settings import Dsn
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# No waiting and no other server cures these; libpq gives no SQLSTATE for them.
+_MISCONFIGURED = re.compile(
+    r"\binvalid (?:integer value|port number|\w+ value)|definition of service|service file"
+)
+_HINTS: Mapping[str, str] = {
+    "28P01": "give the right password in the DSN, in PGPASSWORD or in ~/.pgpass",
+    "28000": "use a role that may log in from here, or let it in (pg_hba.conf)",
+    "3D000": "create that database, or name another one",
+    "42501": "grant the role what it needs, or use another one",
+}
+
+
+@attrs.frozen(kw_only=True)
+class Database:
+    """A schema of a database. As text it is how errors speak of it: without the password."""
+
+    dsn: str = attrs.field(repr=False)
+    schema: str
+    origin: str  # what the DSN comes from
+    params: Mapping[str, str] = attrs.field(repr=False)
+
+    @classmethod
+    def of(cls, dsn: Dsn, schema: str) -> Self:
+        """Check settings. Raises `click.UsageError` if they cannot name a database."""
+        text = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", dsn.text)
+        params: dict[str, str] = {}
+        if (wrong := suspicious(text)) is None:
+            try:
+                params = dsn_params(text)
+            except ValueError as exc:
+                # Not in libpq's own words: they quote what it stumbled on, maybe the password.
+                wrong = complaint(str(exc))
+        if wrong is not None:
+            msg = (
+                f"the DSN that comes from {dsn.origin} is neither a URL"
+                " (postgresql://user@host/database) nor keywords (host=... dbname=...): " + wrong
+            )
+            raise click.UsageError(msg)
+        return cls(dsn=text, schema=schema_name(schema), origin=dsn.origin, params=params)
+
+    def __str__(self) -> str:
+        if service := self.params.get("service"):
+            return f"the database of service {service!r}"
+        told = libpq_defaults() | dict(self.params)
+        user = told.get("user") or getpass.getuser()
+        return f"database {told.get('dbname') or user!r} on {_place(told)} as user {user!r}"
+
+    @contextlib.contextmanager
+    def entering(self) -> Generator[None]:
+        """Turn what keeps us out into a `ProblemError`."""
+        try:
+            yield
+        except TransientError as exc:
+            raise self.unreachable(exc) from exc
+        except DatabaseError as exc:
+            raise self.refused(exc) from exc
+
+    def unreachable(self, exc: BaseException) -> ProblemError:
+        """Say that the database cannot be reached, and why."""
+        if _MISCONFIGURED.search(str(exc)):
+            return self.refused(exc)
+        return ProblemError(
+            f"cannot reach {self}:\n{_indented(exc)}",
+            hint=f"is it running, and is it the right one? It was named by {self.origin}",
+            code=UNREACHABLE,
+        )
+
+    def refused(self, exc: BaseException) -> ProblemError:
+        """Say that the database will not do what we want, and why."""
+        sqlstate = sqlstate_of(exc)
+        return ProblemError(
+            f"refused by {self}:\n{_indented(exc)}",
+            hint=_HINTS.get(sqlstate or "", f"the database was named by {self.origin}"),
+            code=USAGE if sqlstate is None or sqlstate in _HINTS else PROBLEM,
+        )
+
+    @contextlib.asynccontextmanager
+    async def client(self) -> AsyncGenerator[Client]:
+        """Open a client, or say why that is not possible."""
+        async with contextlib.AsyncExitStack() as stack:
+            with self.entering():
+                client = await stack.enter_async_context(connect(self.dsn, schema=self.schema))
+            yield client
+
+    def run(
+        self,
+        function: Callable[Concatenate[str, str, P], Awaitable[R]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Run an async *function* of DSN and schema, and say why if the database will not."""
+
+        async def call() -> R:
+            return await function(self.dsn, self.schema, *args, **kwargs)
+
+        with self.entering():
+            return trio.run(call)
+
+
+def schema_name(schema: str) -> str:
+    """Return *schema*, or raise `click.UsageError`."""
+    try:
+        return checked_schema(schema)
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from exc
+
+
+def _place(told: Mapping[str, str]) -> str:
+    hosts = (told.get("host") or told.get("hostaddr") or "").split(",")
+    ports = (told.get("port") or "5432").split(",")
+    if len(ports) < len(hosts):
+        ports *= len(hosts)
+    return ", ".join(
+        f"the socket in {host}" if host[:1] in {"/", "@"} else f"{host or 'this machine'}:{port}"
+        for host, port in zip(hosts, ports, strict=False)
+    )
+
+
+def _indented(exc: BaseException) -> str:
+    text = str(exc).strip() or type(exc).__name__
+    return "\n".join(f"  {line.strip()}" for line in text.splitlines())

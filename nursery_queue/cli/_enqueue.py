@@ -1,0 +1,90 @@
+"""`enqueue`: one task, by the name of its type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import trio
+
+from nursery_queue._core._model import TaskRef
+from nursery_queue._core._options import LOWEST_PRIORITY
+from nursery_queue._task_type import TaskRequest
+
+from ._database import Database
+from ._errors import say
+from ._options import database, json_lines
+from ._output import plain, write, write_json
+from ._types import Duration, Instant, JsonObject, Whole
+
+
+@click.command()
+@click.argument("name")
+@click.argument("params", metavar="[JSON]", type=JsonObject(), default="{}")
+@click.option("--queue", metavar="NAME", help='The queue; "default" unless said.')
+@click.option(
+    "--priority", type=Whole(LOWEST_PRIORITY), metavar="N", help="Higher goes first; else 0."
+)
+@click.option(
+    "--run-at", type=Instant(), metavar="INSTANT", help="Not before it: 2030-01-31T08:00Z."
+)
+@click.option(
+    "--run-after", type=Duration(), metavar="SECONDS", help="Not before so long from now."
+)
+@click.option("--max-attempts", type=Whole(1), metavar="N", help="Attempts in all.")
+@click.option(
+    "--timeout",
+    type=Duration(positive=True, endless=True),
+    metavar="SECONDS",
+    help="Limit of one attempt, or none.",
+)
+@click.option(
+    "--keep-for", type=Duration(), metavar="SECONDS", help="Keep the finished task; 0: no."
+)
+@click.option("--dedup-key", metavar="KEY", help="Only one live task has it.")
+@database
+@json_lines
+@click.pass_context
+def enqueue(
+    ctx: click.Context,
+    /,
+    database: Database,
+    name: str,
+    params: dict[str, Any],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Store one task of type NAME and print its id.
+
+    JSON is an object with the params by name; "-" reads it from stdin. What no option says is
+    as the handler's code has it.
+
+    \b
+    Durations are seconds, or have a unit: 90, 200ms, 10m, 2h, 7d.
+    """  # noqa: D301  # click needs the control character itself
+    given: dict[str, Any] = {
+        key: value
+        for key, value in options.items()
+        if value is not None or (key == "timeout" and _was_given(ctx, key))
+    }
+    try:
+        request = TaskRequest.by_name(name, params, **given)
+        request.to_new_task()
+    except (TypeError, ValueError) as exc:
+        raise click.UsageError(str(exc)) from exc
+    ref = trio.run(_enqueue, database, request)
+    if as_json:
+        write_json(plain(ref))
+    else:
+        write(str(ref.id))
+    if not ref.created:
+        say(f"task {ref.id} with this dedup key is live already: nothing was stored")
+
+
+async def _enqueue(database: Database, request: TaskRequest) -> TaskRef:
+    async with database.client() as client:
+        return await client.enqueue(request)
+
+
+def _was_given(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE

@@ -1,0 +1,92 @@
+"""Log lines on stderr, for people or for machines, without passwords."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import logging
+import os
+import sys
+
+from ._secrets import redacted
+
+
+_COLOURS = {"WARNING": "33", "ERROR": "31", "CRITICAL": "1;31", "DEBUG": "2"}
+
+
+class TextFormatter(logging.Formatter):
+    """Time, level and message; the short time and colours on a terminal."""
+
+    def __init__(self, *, terminal: bool, who: str = "") -> None:
+        super().__init__()
+        self.terminal = terminal
+        self.coloured = terminal and not os.environ.get("NO_COLOR")
+        self.who = f"[{who}] " if who else ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, and the traceback below it if there is one."""
+        when = dt.datetime.fromtimestamp(record.created, tz=dt.UTC).astimezone()
+        stamp = f"{when:%H:%M:%S}" if self.terminal else when.isoformat(" ", "milliseconds")
+        level = f"{record.levelname:<7}"
+        if self.coloured and (colour := _COLOURS.get(record.levelname)):
+            level = f"\x1b[{colour}m{level}\x1b[0m"
+        text = f"{stamp} {level} {self.who}{record.getMessage()}"
+        if record.exc_info:
+            text += f"\n{self.formatException(record.exc_info)}"
+        return redacted(text)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and exc if there is one."""
+
+    def __init__(self, *, who: str = "") -> None:
+        super().__init__()
+        self.who = who
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        when = dt.datetime.fromtimestamp(record.created, tz=dt.UTC)
+        line = {
+            "time": when.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": redacted(record.getMessage()),
+        }
+        if self.who:
+            line["worker"] = self.who
+        if record.exc_info:
+            line["exc"] = redacted(self.formatException(record.exc_info))
+        return json.dumps(line, ensure_ascii=False)
+
+
+def log_to_stderr(log_format: str, *, who: str = "") -> None:
+    """Write every logger's lines to stderr; ours from INFO, or from DEBUG with `-v`."""
+    terminal = sys.stderr.isatty()
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        JsonFormatter(who=who)
+        if log_format == "json"
+        else TextFormatter(terminal=terminal, who=who)
+    )
+    logging.getLogger("nursery_queue").handlers.clear()  # what `-v` may have put there
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(capture=log_format == "json")
+
+
+def keep_ours() -> None:
+    """Let our loggers speak although the application's own set-up has switched them off."""
+    for name, logger in list(logging.Logger.manager.loggerDict.items()):
+        if name.partition(".")[0] == "nursery_queue" and isinstance(logger, logging.Logger):
+            logger.disabled = False
+
+
+def be_verbose() -> None:
+    """Let our loggers say all they have to say."""
+    logging.getLogger("nursery_queue").setLevel(logging.DEBUG)
+    if not logging.getLogger().handlers:
+        # With commands that have no log: to see what happens below.
+        handler = logging.StreamHandler()
+        handler.setFormatter(TextFormatter(terminal=sys.stderr.isatty()))
+        logging.getLogger("nursery_queue").addHandler(handler)

@@ -1,0 +1,159 @@
+"""Data on stdout: tables for people, tab-separated lines and JSON for programs."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import sys
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from ._errors import OutputClosedError
+
+
+# One for each state of a task; the words of migrations and workers, too.
+_STYLES: Mapping[str, str] = {
+    "running": "cyan",
+    "succeeded": "green",
+    "failed": "red",
+    "timed_out": "red",
+    "lost": "red",
+    "cancelled": "yellow",
+    "interrupted": "yellow",
+    "scheduled": "blue",
+    "applied": "green",
+    "pending": "yellow",
+    "edited": "red",
+    "unknown": "red",
+    "alive": "green",
+    "draining": "yellow",
+    "dead": "red",
+}
+_UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def on_terminal() -> bool:
+    """Whether a person looks at stdout."""
+    return sys.stdout.isatty()
+
+
+def write(text: str) -> None:
+    """Write a line."""
+    try:
+        print(text)
+    except BrokenPipeError as exc:
+        raise OutputClosedError from exc
+
+
+def write_json(value: Mapping[str, Any]) -> None:
+    """Write an object as one line of JSON; instants in ISO 8601, ids of workers as text."""
+    write(json.dumps(value, ensure_ascii=False, default=_jsonable))
+
+
+def write_rows(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table on a terminal, else a line of tab-separated cells for each row.
+
+    *columns* that begin with "#" hold numbers. Only a terminal shows them.
+    """
+    if not on_terminal():
+        for row in rows:
+            write("\t".join(cell(value) for value in row))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        box=None,
+        padding=(0, 2, 0, 0),
+        pad_edge=False,
+    )
+    for column in columns:
+        table.add_column(
+            column.removeprefix("#"),
+            justify="right" if column.startswith("#") else "left",
+            overflow="fold",
+        )
+    for row in rows:
+        words = [short(value) for value in row]
+        table.add_row(*(Text(word, style=_STYLES.get(word, "")) for word in words))
+    _to_terminal(table)
+
+
+def write_fields(fields: Mapping[str, object]) -> None:
+    """Write name and value, aligned, one a line; what is None is left out."""
+    shown = {name: value for name, value in fields.items() if value is not None}
+    width = max(map(len, shown))
+    for name, value in shown.items():
+        if not on_terminal():
+            write(f"{name + ':':<{width + 1}} {cell(value)}")
+            continue
+        from rich.text import Text
+
+        word = cell(value)
+        line = Text(f"{name + ':':<{width + 1}} ", style="bold")
+        _to_terminal(line.append(word, style=_STYLES.get(word, "not bold")))
+
+
+def cell(value: object) -> str:
+    """Return *value* as text that stays in its cell and steers no terminal."""
+    match value:
+        case None:
+            text = ""
+        case dt.datetime():
+            text = value.astimezone().isoformat(" ", "seconds")
+        case bool():
+            text = "yes" if value else "no"
+        case _:
+            text = str(value)
+    return harmless(text)
+
+
+def harmless(text: str) -> str:
+    """Return *text* with control characters, line ends and tabs included, spelled out."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def short(value: object) -> str:
+    """Return *value* for a person: instants as how long ago or ahead."""
+    return ago(value) if isinstance(value, dt.datetime) else cell(value)
+
+
+def ago(instant: dt.datetime) -> str:
+    """Return how long ago or ahead *instant* is, in the largest unit that fits."""
+    seconds = (dt.datetime.now(tz=dt.UTC) - instant).total_seconds()
+    for size, unit in _UNITS:
+        if abs(seconds) >= size:
+            amount = f"{abs(seconds) // size:.0f} {unit}"
+            return f"{amount} ago" if seconds > 0 else f"in {amount}"
+    return "now"
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """Return an attrs value as a JSON object."""
+    return attrs.asdict(value)
+
+
+def _jsonable(value: object) -> str:
+    return value.isoformat() if isinstance(value, dt.datetime) else str(value)
+
+
+def _to_terminal(thing: Any) -> None:
+    from rich.console import Console
+
+    console = Console(
+        file=sys.stdout,
+        force_terminal=True,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+        highlight=False,
+        soft_wrap=False,
+    )
+    try:
+        console.print(thing)
+    except BrokenPipeError as exc:
+        raise OutputClosedError from exc

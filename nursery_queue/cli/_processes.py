@@ -1,0 +1,139 @@
+"""A parent of worker processes: starts them, passes signals on, waits for them."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+import subprocess
+import sys
+
+from collections.abc import Sequence
+
+import attrs
+import trio
+
+from nursery_queue._runtime._signals import Escalation, obey
+
+from ._errors import CLEAN, PROBLEM
+from ._lifeline import Lifeline
+from ._work import stop_signals
+
+
+log = logging.getLogger("nursery_queue.cli")
+
+
+async def run_processes(count: int, args: Sequence[str]) -> int:
+    """Run *count* workers with *args* until all have ended; return their worst exit code.
+
+    The first must have reached the database before the others start, so that what is wrong
+    with all of them is told once. None is restarted. When this process dies, however that
+    happens, they end, too.
+    """
+    family = Family(args)
+    escalation = Escalation([family.stop, family.stop], family.kill)
+    async with trio.open_nursery() as watching:
+        await watching.start(
+            functools.partial(
+                obey, escalation, stop_signals(), others={signal.SIGUSR1: family.tell}
+            )
+        )
+        try:
+            async with trio.open_nursery() as children:
+                await children.start(family.raise_child, 1)
+                for number in range(2, count + 1):
+                    if not family.stopping and not family.codes:
+                        children.start_soon(family.raise_child, number)
+        finally:
+            family.end()
+        watching.cancel_scope.cancel("all have ended")
+    return max(family.codes, default=CLEAN)
+
+
+@attrs.define(eq=False)
+class Family:
+    """The worker processes."""
+
+    args: Sequence[str]
+    codes: list[int] = attrs.field(factory=list[int], init=False)
+    stopping: bool = attrs.field(default=False, init=False)
+    _life: tuple[int, int] = attrs.field(factory=os.pipe, init=False)
+    _children: dict[int, trio.Process] = attrs.field(factory=dict[int, trio.Process], init=False)
+
+    async def raise_child(
+        self,
+        number: int,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Run a worker process to its end. Ready when it is in the database, or has ended."""
+        ready, its_ready = os.pipe()
+        with open(ready, "rb", buffering=0) as answer:  # noqa: ASYNC230, PTH123  # a pipe
+            lifeline = Lifeline(number, self._life[0], its_ready)
+            try:
+                process = await self._started(lifeline)
+            finally:
+                os.close(its_ready)
+            self._children[number] = process
+            try:
+                await trio.lowlevel.wait_readable(answer)
+                if came_in := bool(answer.read(1)):
+                    task_status.started()
+                await process.wait()
+            finally:
+                if process.returncode is None:
+                    process.kill()
+            del self._children[number]
+        self._bury(number, process)
+        if not came_in:
+            task_status.started()
+
+    async def _started(self, lifeline: Lifeline) -> trio.Process:
+        return await trio.lowlevel.open_process(
+            [sys.executable, "-m", "nursery_queue", "worker", "--child", str(lifeline), *self.args],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[lifeline.life, lifeline.ready],
+            # Ctrl-C on a terminal goes to the whole foreground group. They are not part of it,
+            # or they would hear it twice: from the terminal, and from us.
+            process_group=0,
+        )
+
+    def _bury(self, number: int, process: trio.Process) -> None:
+        code = process.returncode
+        assert code is not None
+        if code < 0:
+            name = signal.Signals(-code).name
+            # Told to stop before it could listen: it had nothing in hand.
+            clean = self.stopping and -code == signal.SIGTERM
+            if not clean:
+                log.error("worker %d (process %d) was killed by %s", number, process.pid, name)
+            code = CLEAN if clean else PROBLEM
+        elif code != CLEAN:
+            log.error("worker %d (process %d) ended with exit code %d", number, process.pid, code)
+        self.codes.append(code)
+
+    def stop(self, signum: signal.Signals) -> None:
+        """Ask all to stop, or to stop sooner."""
+        self.stopping = True
+        log.info("%s: passing it on to %d workers", signum.name, len(self._children))
+        for process in self._children.values():
+            process.terminate()
+
+    def tell(self, signum: signal.Signals) -> None:
+        """Pass on a signal as it is."""
+        self.stopping = True
+        for process in self._children.values():
+            process.send_signal(signum)
+
+    def kill(self, signum: signal.Signals) -> None:
+        """End all, and this process, at once."""
+        for process in list(self._children.values()):
+            process.kill()
+        os.write(2, f"{signum.name}: exiting at once\n".encode())
+        os._exit(PROBLEM)
+
+    def end(self) -> None:
+        """Let go of the pipe; a child that is still there ends, too."""
+        for descriptor in self._life:
+            os.close(descriptor)

@@ -1,0 +1,234 @@
+"""`tasks`: look at tasks, cancel them, let them go again."""
+
+from __future__ import annotations
+
+import json
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import click
+import trio
+
+from nursery_queue._client import Client
+from nursery_queue._core._model import Attempt, TaskStatus
+from nursery_queue._core._states import State
+
+from ._database import Database
+from ._errors import CLEAN, PROBLEM, say
+from ._options import database, json_lines
+from ._output import (
+    harmless,
+    on_terminal,
+    plain,
+    short,
+    write,
+    write_fields,
+    write_json,
+    write_rows,
+)
+from ._types import Whole
+
+
+PAGE = 1000
+BIGINT = 2**63 - 1
+
+_ids = click.argument("ids", metavar="ID...", nargs=-1, required=True, type=Whole(1, BIGINT))
+
+
+@click.group()
+def tasks() -> None:
+    """Look at tasks and steer them."""
+
+
+@tasks.command("list")
+@click.option("--state", type=click.Choice([each.value for each in State]), help="Only these.")
+@click.option("--queue", metavar="NAME", help="Only of this queue.")
+@click.option("--type", "task_type", metavar="NAME", help="Only of this task type.")
+@click.option("--limit", type=Whole(1), default=100, show_default=True, help="At most so many.")
+@click.option("--after", type=Whole(1, BIGINT), metavar="ID", help="Go on below this id.")
+@database
+@json_lines
+def list_(
+    database: Database,
+    state: str | None,
+    queue: str | None,
+    task_type: str | None,
+    limit: int,
+    after: int | None,
+    as_json: bool,
+) -> None:
+    """List tasks, newest first.
+
+    Without a terminal: id, state, task type, queue, attempt, created, run at, started,
+    finished and error, separated by tabs, one task a line.
+    """
+
+    async def show() -> None:
+        left, last = limit, after
+        async with database.client() as client:
+            while left:
+                size = min(left, limit if on_terminal() else PAGE, 10_000)
+                page = await client.list_tasks(
+                    state=state, queue=queue, task_type=task_type, limit=size, after=last
+                )
+                _show_page(page, as_json=as_json)
+                if len(page) < size:
+                    return
+                left, last = left - len(page), page[-1].id
+        if on_terminal():
+            say(f"there may be more: --after {last}")
+
+    trio.run(show)
+
+
+def _show_page(page: Sequence[TaskStatus], *, as_json: bool) -> None:
+    if as_json:
+        for task in page:
+            write_json(plain(task))
+    elif not on_terminal():
+        write_rows((), (_whole_line(task) for task in page))
+    elif page:
+        columns = ["#id", "state", "task type", "queue", "#attempt", "when", "what"]
+        write_rows(columns, (_short_line(task) for task in page))
+    else:
+        say("no tasks")
+
+
+def _whole_line(task: TaskStatus) -> Sequence[object]:
+    instants = (task.created_at, task.run_at, task.started_at, task.finished_at)
+    return task.id, task.state, task.task_type, task.queue, task.attempt, *instants, task.error
+
+
+def _short_line(task: TaskStatus) -> Sequence[object]:
+    when = task.finished_at or task.started_at or task.run_at
+    what = task.error or ("cancel requested" if task.cancel_requested else "")
+    what = what if len(what) <= 60 else f"{what[:59]}…"
+    return task.id, task.state, task.task_type, task.queue, task.attempt, when, what
+
+
+@tasks.command()
+@_ids
+@database
+@json_lines
+def show(database: Database, ids: Sequence[int], as_json: bool) -> int:
+    """Show all that is known of tasks, with each of their attempts.
+
+    Exits with 1 if there is no task of one of the ids.
+    """
+
+    async def fetch() -> list[tuple[TaskStatus | None, list[Attempt]]]:
+        async with database.client() as client:
+            return [
+                (status, await client.attempts(status.id) if status else [])
+                for status in await client.status_many(ids)
+            ]
+
+    code = CLEAN
+    for number, (task_id, (task, attempts)) in enumerate(zip(ids, trio.run(fetch), strict=True)):
+        if task is None:
+            say(f"Error: there is no task {task_id}: it never existed, or has been pruned")
+            code = PROBLEM
+        elif as_json:
+            write_json(plain(task) | {"attempts": [plain(attempt) for attempt in attempts]})
+        else:
+            if number:
+                write("")
+            _show_task(task, attempts)
+    return code
+
+
+def _show_task(task: TaskStatus, attempts: Sequence[Attempt]) -> None:
+    fields = plain(task)
+    fields["cancel_requested"] = task.cancel_requested or None
+    fields["lost"] = task.lost or None
+    fields["result"] = None if task.result is None else json.dumps(task.result, ensure_ascii=False)
+    del fields["error_type"], fields["error_message"]
+    write_fields({name.replace("_", " "): value for name, value in fields.items()})
+    for attempt in attempts:
+        took = ""
+        if attempt.finished_at is not None:
+            seconds = (attempt.finished_at - attempt.started_at).total_seconds()
+            took = f", took {seconds:.3f} s"
+        write("")
+        write_fields(
+            {
+                f"attempt {attempt.number}": attempt.outcome,
+                "  started": f"{short(attempt.started_at)}{took}",
+                "  worker": attempt.worker_id,
+            }
+        )
+        for line in _error_lines(attempt):
+            write(f"  {harmless(line)}")
+
+
+def _error_lines(attempt: Attempt) -> list[str]:
+    if attempt.error_traceback:
+        return attempt.error_traceback.splitlines()
+    if attempt.error_type is None:
+        return []
+    return f"{attempt.error_type}: {attempt.error_message}".splitlines()
+
+
+@tasks.command()
+@_ids
+@click.option("--let-finish", is_flag=True, help="A running attempt may finish; no other follows.")
+@database
+@json_lines
+def cancel(database: Database, ids: Sequence[int], let_finish: bool, as_json: bool) -> int:
+    """Cancel tasks, and print each one's id and the state it is in now.
+
+    A waiting task never starts. A running one is cancelled on its worker, a moment later.
+    Exits with 1 if one of them has ended already, or never existed.
+    """
+
+    async def ask(client: Client, task_id: int) -> bool:
+        return await client.cancel(task_id, running=not let_finish)
+
+    return _steer(database, ids, ask, "has ended already", as_json=as_json)
+
+
+@tasks.command()
+@_ids
+@database
+@json_lines
+def retry(database: Database, ids: Sequence[int], as_json: bool) -> int:
+    """Let failed or cancelled tasks go again, and print each one's id and its state now.
+
+    They get all their attempts anew. Exits with 1 if one of them is neither failed nor
+    cancelled, or if another live task has its dedup key by now.
+    """
+
+    async def ask(client: Client, task_id: int) -> bool:
+        return await client.retry(task_id)
+
+    why = "is neither failed nor cancelled, or another live task has its dedup key"
+    return _steer(database, ids, ask, why, as_json=as_json)
+
+
+def _steer(
+    database: Database,
+    ids: Sequence[int],
+    ask: Callable[[Client, int], Awaitable[bool]],
+    why_not: str,
+    *,
+    as_json: bool,
+) -> int:
+    """Do something to each task, then say what came of it."""
+
+    async def steer() -> list[tuple[int, bool, TaskStatus | None]]:
+        async with database.client() as client:
+            done = [await ask(client, task_id) for task_id in ids]
+            return list(zip(ids, done, await client.status_many(ids), strict=True))
+
+    answers = trio.run(steer)
+    for task_id, done, task in answers:
+        state = "" if task is None else task.state
+        if as_json:
+            write_json({"id": task_id, "done": done, "state": state or None})
+        elif done:
+            asked = task is not None and task.cancel_requested
+            write(f"{task_id}\t{state}{', cancel requested' if asked else ''}")
+        if not done:
+            reason = "never existed, or has been pruned" if task is None else why_not
+            say(f"Error: task {task_id} {reason}{f' ({state})' if state else ''}")
+    return CLEAN if all(done for _, done, _ in answers) else PROBLEM

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run, Start
+from tests.cli.processes import is_alive, rows, until
+from tests.cli.test_worker import STATES, TERM, WORKERS, enqueue
+
+
+INT, KILL = signal.SIGINT, signal.SIGKILL
+
+
+@pytest.fixture
+def mark(project: Path) -> Path:
+    """The file that a handler writes its process id to."""
+    return project / "mark"
+
+
+def pids(dsn: str, count: int) -> list[int]:
+    """Wait until *count* workers are registered and return their process ids."""
+    found = "select pid from nursery_queue.worker order by name"
+    until(lambda: len(rows(dsn, found)) == count, f"{count} workers")
+    return [pid for (pid,) in rows(dsn, found)]
+
+
+@pytest.mark.parametrize("signum", [TERM, INT, signal.SIGUSR1])
+def test_two_processes_stop_cleanly(start: Start, migrated: str, signum: signal.Signals) -> None:
+    """A signal to the parent drains all children; the exit code is 0."""
+    with start("worker", "shop:app", "--processes", "2", "--name", "ada") as parent:
+        children = pids(migrated, 2)
+        names = rows(migrated, "select name from nursery_queue.worker order by name")
+        parent.line("ready: ", count=2)
+        parent.send(signum)
+        code = parent.code()
+
+    assert code == 0
+    assert parent.pid not in children
+    assert names == [("ada-1",), ("ada-2",)]
+    assert rows(migrated, WORKERS) == [(0,)]
+    assert not any(map(is_alive, children))
+
+
+def test_all_processes_work(cli: Run, migrated: str, mark: Path) -> None:
+    """--drain with several processes does everything once and ends."""
+    for _ in range(100):
+        enqueue(migrated, "write", mark=mark)
+
+    done = cli("worker", "shop:app", "--drain", "--processes", "2")
+
+    assert done.returncode == 0
+    assert len(mark.read_text().splitlines()) == 100
+    assert set(rows(migrated, STATES)) == {("succeeded", 1)}
+
+
+def test_the_second_signal_reaches_the_children(start: Start, migrated: str, mark: Path) -> None:
+    """Two signals to the parent cancel the handlers of the children, and release their tasks."""
+    enqueue(migrated, "waits", mark=mark)
+    with start("worker", "shop:app", "--processes", "2", "--grace", "1h") as parent:
+        pids(migrated, 2)
+        parent.line("ready: ", count=2)
+        until(mark.exists)
+        parent.send(TERM)
+        parent.line("draining", count=2)
+        parent.send(TERM)
+        code = parent.code()
+
+    assert code == 1
+    assert rows(migrated, STATES) == [("ready", 0)]
+
+
+def test_ctrl_c_on_a_terminal_counts_once(
+    start: Start, migrated: str, project: Path, mark: Path
+) -> None:
+    """A signal to the whole group, as Ctrl-C is one, drains: children do not hear it twice."""
+    enqueue(migrated, "waits_for_file", mark=mark, file=project / "go")
+    with start("worker", "shop:app", "--processes", "2") as parent:
+        pids(migrated, 2)
+        parent.line("ready: ", count=2)
+        until(mark.exists)
+        os.killpg(parent.pid, INT)
+        parent.line("draining", count=2)
+        (project / "go").touch()
+        code = parent.code()
+
+    assert code == 0
+    assert "cancelling" not in parent.stderr
+    assert rows(migrated, STATES) == [("succeeded", 1)]
+
+
+def test_the_third_signal_ends_them_all(start: Start, migrated: str, mark: Path) -> None:
+    """Three signals leave no process behind, whatever the handlers do."""
+    enqueue(migrated, "stubborn", mark=mark)
+    with start("worker", "shop:app", "--processes", "2", "--grace", "1h") as parent:
+        children = pids(migrated, 2)
+        parent.line("ready: ", count=2)
+        until(mark.exists)
+        parent.send(TERM)
+        parent.line("draining", count=2)
+        parent.send(TERM)
+        parent.line("cancelling")
+        parent.send(TERM)
+        code = parent.code()
+        until(lambda: not any(map(is_alive, children)), "the end of the children")
+
+    assert code == 1
+
+
+def test_one_that_dies_is_not_restarted(start: Start, migrated: str) -> None:
+    """The others go on; at the end the worst exit code is the parent's."""
+    with start("worker", "shop:app", "--processes", "2") as parent:
+        children = pids(migrated, 2)
+        parent.line("ready: ", count=2)
+        os.kill(children[0], KILL)
+        parent.line("was killed by SIGKILL")
+        assert is_alive(children[1])
+        parent.send(TERM)
+        code = parent.code()
+
+    assert code == 1
+    assert parent.stderr.count("ready: ") == 2
+
+
+@pytest.mark.parametrize("handler", ["waits", "blocks"])
+def test_children_do_not_outlive_a_killed_parent(
+    start: Start, migrated: str, mark: Path, handler: str
+) -> None:
+    """A parent that is SIGKILLed takes its children along; what can be released is."""
+    enqueue(migrated, handler, mark=mark)
+    with start(
+        "worker", "shop:app", "--processes", "2", "--grace", "1h", "--cleanup", "1"
+    ) as parent:
+        children = pids(migrated, 2)
+        until(mark.exists)
+        parent.send(KILL)
+        parent.process.wait()
+        try:
+            until(lambda: not any(map(is_alive, children)), "the end of the children")
+        finally:
+            for pid in filter(is_alive, children):
+                os.kill(pid, KILL)
+
+    assert parent.process.returncode == -KILL
+    expected = ("ready", 0) if handler == "waits" else ("running", 1)
+    assert rows(migrated, STATES) == [expected]
+
+
+def test_what_is_wrong_with_all_is_told_once(cli: Run, project: Path) -> None:
+    """An APP that cannot be loaded is told by the first child; the others are not started."""
+    done = cli("worker", "shop:missing", "--processes", "3")
+
+    assert done.returncode == 2
+    assert done.stderr.count("has no 'missing'") == 1
+
+
+def test_the_log_of_children_is_json_too(start: Start, migrated: str) -> None:
+    """With --log-format json the lines of all processes are objects, and say whose they are."""
+    with start("worker", "shop:app", "--processes", "2", "--log-format", "json") as parent:
+        parent.line("ready: ", count=2)
+        parent.send(TERM)
+        assert parent.code() == 0
+
+    records = [json.loads(line) for line in parent.stderr.splitlines()]
+    ready = [record for record in records if record["message"].startswith("ready: ")]
+    assert sorted(record["worker"] for record in ready) == ["1", "2"]

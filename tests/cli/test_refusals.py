@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import socket
+import uuid
+
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from nursery_queue.cli import main
+from tests.cli.conftest import Run
+from tests.cli.processes import rows
+
+
+PASSWORD = "tOpsEcret"
+
+ASKING = [
+    ("status",),
+    ("tasks", "list"),
+    ("tasks", "show", "1"),
+    ("tasks", "cancel", "1"),
+    ("tasks", "retry", "1"),
+    ("enqueue", "hello"),
+    ("worker", "shop:app"),
+    ("worker", "shop:app", "--drain"),
+    ("worker", "shop:app", "--processes", "2"),
+]
+MIGRATING = [
+    ("migrate", "up"),
+    ("migrate", "down", "--yes"),
+    ("migrate", "list"),
+    ("migrate", "check"),
+]
+
+
+@pytest.fixture
+def nobody_home() -> Generator[str]:
+    """DSN of a port that nobody listens on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"postgresql://me:{PASSWORD}@127.0.0.1:{taken.getsockname()[1]}/shop"
+
+
+@pytest.fixture
+def guarded(migrated: str) -> Generator[str]:
+    """DSN of a role that needs its password, over TCP."""
+    role = f"guarded_{uuid.uuid4().hex}"
+    told = conninfo_to_dict(migrated)
+    rows(migrated, f"create role {role} superuser login password '{PASSWORD}'")
+    try:
+        yield make_conninfo(
+            host="127.0.0.1", port=told["port"], dbname=told["dbname"], user=role, password=PASSWORD
+        )
+    finally:
+        rows(migrated, f"drop role {role}")
+
+
+@pytest.mark.parametrize("command", [*ASKING, *MIGRATING], ids=" ".join)
+def test_a_server_that_is_not_there_is_69(
+    cli: Run, nobody_home: str, command: tuple[str, ...]
+) -> None:
+    """A database that cannot be reached ends any command with 69, and is told with its place."""
+    done = cli(*command, env={"NURSERY_QUEUE_DSN": nobody_home})
+
+    assert done.returncode == 69
+    assert done.stdout == ""
+    assert "cannot reach database 'shop' on 127.0.0.1:" in done.stderr
+    assert "as user 'me'" in done.stderr
+    assert "named by NURSERY_QUEUE_DSN" in done.stderr
+    assert done.stderr.count("Connection refused") == 1
+    assert "Traceback" not in done.stderr
+    assert PASSWORD not in done.stderr
+
+
+def test_with_v_there_is_a_traceback_and_still_no_password(cli: Run, nobody_home: str) -> None:
+    """`-v` adds the traceback; the password is not in it either."""
+    done = cli("status", "-v", "--dsn", nobody_home)
+
+    assert done.returncode == 69
+    assert "Traceback" in done.stderr
+    assert PASSWORD not in done.stderr
+
+
+def test_the_right_password_lets_in(quick: Run, guarded: str) -> None:
+    """The role of the next test is let in with its password, so it is the password that counts."""
+    assert quick("migrate", "check", "--dsn", guarded).returncode == 0
+
+
+@pytest.mark.parametrize("command", [ASKING[0], ASKING[-3], MIGRATING[3]], ids=" ".join)
+@pytest.mark.parametrize("password", ["wrong-one", None])
+def test_a_wrong_password_is_2(
+    cli: Run, guarded: str, command: tuple[str, ...], password: str | None
+) -> None:
+    """A wrong password, or none, is a matter of configuration, and is never repeated."""
+    dsn = make_conninfo(guarded, password=password or "")
+
+    done = cli(*command, "--dsn", dsn)
+
+    assert done.returncode == 2
+    assert "password" in done.stderr
+    assert "PGPASSWORD" in done.stderr
+    assert "127.0.0.1" in done.stderr
+    assert "wrong-one" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"dbname": "no_such_one"}, "does not exist"), ({"user": "no_such_one"}, "no_such_one")],
+)
+def test_a_wrong_name_is_2(quick: Run, migrated: str, change: dict[str, str], said: str) -> None:
+    """A database or a role that does not exist is a matter of configuration."""
+    done = quick("status", "--dsn", make_conninfo(migrated, **change))
+
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Hint: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    "dsn", ["postgresql://127.0.0.1:1/db?sslmode=odd", "host=127.0.0.1 port=x"]
+)
+def test_a_dsn_that_libpq_refuses_is_2(
+    clean: Path, capsys: pytest.CaptureFixture[str], dsn: str
+) -> None:
+    """A DSN that no server could cure is a matter of configuration."""
+    assert main(["status", "--dsn", dsn]) == 2
+    assert "Error: " in capsys.readouterr().err
+
+
+def test_database_url_may_name_a_driver(quick: Run, migrated: str) -> None:
+    """SQLAlchemy's way of writing the scheme works in DATABASE_URL."""
+    url = migrated_url(migrated).replace("postgresql://", "postgresql+psycopg://")
+
+    done = quick("migrate", "check", env={"NURSERY_QUEUE_DSN": "", "DATABASE_URL": url})
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_libpq_variables_are_enough(quick: Run, migrated: str) -> None:
+    """PGHOST and its like name the database where nothing else does."""
+    told = conninfo_to_dict(migrated)
+    env = {"NURSERY_QUEUE_DSN": ""}
+    for key in ("host", "port", "user", "password", "dbname"):
+        if key in told:
+            env["PGDATABASE" if key == "dbname" else f"PG{key.upper()}"] = str(told[key])
+
+    assert quick("migrate", "check", env=env).returncode == 0
+
+
+def migrated_url(dsn: str) -> str:
+    told = conninfo_to_dict(dsn)
+    host, password = str(told["host"]), told.get("password")
+    secret = f":{password}" if password else ""
+    query = f"host={host}&port={told['port']}"
+    return f"postgresql://{told['user']}{secret}@/{told['dbname']}?{query}"
+
+
+# -- the schema ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [*ASKING, MIGRATING[3]], ids=" ".join)
+def test_a_missing_schema_is_2(cli: Run, dsn: str, command: tuple[str, ...]) -> None:
+    """Without the tables every command but `migrate` says how to get them, once."""
+    done = cli(*command, "--dsn", dsn)
+
+    assert done.returncode == 2
+    assert done.stderr.count("run `nursery-queue migrate up`") == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [ASKING[0], ASKING[-3], MIGRATING[3]], ids=" ".join)
+def test_an_older_schema_is_2(cli: Run, migrated: str, command: tuple[str, ...]) -> None:
+    """Tables that lack a migration are refused, with what to run."""
+    rows(migrated, "update nursery_queue.migration set version = version - 1")
+
+    done = cli(*command)
+
+    assert done.returncode == 2
+    assert "older" in done.stderr
+    assert "nursery-queue migrate up" in done.stderr
+
+
+@pytest.mark.parametrize("command", [ASKING[0], ASKING[-3], *MIGRATING[::3]], ids=" ".join)
+def test_a_newer_schema_is_2(cli: Run, migrated: str, command: tuple[str, ...]) -> None:
+    """Tables of a newer release are refused, also by `migrate up`."""
+    rows(migrated, "insert into nursery_queue.migration values (9999, 'later', 'x')")
+
+    done = cli(*command)
+
+    assert done.returncode == 2
+    assert "newer" in done.stderr
+
+
+def test_usage_errors_are_2(quick: Run) -> None:
+    """An option that does not exist is a usage error, without a traceback."""
+    done = quick("status", "--nothing-like-it")
+
+    assert done.returncode == 2
+    assert "--nothing-like-it" in done.stderr
+    assert "Usage: nursery-queue status" in done.stderr

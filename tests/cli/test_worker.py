@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import json
+import signal
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run, Start
+from tests.cli.processes import Running, rows, until
+
+
+TERM, INT, USR1, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP
+STATES = "select state, attempt from nursery_queue.task_status order by id"
+OUTCOMES = "select outcome from nursery_queue.task_attempt order by task_id, number"
+WORKERS = "select count(*) from nursery_queue.worker"
+
+
+@pytest.fixture
+def mark(project: Path) -> Path:
+    """The file that a handler writes to when it has started."""
+    return project / "mark"
+
+
+def enqueue(dsn: str, name: str, **params: object) -> None:
+    rows(
+        dsn,
+        "insert into nursery_queue.task (task_type, params) values (%s, %s)",
+        [name, json.dumps({key: str(value) for key, value in params.items()})],
+    )
+
+
+def in_hand(worker: Running, mark: Path, count: int = 1) -> None:
+    """Wait until *count* handlers have started."""
+    worker.line("ready: ")
+    until(lambda: mark.exists() and len(mark.read_text().splitlines()) >= count, "a start")
+
+
+def test_drain_does_what_there_is_and_ends(cli: Run, migrated: str, mark: Path) -> None:
+    """--drain works off what is ready, leaves what is not, and ends with 0."""
+    for _ in range(50):
+        enqueue(migrated, "write", mark=mark)
+    enqueue(migrated, "nobody")
+
+    done = cli("worker", "shop:app", "--drain")
+
+    assert (done.returncode, done.stdout) == (0, "")
+    assert len(mark.read_text().splitlines()) == 50
+    counts = "select state, count(*) from nursery_queue.task_status group by state order by state"
+    assert rows(migrated, counts) == [("ready", 1), ("succeeded", 50)]
+
+
+def test_only_the_queues_that_were_named(cli: Run, migrated: str) -> None:
+    """-q keeps the worker to its queues."""
+    for queue in ("mail", "default", "other"):
+        rows(
+            migrated,
+            "insert into nursery_queue.task (task_type, queue) values ('hello', %s)",
+            [queue],
+        )
+
+    done = cli("worker", "shop:app", "--drain", "-q", "mail:2", "-q", "other")
+
+    assert done.returncode == 0
+    found = rows(migrated, "select queue, state from nursery_queue.task_status order by id")
+    assert found == [("mail", "succeeded"), ("default", "ready"), ("other", "succeeded")]
+
+
+def test_settings_reach_the_worker(start: Start, migrated: str) -> None:
+    """Name, lease and queues are in the worker's row, from flags and from the environment."""
+    env = {"NURSERY_QUEUE_LEASE": "12", "NURSERY_QUEUE_QUEUE": "mail:3,other"}
+    with start("worker", "shop:app", "--name", "ada", env=env) as worker:
+        worker.line("ready: ")
+        (row,) = rows(migrated, "select name, lease, queues, pid from nursery_queue.worker")
+        worker.send(TERM)
+        code = worker.code()
+
+    assert row == ("ada", 12.0, ["mail", "other"], worker.pid)
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--lease", "5"], "at most a third of lease"),
+        (["-q", "mail", "-q", "mail:2"], "named twice"),
+        (["-q", "mail:x"], "NAME:N"),
+        (["-c", "0"], "--concurrency"),
+        (["--prefetch", "some"], "auto"),
+        (["--processes", "0"], "--processes"),
+        (["--log-format", "xml"], "--log-format"),
+    ],
+)
+def test_settings_that_make_no_sense_are_2(cli: Run, args: list[str], said: str) -> None:
+    """What the worker cannot be is a usage error."""
+    done = cli("worker", "shop:app", *args)
+
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# -- signals -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signum", [TERM, INT, HUP, USR1])
+def test_the_first_signal_drains(
+    start: Start, migrated: str, project: Path, mark: Path, signum: signal.Signals
+) -> None:
+    """What is in hand is finished, nothing more is claimed, and the exit code is 0."""
+    enqueue(migrated, "waits_for_file", mark=mark, file=project / "go")
+    with start("worker", "shop:app") as worker:
+        in_hand(worker, mark)
+        worker.send(signum)
+        worker.line(signum.name)
+        enqueue(migrated, "hello")
+        (project / "go").touch()
+        code = worker.code()
+
+    assert code == 0
+    assert rows(migrated, STATES) == [("succeeded", 1), ("ready", 0)]
+    assert rows(migrated, WORKERS) == [(0,)]
+
+
+@pytest.mark.parametrize("signals", [[TERM, TERM], [INT, INT], [TERM, INT], [USR1, TERM, TERM]])
+def test_the_second_signal_cancels_and_releases(
+    start: Start, migrated: str, mark: Path, signals: list[signal.Signals]
+) -> None:
+    """Handlers are cancelled now; their tasks are ready again, the attempt not counted."""
+    enqueue(migrated, "waits", mark=mark)
+    with start("worker", "shop:app", "--grace", "1h") as worker:
+        in_hand(worker, mark)
+        for number, signum in enumerate(signals[:-1]):
+            worker.send(signum)
+            worker.line("SIG(TERM|INT|USR1): ", count=number + 1)
+        worker.send(signals[-1])
+        code = worker.code()
+
+    assert code == 1
+    assert "cancelling handlers (1)" in worker.stderr
+    assert "Traceback" not in worker.stderr
+    assert rows(migrated, STATES) == [("ready", 0)]
+    assert rows(migrated, OUTCOMES) == [("interrupted",)]
+    assert rows(migrated, WORKERS) == [(0,)]
+
+
+@pytest.mark.parametrize("handler", ["stubborn", "blocks"])
+def test_the_third_signal_exits_at_once(
+    start: Start, migrated: str, mark: Path, handler: str
+) -> None:
+    """Neither a handler that will not be cancelled nor one that blocks the loop can prevent it.
+
+    Nobody could release the task: it is still running, for others to find when the lease is up.
+    """
+    enqueue(migrated, handler, mark=mark)
+    with start("worker", "shop:app", "--grace", "1h") as worker:
+        in_hand(worker, mark) if handler == "stubborn" else until(mark.exists)
+        worker.send(TERM)
+        if handler == "stubborn":
+            worker.line("draining")
+        worker.send(TERM)
+        if handler == "stubborn":
+            worker.line("cancelling")
+        until(lambda: send_again(worker), "the third signal")
+        code = worker.code()
+
+    assert code == 1
+    assert "exiting at once" in worker.stderr
+    assert rows(migrated, STATES) == [("running", 1)]
+    assert rows(migrated, WORKERS) == [(1,)]
+
+
+def send_again(worker: Running) -> bool:
+    """Send SIGTERM and say whether the process has ended: pending signals of a kind merge."""
+    worker.send(TERM)
+    return worker.process.poll() is not None
+
+
+def test_without_grace_one_signal_is_enough(start: Start, migrated: str, mark: Path) -> None:
+    """--grace 0 cancels at the first signal; that is a clean end, not a forced one."""
+    enqueue(migrated, "waits", mark=mark)
+    with start("worker", "shop:app", "--grace", "0") as worker:
+        in_hand(worker, mark)
+        worker.send(TERM)
+        code = worker.code()
+
+    assert code == 0
+    assert rows(migrated, STATES) == [("ready", 0)]
+
+
+def test_a_signal_stops_a_draining_worker(start: Start, migrated: str, mark: Path) -> None:
+    """--drain obeys signals, too."""
+    enqueue(migrated, "waits", mark=mark)
+    with start("worker", "shop:app", "--drain") as worker:
+        until(mark.exists)
+        worker.send(TERM)
+        worker.line("draining")
+        worker.send(TERM)
+        code = worker.code()
+
+    assert code == 1
+    assert rows(migrated, STATES) == [("ready", 0)]
+
+
+# -- the log -------------------------------------------------------------------------------
+
+
+def test_the_log_as_json(start: Start, project: Path, migrated: str) -> None:
+    """Each line on stderr is an object: time, level, logger, message, and exc if there is one."""
+    (project / "loud.py").write_text(
+        "import logging, warnings\n"
+        "from shop import app\n"
+        "warnings.simplefilter('always')\n"
+        "warnings.warn('old ways')\n"
+        "try:\n"
+        "    1 / 0\n"
+        "except ZeroDivisionError:\n"
+        "    logging.getLogger('theirs').exception('see postgresql://me:tOpsEcret@h/db')\n"
+    )
+    with start("worker", "loud:app", "--log-format", "json") as worker:
+        worker.line("ready: ")
+        worker.send(TERM)
+        assert worker.code() == 0
+
+    records = [json.loads(line) for line in worker.stderr.splitlines()]
+    assert all({"time", "level", "logger", "message"} <= record.keys() for record in records)
+    ours = [record for record in records if record["logger"].startswith("nursery_queue")]
+    assert {record["level"] for record in ours} == {"INFO"}
+    (theirs,) = [record for record in records if record["logger"] == "theirs"]
+    assert theirs["message"] == "see postgresql://me:***@h/db"
+    assert "ZeroDivisionError" in theirs["exc"]
+    assert any(record["logger"] == "py.warnings" for record in records)
+
+
+def test_an_application_that_silences_others_does_not_silence_us(
+    cli: Run, project: Path, migrated: str
+) -> None:
+    """DictConfig switches existing loggers off by default; ours speak nevertheless."""
+    (project / "bossy.py").write_text(
+        "import logging.config\n"
+        "from shop import app\n"
+        "logging.config.dictConfig({'version': 1, 'handlers': {'h': {'class':"
+        " 'logging.StreamHandler'}}, 'root': {'handlers': ['h'], 'level': 'INFO'}})\n"
+    )
+
+    done = cli("worker", "bossy:app", "--drain")
+
+    assert done.returncode == 0
+    assert done.stderr.count("working until idle") == 1
+
+
+def test_v_says_more(cli: Run) -> None:
+    """-v sets our loggers to DEBUG and changes nothing else."""
+    done = cli("worker", "shop:app", "--drain", "-v")
+
+    assert done.returncode == 0
+    assert done.stderr.count("working until idle") == 1
+
+
+def test_an_app_without_task_types_is_warned_about(cli: Run, project: Path) -> None:
+    """A worker that could never run anything says so."""
+    (project / "bare.py").write_text("import nursery_queue\napp = nursery_queue.App()\n")
+
+    done = cli("worker", "bare:app", "--drain")
+
+    assert done.returncode == 0
+    assert "has no task types" in done.stderr
