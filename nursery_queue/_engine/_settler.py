@@ -15,6 +15,7 @@ from nursery_queue._core._error_text import error_record
 from nursery_queue._core._model import Claim, ErrorRecord, Fence, Refusal, Settlement
 from nursery_queue._core._outcome import AttemptOutcome, Failed, Policy, settle
 from nursery_queue._core._retry import Backoff
+from nursery_queue._core._states import Event
 from nursery_queue._runtime._supervisor import insist
 from nursery_queue._runtime._wakeup import Wakeup
 from nursery_queue._store import Store
@@ -91,9 +92,10 @@ class Settler:
             await self._write_each(batch, exc)
             return
         done: list[Fence] = []
-        for entry in batch:
+        for entry, settlement in zip(batch, settlements, strict=True):
             match refused.get(entry.claim.fence):
                 case None:
+                    _tell(entry.claim, settlement)
                     done.append(entry.claim.fence)
                 case Refusal.STALE:
                     log.warning("lost the claim on %s; its outcome is dropped", _name(entry.claim))
@@ -134,6 +136,21 @@ class Settler:
 
 
 _UNSTORABLE = "OutcomeNotStored"
+
+
+def _tell(claim: Claim, settlement: Settlement) -> None:
+    """Log what went wrong; what went well is in the table."""
+    if settlement.error is None:
+        return
+    error = f"{settlement.error.type}: {settlement.error.message}"
+    match settlement.event:
+        case Event.FAIL:
+            log.error("%s %s, for good: %s", _name(claim), settlement.outcome, error)
+        case Event.RETRY:
+            delay = settlement.delay
+            log.info("%s %s, again in %.3g s: %s", _name(claim), settlement.outcome, delay, error)
+        case _:
+            log.info("%s %s: %s", _name(claim), settlement.outcome, error)
 
 
 def _name(claim: Claim) -> str:

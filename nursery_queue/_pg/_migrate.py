@@ -8,7 +8,6 @@ import hashlib
 import importlib.resources
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import LiteralString
 
 import attrs
 import trio
@@ -94,13 +93,13 @@ async def up(conn: Connection, schema: str = DEFAULT_SCHEMA) -> list[Migration]:
         async with _locked(conn, schema):
             have = await applied(conn, schema)
             if not have:
-                await _run_script(conn, query("create_migration_table", schema))
+                await conn.execute(query("create_migration_table", schema))
             if newer := [version for version in have if version > migrations()[-1].version]:
                 msg = f"the schema {schema!r} is newer (version {max(newer)}) than this code knows"
                 raise SchemaError(msg)
             if migration.version in have:
                 continue
-            await _run_script(conn, render(migration.up, schema))
+            await conn.execute(render(migration.up, schema))
             await conn.execute(
                 query("record_migration", schema),
                 {
@@ -124,7 +123,7 @@ async def down(conn: Connection, schema: str = DEFAULT_SCHEMA, *, to: int = 0) -
             have = await applied(conn, schema)
             if migration.version not in have:
                 continue
-            await _run_script(conn, render(migration.down, schema))
+            await conn.execute(render(migration.down, schema))
             await conn.execute(query("forget_migration", schema), {"version": migration.version})
             done.append(migration)
     return done
@@ -161,10 +160,6 @@ async def _locked(conn: Connection, schema: str) -> AsyncGenerator[None]:
     async with conn.transaction():
         await conn.execute(query("lock_migrations", schema))
         yield
-
-
-async def _run_script(conn: Connection, script: LiteralString) -> None:
-    await conn.execute(script, prepare=False)  # several statements cannot be prepared
 
 
 def _schema_flag(schema: str) -> str:

@@ -86,8 +86,9 @@ class PostgresStore:
     async def aclose(self) -> None:
         """Close the connections. Using the store afterwards raises `Closed`."""
         self._closed = True
-        for pool in (self._pool, self._control, self._heartbeat):
-            await pool.aclose()
+        with trio.CancelScope(shield=True):  # closing waits for nobody
+            for pool in (self._pool, self._control, self._heartbeat):
+                await pool.aclose()
 
     # -- what applications do ----------------------------------------------------
 

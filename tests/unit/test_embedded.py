@@ -30,6 +30,13 @@ with embedded(sys.argv[1], durable=False) as server:
 """
 
 
+@pytest.fixture
+def tmp_path() -> Generator[Path]:
+    """Not pytest's: another run of pytest takes rights away from the directories above that."""
+    with tempfile.TemporaryDirectory() as path:
+        yield Path(path)
+
+
 @contextlib.contextmanager
 def holder(path: Path) -> Generator[subprocess.Popen[str]]:
     """Run another process that uses the server of *path*."""
