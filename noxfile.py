@@ -77,7 +77,9 @@ def tests(session: nox.Session) -> None:
     suite = ("python", "-m", "pytest", *session.posargs)
     session.run(*suite, env={"NURSERY_QUEUE_TEST_DSN": None})
     if programs := find_postgres(15):
-        session.run("python", "tests/on_postgres.py", str(programs), *suite)
+        # Not again what knows no server, or brings its own.
+        again = (*suite, "--ignore=tests/unit", "--ignore=tests/smoke")
+        session.run("python", "tests/on_postgres.py", str(programs), *again)
     else:
         session.warn("NOT RUN: the suite on PostgreSQL 15: its programs were not found")
     session.notify("smoke-3.13")

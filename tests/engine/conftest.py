@@ -31,3 +31,19 @@ async def pg(migrated: str) -> AsyncGenerator[nq.Client]:
     """A client of a real database."""
     async with nq.connect(migrated) as client:
         yield client
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def somewhere(request: pytest.FixtureRequest) -> str | None:
+    """DSN of a migrated database, or None for a store in memory, which needs none."""
+    return None if request.param == "memory" else str(request.getfixturevalue("migrated"))
+
+
+@pytest.fixture
+async def either(somewhere: str | None) -> AsyncGenerator[nq.Client]:
+    """A client of each kind of store."""
+    if somewhere is None:
+        yield nq.Client(FlakyStore())
+    else:
+        async with nq.connect(somewhere) as client:
+            yield client

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-
 import pytest
 
 import nursery_queue as nq
 
-from tests.engine.support import FlakyStore, outcomes
-
-
-@pytest.fixture(params=["memory", "postgres"])
-async def either(request: pytest.FixtureRequest, migrated: str) -> AsyncGenerator[nq.Client]:
-    """A client of each kind of store."""
-    if request.param == "memory":
-        yield nq.Client(FlakyStore())
-    else:
-        async with nq.connect(migrated) as client:
-            yield client
+from tests.engine.support import outcomes
 
 
 class Mute(Exception):  # no error of ours

@@ -6,7 +6,7 @@ import contextlib
 import datetime as dt
 import math
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from typing import Any, cast
 
 import psycopg
@@ -20,16 +20,6 @@ import nursery_queue as nq
 from nursery_queue._pg._connection import Connection
 from nursery_queue._pg._store import PostgresStore
 from tests.engine.support import FlakyStore
-
-
-@pytest.fixture(params=["memory", "postgres"])
-async def either(request: pytest.FixtureRequest, migrated: str) -> AsyncGenerator[nq.Client]:
-    """A client of each kind of store."""
-    if request.param == "memory":
-        yield nq.Client(FlakyStore())
-    else:
-        async with nq.connect(migrated) as client:
-            yield client
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-
 import pytest
 import trio
 import trio.testing
@@ -13,16 +11,6 @@ from trio.testing import MockClock
 import nursery_queue as nq
 
 from tests.engine.support import FlakyStore, working
-
-
-@pytest.fixture(params=["memory", "postgres"])
-async def either(request: pytest.FixtureRequest, migrated: str) -> AsyncGenerator[nq.Client]:
-    """A client of each kind of store."""
-    if request.param == "memory":
-        yield nq.Client(FlakyStore())
-    else:
-        async with nq.connect(migrated) as client:
-            yield client
 
 
 @pytest.fixture
