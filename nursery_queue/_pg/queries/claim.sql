@@ -44,5 +44,7 @@ select (select extract(epoch from min(due_at) - nursery_queue.now())::float8
        task.id, taken.epoch, taken.attempt, taken.lost, task.task_type, task.queue,
        task.params::text, task.max_attempts, task.backoff, task.timeout, task.keep_for
   from (values (1)) as answer
-  left join (taken join nursery_queue.task on task.id = taken.task_id) on true
+  -- Looked up one by one: a join may be planned as a walk through all tasks (offset 0).
+  left join (taken cross join lateral (select * from nursery_queue.task
+                                        where task.id = taken.task_id offset 0) as task) on true
  order by task.priority desc, task.id
