@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ._checks import duration
+
 
 class NurseryQueueError(Exception):
     """Base of all errors raised on purpose by nursery_queue."""
@@ -81,9 +83,7 @@ class TryLater(NurseryQueueError):
     """Base of what a handler raises to be run again after *seconds*."""
 
     def __init__(self, seconds: float) -> None:
-        from ._checks import duration  # noqa: PLC0415  # _checks raises plain ValueErrors only
-
-        self.seconds = duration(seconds, "seconds")
+        self.seconds: float = duration(seconds, "seconds")
         super().__init__(f"run again in {self.seconds:g} s")
 
 
