@@ -58,8 +58,7 @@ class Tenancy:
         return trio.current_time() < self._until
 
     async def begin(self) -> None:
-        """Register, under a name never used before."""
-        self.info = attrs.evolve(self.info, id=uuid.uuid4())
+        """Register; the id must never have been used before."""
         sent = trio.current_time()
         await self.store.register(self.info)
         self._extend(sent)
@@ -117,6 +116,7 @@ class Tenancy:
     async def _begin_anew(self) -> None:
         """Register under a new name; what the old one still holds in the store is swept."""
         await self.store.deregister(self.info.id)
+        self.info = attrs.evolve(self.info, id=uuid.uuid4())
         await self.begin()
         log.info("registered anew as worker %s", self.info.id)
         self.on_death()

@@ -75,7 +75,6 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         self._turn = Turn()
         self._in_finishing = 0
         self._fetch_cursor: psycopg.AsyncCursor[TupleRow] | None = None
-        self.resyncs = 0  # how often a statement in flight had to be cancelled
 
     @classmethod
     async def connect(
@@ -188,7 +187,6 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 
         Reads the server's answer in any case, or closes the connection.
         """
-        self.resyncs += 1
         patience = 0.25
         answered = False
         try:
