@@ -17,6 +17,18 @@ class TransientError(NurseryQueueError):
     """
 
 
+class DatabaseRefused(NurseryQueueError):
+    """The database will not do this for anybody now, until somebody mends it.
+
+    Rights are missing, or tables are not what this code needs. A worker keeps what it has in
+    hand and tries again, ever more slowly; no task is blamed.
+    """
+
+
+class NotifyUnavailable(NurseryQueueError):
+    """The store cannot tell of news, and waiting does not change that: rely on polling."""
+
+
 class Closed(NurseryQueueError):
     """You used a client, pool or transaction after you closed it."""
 

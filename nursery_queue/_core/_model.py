@@ -67,6 +67,9 @@ class Claim:
     timeout: float | None = None
     keep_for: float | None = None
 
+    def __str__(self) -> str:
+        return f"task {self.fence.task_id} ({self.task_type}, attempt {self.attempt})"
+
 
 @attrs.frozen(kw_only=True)
 class Lane:

@@ -129,7 +129,7 @@ def settle(
         fence=claim.fence, attempt=claim.attempt, lost=claim.lost, keep_for=policy.keep_for
     )
     decided = _decide(here, outcome, policy.retry, rng)
-    return _stopped(here, decided) if cancel_requested else decided
+    return _stopped(decided) if cancel_requested else decided
 
 
 def settle_lost(held: Held, *, max_lost: int = MAX_LOST) -> Settlement:
@@ -140,14 +140,14 @@ def settle_lost(held: Held, *, max_lost: int = MAX_LOST) -> Settlement:
     )
     event = Event.FAIL if held.lost + 1 >= max_lost else Event.LOSE
     decided = here.to(event, Outcome.LOST, error=error, lost=1, refund=True)
-    return _stopped(here, decided) if held.cancel_requested else decided
+    return _stopped(decided) if held.cancel_requested else decided
 
 
 def give_back(held: Held) -> Settlement:
     """Return what the store thinks this worker holds, but it does not: it never started."""
     here = _held_position(held)
     decided = here.to(Event.INTERRUPT, None, refund=True)
-    return _stopped(here, decided) if held.cancel_requested else decided
+    return _stopped(decided) if held.cancel_requested else decided
 
 
 def _held_position(held: Held) -> _Position:
@@ -196,8 +196,9 @@ def _failed(
     return here.to(Event.RETRY, outcome, error=error, delay=delay)
 
 
-def _stopped(here: _Position, decided: Settlement) -> Settlement:
+def _stopped(decided: Settlement) -> Settlement:
     """Turn a settlement that would bring the task back into one that cancels it."""
     if decided.state.is_final:
         return decided
-    return here.to(Event.CANCEL, decided.outcome, error=decided.error)
+    # What is logged and counted stays: the attempt was lost, or interrupted, all the same.
+    return attrs.evolve(decided, event=Event.CANCEL, delay=0.0)

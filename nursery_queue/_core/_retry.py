@@ -76,7 +76,8 @@ ONCE = RetryPolicy(max_attempts=1)
 class Backoff:
     """How a failing sibling of the worker is restarted: ever more slowly, for ever.
 
-    Starts over at *initial* once it has been healthy for *healthy_after* seconds.
+    After failure n in a row the wait is t = min(maximum, initial * 2 ** (n - 1)) seconds,
+    uniform in [0.75 * t, t]. Starts over once it has been healthy for *healthy_after* seconds.
     """
 
     initial: float = 0.25
@@ -86,4 +87,4 @@ class Backoff:
     def delay(self, failures: int, rng: random.Random) -> float:
         """Return the seconds to wait after so many failures in a row."""
         t = exponential(self.initial, 2.0, self.maximum, failures)
-        return rng.uniform(t / 2, t)
+        return rng.uniform(0.75 * t, t)

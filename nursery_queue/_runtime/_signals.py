@@ -14,6 +14,12 @@ import trio
 
 
 Obey = Callable[[signal.Signals], object]
+# Called by the signal handler itself, with the frame that was interrupted.
+Look = Callable[[FrameType | None], object]
+
+
+def _ignore(_count: int) -> None:
+    """Do nothing."""
 
 
 @attrs.define(eq=False)
@@ -22,11 +28,13 @@ class Escalation:
 
     *steps* are called by the trio task that runs `obey`, in order and each once. The signal
     after them calls *last*, and so does every further one, in the signal handler itself: it
-    works even while somebody blocks the loop, and must not wait.
+    works even while somebody blocks the loop, and must not wait. Nor must *heard*, which is
+    called there for each of the others, with how many there have been.
     """
 
     steps: Sequence[Obey]
     last: Obey
+    heard: Callable[[int], object] = _ignore
     _asked: int = attrs.field(default=0, init=False)
     _obeyed: int = attrs.field(default=0, init=False)
 
@@ -35,6 +43,8 @@ class Escalation:
         self._asked += 1
         if self._asked > len(self.steps):
             self.last(signum)
+        else:
+            self.heard(self._asked)
 
     def obey(self, signum: signal.Signals) -> None:
         """Take the steps that were asked for and not yet taken."""
@@ -49,19 +59,32 @@ async def obey(
     signals: Sequence[signal.Signals],
     *,
     others: Mapping[signal.Signals, Obey] | None = None,
+    at_once: Mapping[signal.Signals, Look] | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Let *signals* climb *escalation*, and *others* do what they are mapped to, until cancelled.
 
-    Ready when the signals are caught. One that comes while this is being cancelled is too late
-    to ask for anything, and ignored. Must run in the main thread.
+    *at_once*: what to do in the signal handler itself, however busy the loop is. Ready when
+    the signals are caught. One that comes while this is being cancelled is too late to ask
+    for anything, and ignored. Must run in the main thread.
     """
-    others = others or {}
+    others, at_once = others or {}, at_once or {}
     caught = [*signals, *others]
+
+    def count(signum: signal.Signals, _frame: FrameType | None) -> None:
+        escalation.ask(signum)
+
+    def look(signum: signal.Signals, frame: FrameType | None) -> None:
+        at_once[signum](frame)
+
     # trio delivers again what it could not hand out, to whoever was there before: to nobody.
-    with _wrapped(caught, _swallow), trio.open_signal_receiver(*caught) as received:
+    with (
+        _wrapped([*at_once], look),
+        _wrapped(caught, _swallow),
+        trio.open_signal_receiver(*caught) as received,
+    ):
         try:
-            with _wrapped(signals, escalation.ask, then_inner=True):
+            with _wrapped(signals, count, then_inner=True):
                 task_status.started()
                 async for number in received:
                     signum = signal.Signals(number)
@@ -85,14 +108,17 @@ async def _under_way() -> None:
 
 @contextlib.contextmanager
 def _wrapped(
-    signals: Sequence[signal.Signals], act: Obey, *, then_inner: bool = False
+    signals: Sequence[signal.Signals],
+    act: Callable[[signal.Signals, FrameType | None], object],
+    *,
+    then_inner: bool = False,
 ) -> Generator[None]:
     """Call *act* for each of *signals*, and perhaps the handler that is there already."""
     inner = {signum: signal.getsignal(signum) for signum in signals}
 
     def handler(number: int, frame: FrameType | None) -> None:
         signum = signal.Signals(number)
-        act(signum)
+        act(signum, frame)
         handle = inner[signum]
         if then_inner and callable(handle):
             handle(number, frame)
@@ -106,5 +132,5 @@ def _wrapped(
             signal.signal(signum, handle)
 
 
-def _swallow(_signum: signal.Signals) -> None:
+def _swallow(_signum: signal.Signals, _frame: FrameType | None) -> None:
     """Do nothing."""
