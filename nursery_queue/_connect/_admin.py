@@ -17,6 +17,7 @@ from nursery_queue._core._errors import TransientError
 from nursery_queue._pg import _migrate
 from nursery_queue._pg._connection import Connection
 from nursery_queue._pg._errors import translated
+from nursery_queue._pg._pooler import connect
 from nursery_queue._pg._sql import DEFAULT_SCHEMA, checked_schema
 
 
@@ -97,7 +98,7 @@ async def _connected(dsn: str) -> AsyncGenerator[Connection]:
     with translated():
         try:
             with trio.fail_after(CONNECT_TIMEOUT):
-                connection = await Connection.connect(dsn)
+                connection = await connect(dsn)
         except trio.TooSlowError as exc:
             msg = f"no answer within {CONNECT_TIMEOUT:g} s"
             raise TransientError(msg) from exc

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import trio
 
 from psycopg import capabilities, pq
 
-from ._waiting import guarded
+from nursery_queue._runtime._timekeeper import held
+
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from ._connection import Connection
+
+
+@contextlib.contextmanager
+def expendable(conn: Connection) -> Generator[None]:
+    """Close *conn* at once when a call in the block is cancelled, not after cancelling it.
+
+    For a connection that would not be kept then anyway.
+    """
+    usual, conn.cancel_timeout = conn.cancel_timeout, 0.0
+    try:
+        yield
+    finally:
+        conn.cancel_timeout = usual
 
 
 async def request_cancel(conn: psycopg.AsyncConnection[Any]) -> None:
@@ -18,21 +39,25 @@ async def request_cancel(conn: psycopg.AsyncConnection[Any]) -> None:
     So a request can never hit the statement after the one it was meant for. Bound it by a
     cancel scope. Raises `OperationalError` if the server cannot be asked.
     """
-    if not capabilities.has_cancel_safe():  # libpq before 17
-        await trio.to_thread.run_sync(conn.cancel, abandon_on_cancel=True)
-        return
+    with held():
+        if capabilities.has_cancel_safe():
+            await _request_cancel(conn)
+        else:  # libpq before 17
+            await trio.to_thread.run_sync(conn.cancel, abandon_on_cancel=True)
+
+
+async def _request_cancel(conn: psycopg.AsyncConnection[Any]) -> None:
     request = conn.pgconn.cancel_conn()
     try:
         request.start()
-        with guarded():
-            await trio.lowlevel.wait_writable(request.socket)  # PQcancelPoll wants that first
-            while (status := request.poll()) != pq.PollingStatus.OK:
-                if status == pq.PollingStatus.READING:
-                    await trio.lowlevel.wait_readable(request.socket)
-                elif status == pq.PollingStatus.WRITING:
-                    await trio.lowlevel.wait_writable(request.socket)
-                else:
-                    msg = f"the cancel request failed: {request.get_error_message()}"
-                    raise psycopg.OperationalError(msg)
+        await trio.lowlevel.wait_writable(request.socket)  # PQcancelPoll wants that first
+        while (status := request.poll()) != pq.PollingStatus.OK:
+            if status == pq.PollingStatus.READING:
+                await trio.lowlevel.wait_readable(request.socket)
+            elif status == pq.PollingStatus.WRITING:
+                await trio.lowlevel.wait_writable(request.socket)
+            else:
+                msg = f"the cancel request failed: {request.get_error_message()}"
+                raise psycopg.OperationalError(msg)
     finally:
         request.finish()

@@ -19,8 +19,9 @@ from psycopg.conninfo import (
     timeout_from_conninfo,
 )
 
+from nursery_queue._runtime._timekeeper import held
+
 from ._errors import is_transient
-from ._waiting import guarded
 
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ async def open_pgconn(conninfo: str, **kwargs: ConnParam) -> PGconn:
     params = _with_defaults(conninfo_to_dict(conninfo, **kwargs))
     timeout = timeout_from_conninfo(params)
     failures: list[psycopg.Error] = []
-    with guarded():
+    with held():
         for attempt in await _attempts(params):
             try:
                 with trio.move_on_after(timeout):
@@ -76,6 +77,9 @@ def _with_defaults(params: ConnDict) -> ConnDict:
     # What a service file says stands behind the conninfo, so ours would override it.
     if "service" not in params and "PGSERVICE" not in os.environ:
         params = {**KEEPALIVE, **params}
+        # A database of encoding SQL_ASCII would have psycopg give us bytes for text.
+        if "PGCLIENTENCODING" not in os.environ:
+            params.setdefault("client_encoding", "UTF8")
     return params
 
 

@@ -23,10 +23,13 @@ from psycopg.adapt import AdaptersMap
 from psycopg.errors import CancellationTimeout, QueryCanceled
 from psycopg.rows import TupleRow
 
+from nursery_queue._runtime._timekeeper import ClockStuck, really_move_on_after
+
 from ._cancelling import request_cancel
 from ._connecting import open_pgconn
 from ._errors import CallTimeout
 from ._notifications import receive
+from ._session_clock import SessionClock, nothing
 from ._transaction_block import TransactionBlock, check_committable, truthful_commit
 from ._waiting import READ, Lock, Turn, drive, ready_now
 
@@ -65,7 +68,9 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
     """
 
     call_timeout: float | None = None
-    cancel_timeout = 5.0  # seconds to cancel a statement and read its answer, else we close
+    clock: SessionClock | None = None
+    pooled = False  # another client has the session after each of our transactions
+    cancel_timeout = 5.0  # seconds to cancel a statement and read its answer; then we close
     finish_timeout = 10.0  # seconds for BEGIN, COMMIT and ROLLBACK, else we close
 
     def __init__(self, pgconn: PGconn, *args: Any, **kwargs: Any) -> None:
@@ -156,6 +161,8 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
     async def _wait(self, gen: PQGen[RV]) -> RV:
         if not self._in_flight():
             await trio.lowlevel.checkpoint_if_cancelled()  # nothing sent yet: free to give up
+            if self.clock is not None:
+                gen = self.clock.before(self, gen)
         try:
             return await drive(gen, self.pgconn, self._turn)
         except QueryCanceled:
@@ -172,6 +179,9 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
             if not self.closed and self._in_flight():
                 await self._resync(gen)
             raise
+        except ClockStuck:
+            self.abort()
+            raise
         finally:
             # It has ended, or never began, or its connection is closed. In the last case its
             # own clean-up can only fail, and should do so here.
@@ -187,13 +197,13 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 
         Reads the server's answer in any case, or closes the connection.
         """
-        patience = 0.25
+        patience = min(0.25, self.cancel_timeout)
         answered = False
         try:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + self.cancel_timeout):
-                while True:
+                while 0 < patience <= self.cancel_timeout:
                     await self._ask_to_cancel(self.cancel_timeout)
-                    with trio.move_on_after(patience):
+                    with really_move_on_after(patience):
                         try:
                             value = await drive(gen, self.pgconn, self._turn)
                         except psycopg.Error:
@@ -201,7 +211,8 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
                             return None
                         answered = True
                         return (value,)
-                    patience *= 2  # the request may have hit the BEGIN or PREPARE before it
+                    # Not in time: the request may have hit the BEGIN or PREPARE before it.
+                    patience *= 2  # type: ignore[unreachable]  # mypy thinks the block ends here
         finally:
             if not answered:
                 self.abort()
@@ -290,6 +301,9 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         undo = (
             self._pipeline is None and self._autocommit and self.pgconn.transaction_status == _IDLE
         )
+        if self._pipeline is None and self.clock is not None:
+            async with self.lock:
+                await self.wait(nothing())  # inside, nobody could tell the session the time
         try:
             async with super().pipeline() as pipeline:
                 try:

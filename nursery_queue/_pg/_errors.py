@@ -1,4 +1,4 @@
-"""Which errors of the database pass with time."""
+"""Which errors of the database pass with time, and which are nobody's in particular."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from nursery_queue._core._errors import TransientError
+from nursery_queue._core._errors import DatabaseRefused, TransientError
 
 
 if TYPE_CHECKING:
@@ -37,6 +37,17 @@ _TRANSIENT = frozenset(
         "57P05",  # closed by idle_session_timeout
     }
 )
+# About the rows that a statement was to write; somebody else's rows may do.
+_OF_THE_ROWS = frozenset(
+    {
+        "21",  # cardinality violation
+        "22",  # data exception
+        "23",  # constraint violation
+        "44",  # a view's check option
+        "54",  # program limit exceeded
+        "P0",  # raised on purpose, by somebody's trigger
+    }
+)
 
 
 class CallTimeout(psycopg.OperationalError):
@@ -59,6 +70,29 @@ def is_transient(exc: BaseException) -> bool:
             return isinstance(exc, psycopg.OperationalError)
         return exc.sqlstate[:2] in _TRANSIENT_CLASSES or exc.sqlstate in _TRANSIENT
     return isinstance(exc, TransientError | OSError)
+
+
+def is_refusal(exc: BaseException) -> bool:
+    """Tell whether the database as such refuses, whatever the rows, until somebody mends it.
+
+    Rights that are missing or tables that are not as expected, for instance: all that has an
+    SQLSTATE, does not pass with time and is not about the rows.
+    """
+    if not isinstance(exc, psycopg.Error) or exc.sqlstate is None:
+        return False
+    return not is_transient(exc) and exc.sqlstate[:2] not in _OF_THE_ROWS
+
+
+@contextlib.contextmanager
+def translated_for_workers() -> Generator[None]:
+    """Do what `translated` does, and raise `DatabaseRefused` for a refusal."""
+    try:
+        with translated():
+            yield
+    except psycopg.Error as exc:
+        if not is_refusal(exc):
+            raise
+        raise DatabaseRefused(str(exc) or type(exc).__name__) from exc
 
 
 @contextlib.contextmanager

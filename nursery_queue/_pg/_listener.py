@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 from typing import TYPE_CHECKING
@@ -11,9 +12,12 @@ import trio
 
 from psycopg import sql
 
+from nursery_queue._core._errors import NotifyUnavailable
+from nursery_queue._runtime._timekeeper import held, watched
+
 from ._connection import Connection
 from ._notifications import wait_for_input
-from ._waiting import guarded
+from ._pooler import connect
 
 
 if TYPE_CHECKING:
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
     from psycopg.pq import PGnotify
 
+NO_NOTIFICATIONS = "a pooler stands between us and PostgreSQL: it passes no notifications on"
 _LONGEST_NAME = 63  # bytes; the server would cut off the rest
 
 
@@ -35,8 +40,7 @@ class Listener:
 
     def __init__(self, conn: Connection, channels: Iterable[str]) -> None:
         self.connection = conn
-        encoding = conn.info.encoding
-        self._names = {_checked(name).encode(encoding): name for name in channels}
+        self._names = {_checked(name).encode(): name for name in channels}
         self._heard: list[str] = []
         self._asked = 0  # questions sent and answered; at most one is under way
         self._answered = 0
@@ -47,8 +51,17 @@ class Listener:
 
     @classmethod
     async def open(cls, conninfo: str, channels: Iterable[str]) -> Self:
-        """Connect and LISTEN; what is committed after this returns will be heard."""
-        conn = await Connection.connect(conninfo)
+        """Connect and LISTEN; what is committed after this returns will be heard.
+
+        Raises `NotifyUnavailable` behind a pooler: the session that listened would be
+        somebody else's the next moment. Cancelled, it leaves nothing open.
+        """
+        # Raw bytes: from a payload that the server cannot convert it would die, not we.
+        conn = await connect(conninfo, client_encoding="SQL_ASCII")
+        conn.cancel_timeout = 0.0  # not worth keeping: a new one can be had
+        if conn.pooled:
+            conn.abort()
+            raise NotifyUnavailable(NO_NOTIFICATIONS)
         try:
             listener = cls(conn, channels)
             await conn.execute(
@@ -76,22 +89,28 @@ class Listener:
         ends, for whatever reason, the connection is closed.
         """
         try:
-            async with self.connection.lock:
-                due = trio.current_time() + probe_every
-                while True:
-                    self._read(on_notify)
-                    if await self._readable(due):
-                        due = trio.current_time() + probe_every
-                    elif self._asked == self._answered:
-                        self.ask()
-                        due = trio.current_time() + probe_timeout
-                    elif (last_chance := self._asked_at + probe_timeout) > trio.current_time():
-                        due = last_chance
-                    else:
-                        msg = f"the LISTEN connection did not answer within {probe_timeout:g} s"
-                        raise psycopg.OperationalError(msg)
+            with watched(self):
+                await self._run(on_notify, probe_every, probe_timeout)
         finally:
             self.close()
+
+    async def _run(
+        self, on_notify: Callable[[str], object], probe_every: float, probe_timeout: float
+    ) -> None:
+        async with self.connection.lock:
+            due = trio.current_time() + probe_every
+            while True:
+                self._read(on_notify)
+                if await self._readable(due):
+                    due = trio.current_time() + probe_every
+                elif self._asked == self._answered:
+                    self.ask()
+                    due = trio.current_time() + probe_timeout
+                elif (last_chance := self._asked_at + probe_timeout) > trio.current_time():
+                    due = last_chance
+                else:
+                    msg = f"the LISTEN connection did not answer within {probe_timeout:g} s"
+                    raise psycopg.OperationalError(msg)
 
     def ask(self) -> int:
         """Send an empty query, unless one is under way; `answered()` takes the number returned.
@@ -114,8 +133,13 @@ class Listener:
             if self.connection.closed:
                 msg = "the LISTEN connection was closed"
                 raise psycopg.OperationalError(msg)
-            with guarded():
-                await self._news.park()
+            await self._news.park()
+
+    async def flushed(self) -> None:
+        """Wait until every notification committed before this call has been heard, or cannot be."""
+        with contextlib.suppress(psycopg.OperationalError):
+            await self.answered(self._asked)  # it may have been asked before that commit
+            await self.answered(self.ask())
 
     def close(self) -> None:
         """Close the connection; `run()` then raises. May be called again."""
@@ -147,15 +171,16 @@ class Listener:
 
     async def _readable(self, deadline: float) -> bool:
         """Read what arrives until *deadline*; tell whether something did."""
-        with trio.CancelScope(deadline=deadline):
+        asked = self._asked != self._answered
+        with trio.CancelScope(deadline=deadline), held() if asked else contextlib.nullcontext():
             await wait_for_input(self.connection.pgconn)
             return True
         return False
 
 
 def _checked(channel: str) -> str:
-    size = len(channel.encode())
-    if not 0 < size <= _LONGEST_NAME or "\0" in channel:
-        msg = f"a channel's name must have 1 to {_LONGEST_NAME} bytes, not {channel!r}"
+    fits = 0 < len(channel) <= _LONGEST_NAME and channel.isascii()
+    if not fits or "\0" in channel:
+        msg = f"a channel's name must be 1 to {_LONGEST_NAME} bytes of ASCII, not {channel!r}"
         raise ValueError(msg)
     return channel

@@ -15,6 +15,7 @@ import trio
 from nursery_queue._core._errors import SchemaError
 
 from ._connection import Connection
+from ._pooler import connect
 from ._sql import DEFAULT_SCHEMA, checked_schema, query, render
 
 
@@ -151,7 +152,7 @@ def up_sync(dsn: str, schema: str = DEFAULT_SCHEMA) -> None:
 
 
 async def _up_once(dsn: str, schema: str) -> None:
-    async with await Connection.connect(dsn) as conn:
+    async with await connect(dsn) as conn:
         await up(conn, schema)
 
 

@@ -16,8 +16,10 @@ from psycopg.errors import ReadOnlySqlTransaction
 
 from nursery_queue._core._errors import Closed
 
+from ._cancelling import expendable
 from ._connection import Connection
 from ._errors import PoolTimeout
+from ._pooler import connect
 from ._waiting import READ, ready_now
 
 
@@ -214,7 +216,7 @@ class Pool:
     async def _connect(self) -> Connection:
         if self.connect is not None:
             return await self.connect()
-        return await Connection.connect(self.conninfo)
+        return await connect(self.conninfo)
 
     async def _answers(self, conn: Connection, since: float) -> bool:
         # An idle connection has nothing to say: if there is something, it is a goodbye.
@@ -222,7 +224,7 @@ class Pool:
             return False
         if trio.current_time() - since < self.ping_after:
             return True
-        with trio.move_on_after(PING_TIMEOUT):
+        with expendable(conn), trio.move_on_after(PING_TIMEOUT):
             try:
                 await conn.execute("")
             except psycopg.Error:

@@ -6,15 +6,16 @@ import contextlib
 import logging
 
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 from uuid import UUID
 
 import attrs
+import psycopg
 import trio
 
-from nursery_queue._core._errors import Closed, TransientError
+from nursery_queue._core._errors import Closed, NotifyUnavailable, TransientError
 from nursery_queue._core._model import (
     Attempt,
     Beat,
@@ -36,10 +37,13 @@ from nursery_queue._core._states import Event, State, sources
 from nursery_queue._store import Bell, StoreTransaction
 
 from . import _migrate, _rows
+from ._cancelling import expendable
 from ._connection import Connection
-from ._errors import translated
-from ._listener import Listener
+from ._errors import is_refusal, translated, translated_for_workers
+from ._listener import NO_NOTIFICATIONS, Listener
 from ._pool import Pool
+from ._pooler import connect
+from ._session_clock import SessionClock
 from ._sql import DEFAULT_SCHEMA, checked_schema, query
 from ._transaction import PostgresTransaction, insert_tasks, settle_rows
 
@@ -50,6 +54,7 @@ BATCH = 1000
 # Of the pool's connections, for claiming and settling while a worker is registered: however
 # many transactions handlers hold open, the worker itself is never kept waiting.
 CONTROL = 2
+CONTROL_CANCEL = 2.0  # seconds to cancel a statement of ours; then its connection is closed
 
 
 @attrs.define(eq=False)
@@ -70,13 +75,13 @@ class PostgresStore:
     _registered: set[UUID] = attrs.field(factory=set[UUID], init=False)
     _registering: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     _closed: bool = attrs.field(default=False, init=False)
+    _pooled: bool = attrs.field(default=False, init=False)  # and the log says so
 
     def __attrs_post_init__(self) -> None:
         checked_schema(self.schema)
-        self._pool = Pool(self.conninfo, max_size=self.pool_size)
-        # Not the first: it lends connections for the application's own statements.
-        self._control = Pool(self.conninfo, max_size=CONTROL, connect=self._connect)
-        self._heartbeat = Pool(self.conninfo, max_size=1, connect=self._connect)
+        self._pool = Pool(self.conninfo, max_size=self.pool_size, connect=self._connect)
+        self._control = Pool(self.conninfo, max_size=CONTROL, connect=self._connect_to_control)
+        self._heartbeat = Pool(self.conninfo, max_size=1, connect=self._connect_to_control)
 
     async def check(self) -> None:
         """Raise `SchemaError` if the tables are not what this code needs."""
@@ -203,7 +208,12 @@ class PostgresStore:
             "queues": None if lanes is None else [lane.queue for lane in lanes],
             "slots": None if lanes is None else [lane.slots for lane in lanes],
         }
-        return _rows.claimed(await self._run(self._control, "claim", params))
+        async with self._lent(self._control) as conn:
+            if not conn.pooled:
+                return _rows.claimed(await conn.fetch(query("claim", self.schema), params))
+            async with conn.pipeline():  # one transaction, which is sent in one go
+                await conn.execute(query("keep_to_indexes", self.schema), {"once": True})
+                return _rows.claimed(await conn.fetch(query("claim", self.schema), params))
 
     async def settle(self, settlements: Sequence[Settlement]) -> dict[Fence, Refusal]:
         """Write what became of claims; return those not applied, and why."""
@@ -249,13 +259,16 @@ class PostgresStore:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Call *ring* for each of *bells* when there may be news, until cancelled."""
+        """Call *ring* for each of *bells* when there may be news, until cancelled.
+
+        Raises `NotifyUnavailable` behind a pooler.
+        """
         if self._closed:
             msg = "this store has been closed"
             raise Closed(msg)
         channels = {channel_of(bell, self.schema): bell for bell in bells}
-        with translated():
-            listener = await Listener.open(self.conninfo, channels)
+        with translated_for_workers():
+            listener = await self._open_listener(channels)
             try:
                 # Listening first and ringing after, so nothing falls in between.
                 for bell in bells:
@@ -272,13 +285,42 @@ class PostgresStore:
         return min(CONTROL, self.pool_size - 1)
 
     async def _connect(self) -> Connection:
-        conn = await Connection.connect(self.conninfo)
+        conn = await connect(self.conninfo)
+        if conn.pooled:  # then nothing may be set in the session, which is others' too
+            self._warn_of_pooler()
+        else:
+            conn.clock = SessionClock(f"{self.schema}.now")
+        return conn
+
+    async def _connect_to_control(self) -> Connection:
+        """Not for the application's own statements: plans are kept to what suits ours."""
+        conn = await self._connect()
+        conn.cancel_timeout = CONTROL_CANCEL
         try:
-            await conn.execute(query("keep_to_indexes", self.schema))
+            if not conn.pooled:
+                with expendable(conn):
+                    await conn.execute(query("keep_to_indexes", self.schema), {"once": False})
         except BaseException:
             conn.abort()
             raise
         return conn
+
+    async def _open_listener(self, channels: Iterable[str]) -> Listener:
+        if self._pooled:
+            raise NotifyUnavailable(NO_NOTIFICATIONS)
+        try:
+            return await Listener.open(self.conninfo, channels)
+        except NotifyUnavailable:
+            self._warn_of_pooler()
+            raise
+
+    def _warn_of_pooler(self) -> None:
+        if not self._pooled:
+            self._pooled = True
+            log.warning(
+                "a pooler stands between us and PostgreSQL: it passes no notifications on, so new"
+                " tasks are found by polling alone; give workers a DSN that leads there directly"
+            )
 
     def _unreserve(self, worker_id: UUID) -> None:
         if worker_id in self._registered:
@@ -294,9 +336,15 @@ class PostgresStore:
 
     @contextlib.asynccontextmanager
     async def _lent(self, pool: Pool) -> AsyncGenerator[Connection]:
-        with translated(), self._bounded():
+        translating = translated if pool is self._pool else translated_for_workers
+        with translating(), self._bounded():
             async with pool.connection() as conn:
-                yield conn
+                try:
+                    yield conn
+                except psycopg.Error as exc:
+                    if is_refusal(exc):  # a new one may fare better, as after a migration
+                        conn.abort()
+                    raise
 
     @contextlib.contextmanager
     def _bounded(self) -> Generator[None]:

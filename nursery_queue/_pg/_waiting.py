@@ -6,12 +6,14 @@ import contextlib
 import select
 import time
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import psycopg
 import trio
 
 from psycopg.waiting import Ready, Wait
+
+from nursery_queue._runtime._timekeeper import held, timekeeper
 
 
 if TYPE_CHECKING:
@@ -22,26 +24,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_NOTHING: contextlib.nullcontext[None] = contextlib.nullcontext()
+
 READ, WRITE = int(Ready.R), int(Ready.W)
 LONGEST_TURN = 0.005  # seconds a generator that never has to wait may keep other tasks waiting
-
-
-class ReplyGuard(Protocol):
-    """Entered for as long as a reply of the database is awaited."""
-
-    def __enter__(self) -> object: ...
-    def __exit__(self, *exc: object) -> object: ...
-
-
-# A virtual clock must not jump while a reply is under way: it sets this to learn when one is.
-reply_guard: trio.lowlevel.RunVar[ReplyGuard | None] = trio.lowlevel.RunVar("reply_guard", None)
-
-_NO_GUARD: contextlib.nullcontext[None] = contextlib.nullcontext()
-
-
-def guarded() -> ReplyGuard:
-    """Return what to enter around waiting for a reply outside of `drive`."""
-    return reply_guard.get() or _NO_GUARD
 
 
 class Lock:
@@ -123,7 +109,7 @@ class Turn:
 
 async def drive(gen: PQGen[T], pgconn: PGconn, turn: Turn) -> T:
     """Run *gen* to its end. `trio.Cancelled` leaves it suspended: call again to go on."""
-    guard = reply_guard.get() or _NO_GUARD
+    keeper = timekeeper.get()
     try:
         want = next(gen)
         fd = pgconn.socket
@@ -131,12 +117,12 @@ async def drive(gen: PQGen[T], pgconn: PGconn, turn: Turn) -> T:
             # The generators may call back into user code: only the waiting is guarded here.
             try:
                 if want == Wait.R:
-                    with guard:
+                    with _NOTHING if keeper is None else keeper.hold():
                         await trio.lowlevel.wait_readable(fd)
                     ready = READ
                     turn.renew()
                 else:
-                    ready = await _sendable(fd, want, guard, turn)
+                    ready = await _sendable(fd, want, turn)
             except (OSError, trio.ClosedResourceError) as exc:
                 pgconn.finish()
                 msg = "the connection was closed while waiting for the database"
@@ -150,13 +136,13 @@ async def drive(gen: PQGen[T], pgconn: PGconn, turn: Turn) -> T:
         return result
 
 
-async def _sendable(fd: int, want: int, guard: ReplyGuard, turn: Turn) -> int:
+async def _sendable(fd: int, want: int, turn: Turn) -> int:
     # Nearly always writable already: asking the kernel costs less than waiting.
     if turn.over():
         await trio.lowlevel.checkpoint()
         turn.renew()
     if not (ready := ready_now(fd, want)):
-        with guard:
+        with held():
             ready = await wait_ready(fd, want)
         turn.renew()
     return ready

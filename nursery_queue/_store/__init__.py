@@ -73,7 +73,8 @@ class Store(Protocol):
     """Verbs of the domain, not of SQL. Batches in, batches out.
 
     A verb raises `TransientError` when trying again may help, and lets everything else
-    through. A cancelled verb had no effect, unless its docstring says otherwise; one whose
+    through; one that is for workers raises `DatabaseRefused` when whatever it were asked would
+    be refused. A cancelled verb had no effect, unless its docstring says otherwise; one whose
     answer was lost with the connection may have had one.
     """
 
@@ -180,6 +181,6 @@ class Store(Protocol):
         """Call *ring* for each of *bells* when there may be news, until cancelled.
 
         Hints only: they may be late, merged or missing. All ring as soon as we can hear, for
-        whatever was missed before.
+        whatever was missed before. Raises `NotifyUnavailable` if there will never be any.
         """
         ...

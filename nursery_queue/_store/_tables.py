@@ -36,6 +36,7 @@ from nursery_queue._core._model import (
 )
 from nursery_queue._core._outcome import KEEP_FOR, give_back, settle_lost
 from nursery_queue._core._states import Event, State, sources, transition
+from nursery_queue._runtime._timekeeper import timekeeper
 
 from ._rows import Place, Task, Worker, execution, order, within
 
@@ -57,6 +58,8 @@ class Tables:
 
     def now(self) -> dt.datetime:
         """The store's clock: trio's, counted from the wall clock at first use."""
+        if (keeper := timekeeper.get()) is not None:
+            return keeper.now()
         if self.started is None:
             self.started = (dt.datetime.now(dt.UTC), trio.current_time())
         wall, base = self.started

@@ -1,6 +1,8 @@
--- For sessions that claim and settle: tables that were empty when they were last analysed, or
--- when a statement was prepared, must do when they are large. What is wanted is always the
--- walk along an index in its order; no scan of everything, no bitmap to be sorted, and no jit,
--- which the price that the planner puts on a scan it cannot avoid would set off.
-select set_config('enable_seqscan', 'off', false), set_config('enable_bitmapscan', 'off', false),
-       set_config('jit', 'off', false)
+-- For sessions that claim and settle, or for one transaction: tables that were empty when they
+-- were last analysed, or when a statement was prepared, must do when they are large. What is
+-- wanted is always the walk along an index in its order; no scan of everything, no bitmap to be
+-- sorted, and no jit, which the price that the planner puts on a scan it cannot avoid would set
+-- off.
+select set_config('enable_seqscan', 'off', %(once)s::boolean),
+       set_config('enable_bitmapscan', 'off', %(once)s::boolean),
+       set_config('jit', 'off', %(once)s::boolean)

@@ -1,0 +1,38 @@
+"""Poolers such as PgBouncer, which lend one session of the server to many clients in turn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from psycopg.conninfo import make_conninfo
+
+from ._cancelling import expendable
+from ._connection import Connection
+
+
+if TYPE_CHECKING:
+    from psycopg.abc import ConnParam
+
+
+async def connect(conninfo: str, **params: ConnParam) -> Connection:
+    """Connect, and find out whether a pooler stands in between: then `pooled` is true.
+
+    Its sessions are other clients' too, a transaction each: nothing that outlives a
+    transaction may be left in them, so nothing is prepared. Cancelled, it leaves nothing open.
+    """
+    conn = await Connection.connect(make_conninfo(conninfo, **params))
+    try:
+        with expendable(conn):
+            await _look(conn)
+    except BaseException:
+        conn.abort()
+        raise
+    return conn
+
+
+async def _look(conn: Connection) -> None:
+    """Compare who answers with who let us in: a pooler has invented the latter."""
+    cursor = await conn.execute("select pg_catalog.pg_backend_pid()", prepare=False)
+    answers = await cursor.fetchone()
+    if answers != (conn.pgconn.backend_pid,):
+        conn.pooled, conn.prepare_threshold = True, None
