@@ -20,6 +20,7 @@ from ._context import CancelReason as CancelReason, TaskContext as TaskContext
 from ._core._errors import (
     Closed as Closed,
     CommitOutcomeUnknown as CommitOutcomeUnknown,
+    DatabaseRefused as DatabaseRefused,
     DoNotRetry as DoNotRetry,
     InvalidTransition as InvalidTransition,
     NurseryQueueError as NurseryQueueError,
@@ -50,6 +51,11 @@ from ._core._options import Options as Options
 from ._core._retry import RetryPolicy as RetryPolicy
 from ._core._states import State as State
 from ._embedded import Embedded as Embedded, embedded as embedded
+from ._engine._exit_report import (
+    ExitReport as ExitReport,
+    Fate as Fate,
+    TaskExit as TaskExit,
+)
 from ._store import Store as Store
 from ._task_type import TaskRequest as TaskRequest, TaskType as TaskType
 from ._transaction import Transaction as Transaction

@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, overload
 
 import attrs
-import trio
 
 from ._core._checks import duration, whole
 from ._core._errors import Closed, TaskCancelled, TaskFailed, UnknownTask
@@ -133,31 +132,30 @@ class Client:
     async def wait(self, task: TaskRef | int) -> TaskStatus:
         """Wait until a task has ended, in whatever way. Raises `UnknownTask`.
 
-        Woken by NOTIFY, and asks once a second besides. Rides out an outage of the database.
+        Woken by NOTIFY. Asks besides: once a second without NOTIFY, else ever less often, at
+        last once a minute. Rides out outages of the database, however long and from the first
+        question on: it never raises `TransientError`.
         """
-        self._check_open()
-        status = await self._waiting.final(task_id(task))
-        if status is None:
-            msg = f"there is no task {task_id(task)}: it never existed, or has been pruned"
-            raise UnknownTask(msg)
-        return status
+        return await self._final(task, math.inf)
 
     async def result(self, task: TaskRef | int, timeout: float | None = None) -> Any:  # noqa: ASYNC109  # the contract has it
         """Wait until a task has ended and return what its handler returned, as JSON has it.
 
         Args:
             task: The task.
-            timeout: Seconds to wait at most; None: for ever.
+            timeout: Seconds to wait at most; None: for ever. 0 asks once whether it has ended:
+                that first question may take its time, up to 5 s, whatever the timeout.
 
         Raises:
             TaskFailed: It failed for good; the message has its error.
             TaskCancelled: It was cancelled.
             UnknownTask: There is none of that id (any more).
             trio.TooSlowError: It has not ended within *timeout*.
+            TransientError: The database could not even be asked once within *timeout*. Other
+                outages are ridden out.
         """
         limit = math.inf if timeout is None else duration(timeout, "timeout")
-        with trio.fail_after(limit):
-            status = await self.wait(task)
+        status = await self._final(task, limit)
         match status.state:
             case State.FAILED:
                 msg = f"task {status.id} ({status.task_type}) failed: {status.error}"
@@ -167,6 +165,14 @@ class Client:
                 raise TaskCancelled(msg)
             case _:
                 return status.result
+
+    async def _final(self, task: TaskRef | int, limit: float) -> TaskStatus:
+        self._check_open()
+        status = await self._waiting.final(task_id(task), limit)
+        if status is None:
+            msg = f"there is no task {task_id(task)}: it never existed, or has been pruned"
+            raise UnknownTask(msg)
+        return status
 
     async def list_tasks(
         self,

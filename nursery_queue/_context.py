@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 
 
 class CancelReason(enum.IntEnum):
-    """Why an attempt was cancelled. If several apply at once, the greatest is recorded."""
+    """Why an attempt was cancelled. If several apply, the greatest is recorded.
+
+    Being cancelled is a request, and how the handler ends is the answer. If it *returns*, it has
+    done its work and succeeded, whatever the reason; what it did in `ctx.tx` is committed. If it
+    raises anything, `Cancelled` included, the reason is recorded as the attempt's outcome, with
+    the error. `DoNotRetry`, `RetryAfter` and `Snooze` count as ever, except after CANCELLED,
+    when the task does not go round again anyway. After LEASE_LOST others may have the task: no
+    outcome is recorded, not even success, and the log will say that the attempt was lost.
+    A handler in a thread cannot be interrupted, and has no say once it is cancelled.
+    """
 
     SHUTDOWN = 1
     TIMED_OUT = 2
@@ -48,25 +57,24 @@ class TaskContext:
     worker_id: UUID
     fence: Fence
     client: Client
+    _why: Callable[[], CancelReason | None] = attrs.field(alias="why", repr=False)
     _tx: Transaction | None = attrs.field(default=None, alias="tx")
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
-    _cancel_reason: CancelReason | None = attrs.field(default=None, init=False)
 
     @property
     def cancel_reason(self) -> CancelReason | None:
-        """Why the attempt has been cancelled; None: it has not been."""
-        reason = self._cancel_reason
-        # Nobody tells us when the time is up. A thread cannot look, and is told afterwards.
-        if reason is None and trio.lowlevel.in_trio_run():
-            return CancelReason.TIMED_OUT if trio.current_time() >= self.deadline else None
-        return reason
+        """Why the attempt has been cancelled; None: it has not been.
+
+        It may become a greater one as long as the handler cleans up.
+        """
+        return self._why()
 
     @property
     def tx(self) -> Transaction:
         """The transaction that commits together with this attempt's success.
 
         Only with `@app.task(transactional=True)`. Opened at first use. Rolled back when the
-        handler raises or is cancelled, or no longer holds its task when it returns.
+        handler raises, `Cancelled` included, or no longer holds its task when it returns.
         """
         if self._tx is None:
             msg = f"declare {self.task_type} with @app.task(transactional=True) to use ctx.tx"
@@ -90,12 +98,8 @@ class TaskContext:
         async with self.client.transaction() as tx:
             yield tx
 
-    def cancelled_for(self, reason: CancelReason) -> None:
-        """Note why the attempt is being cancelled; for the executor."""
-        self._cancel_reason = reason
-
     @contextlib.asynccontextmanager
     async def own_nursery(self) -> AsyncGenerator[None]:
-        """Open `nursery` for the time of the block; for the executor."""
+        """Open `nursery` for the time of the block; for the stage."""
         async with trio.open_nursery() as self._nursery:
             yield

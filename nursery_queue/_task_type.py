@@ -35,6 +35,8 @@ class TaskRequest:
     overrides: Overrides = attrs.field(factory=Overrides)
     queue: str = "default"
     priority: int = 0
+    # Where its handler is, if it is known here.
+    made_by: TaskType[..., Any] | None = attrs.field(default=None, eq=False, repr=False)
 
     @classmethod
     def by_name(
@@ -155,7 +157,7 @@ class TaskType(Generic[P, R]):
         """
         values = self.signature.bind(args, kwargs)
         text = self.signature.resolve().params.dump(values)
-        return TaskRequest(self.name, text, self.overrides, self.queue, self.priority)
+        return TaskRequest(self.name, text, self.overrides, self.queue, self.priority, self)
 
     def options(self, **overrides: Unpack[Options]) -> TaskType[P, R]:
         """Return this task type with *overrides* for what is enqueued through it.

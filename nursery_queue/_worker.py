@@ -10,7 +10,7 @@ import uuid
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import Literal
+from typing import Literal, TypeVarTuple
 
 import attrs
 import trio
@@ -21,12 +21,18 @@ from ._core._checks import duration, label, whole
 from ._core._model import WorkerInfo
 from ._engine._asyncio_bridge import AsyncioBridge, open_bridge
 from ._engine._crew import Crew, Settings
+from ._engine._drain import FLUSH
+from ._engine._exit_report import ExitReport, tell
+from ._engine._poller import CLAIM_TIMEOUT
+from ._engine._tenancy import GOODBYE
+from ._runtime._chance import new_rng
 from ._runtime._supervisor import Sibling, SiblingState
 
 
 log = logging.getLogger("nursery_queue")
+Ts = TypeVarTuple("Ts")
 
-SIBLINGS = ("heartbeat", "listener", "poller", "janitor")
+SIBLINGS = ("lease", "heartbeat", "settler", "listener", "poller", "janitor")
 
 
 @attrs.frozen(kw_only=True)
@@ -42,21 +48,27 @@ class SiblingHealth:
 class Health:
     """How a worker is doing.
 
-    `lease_left` is in seconds. `notify`: whether it hears of new tasks at once ("listening"),
-    or will ("polling" says it relies on the poll alone).
+    `lease_left` and `loop_lag` are in seconds; the latter is how long the event loop has been
+    blocked, or took to react when it was last asked, about twice a second. `notify`: whether it
+    hears of new tasks at once ("listening"), or will ("polling" says it relies on the poll alone).
     """
 
     siblings: Mapping[str, SiblingHealth]
     notify: Literal["listening", "polling"]
     lease_left: float
+    loop_lag: float
     running: int  # handlers
     held: int  # tasks, the running ones included
-    draining: bool
+    claiming: bool  # False once `stop_claiming` or `stop` has been called, or it does not run
+    draining: bool  # it has been stopped
     worker_id: uuid.UUID | None
 
 
 class Worker:
     """Claims tasks and runs them, each in its own cancel scope.
+
+    Stopped, it ends within max(*grace* + *cleanup*, 10) + 9 seconds even if the database is
+    down: leases then expire. See `budget` for what these seconds are, and for the exceptions.
 
     Args:
         app: The task types it knows; it claims no others.
@@ -70,7 +82,7 @@ class Worker:
         lease: Seconds without a heartbeat after which others may take its tasks.
         heartbeat: Seconds between heartbeats; at most a third of *lease*.
         grace: Seconds that handlers have to finish after `stop()`.
-        cleanup: Seconds that cancelled handlers have to clean up.
+        cleanup: Seconds that cancelled handlers have to clean up; then their tasks are released.
         prefetch: Tasks to claim ahead; "auto" adapts to how long handlers take.
         name: What to call it in lists; host and process by default.
         rng: Where its random numbers come from.
@@ -110,13 +122,16 @@ class Worker:
             grace=duration(grace, "grace"),
             cleanup=duration(cleanup, "cleanup"),
             prefetch=None if prefetch == "auto" else whole(prefetch, "prefetch", minimum=0),
-            rng=rng or random.Random(),  # noqa: S311  # spreads timers, guards nothing
+            rng=rng or new_rng(),
         )
         if self._settings.heartbeat * 3 > self._lease:
             msg = f"heartbeat ({heartbeat!r}) must be at most a third of lease ({lease!r})"
             raise ValueError(msg)
         self._stop = trio.Event()
+        self._enough = trio.Event()  # of claiming
+        self._abandoned = trio.Event()  # only handlers that ignore cancellation are left
         self._crew: Crew | None = None
+        self._exit_report: ExitReport | None = None
         self._siblings = {name: Sibling(name) for name in SIBLINGS}
 
     def stop(self) -> None:
@@ -124,7 +139,44 @@ class Worker:
 
         May be called again, and before `run`, which then returns at once.
         """
+        self._enough.set()
         self._stop.set()
+
+    def stop_claiming(self) -> None:
+        """Claim nothing more, but go on: what is in hand is worked on, until `stop` is called.
+
+        What was claimed ahead goes back. May be called again, and before `run`, which then
+        never claims. `run_until_idle` ends when what is in hand has ended.
+        """
+        self._enough.set()
+
+    def budget(self, *, cancelled: bool = False) -> float:
+        """Return within how many seconds `run` ends after `stop`, whatever the database does.
+
+        Or after the scope around it is *cancelled*, which leaves out the grace. A claim under
+        way is awaited for 10 s, meanwhile handlers have *grace* and then *cleanup*; the last
+        outcomes have 5 s to be stored, and leaving has 4 s. PostgreSQL that has fallen silent
+        may add 5 s for a statement under way, 20 s in all. A handler that ignores its
+        cancellation is waited for without end; see `abandoned`.
+        """
+        grace = 0.0 if cancelled else self._settings.grace
+        return max(grace + self._settings.cleanup, CLAIM_TIMEOUT) + FLUSH + 2 * GOODBYE
+
+    async def abandoned(self) -> None:
+        """Wait until all that is left of the worker are handlers that ignore their cancellation.
+
+        Then their tasks are released and `exit_report` is there; this leaves the database, and
+        returns. Whoever called it may end the process without them. If all handlers end, it
+        never returns.
+        """
+        await self._abandoned.wait()
+        if self._crew is not None:
+            await self._crew.move_out()
+
+    @property
+    def exit_report(self) -> ExitReport | None:
+        """What became of the tasks in hand at the last `stop`; None until `run` has ended."""
+        return self._exit_report
 
     async def run_until_idle(self) -> None:
         """Work until nothing is ready that this worker could do, and nothing of it runs.
@@ -138,12 +190,15 @@ class Worker:
 
         Stopped, it lets handlers finish for *grace* seconds, then cancels them with reason
         `shutdown`, gives them *cleanup* seconds, and releases what has not ended: back to
-        ready, the attempt refunded. Cancelled, it does the same without the grace.
+        ready, the attempt refunded. Cancelled, it does the same without the grace. Either way
+        it ends within its `budget`, except that it waits for handlers that ignore their
+        cancellation, and logs who they are.
 
         Raises:
             SchemaError: The tables are not what this code needs.
             TransientError: The database cannot be reached at the start. Later outages are
                 ridden out.
+            DatabaseRefused: The database lets nobody register. Later on it is tried again.
             RuntimeError: It is running already.
         """
         await self._run(until_idle=False, task_status=task_status)
@@ -166,17 +221,33 @@ class Worker:
             lease=self._lease,
             queues=None if self._settings.queues is None else list(self._settings.queues),
         )
-        on_idle = self.stop if until_idle else None
-        self._crew = Crew(self._app, self._client, info, self._settings, on_idle, self._siblings)
+        self._exit_report = None
+        crew = self._crew = Crew(
+            self._app,
+            self._client,
+            info,
+            self._settings,
+            self.stop if until_idle else None,
+            self._abandon,
+            self._siblings,
+        )
         try:
-            await self._client.store.check()
+            await _unless(self._stop, self._client.store.check)
             if self._stop.is_set():
                 task_status.started()
             else:
-                await self._cancellable(self._crew, task_status)
+                with crew.watchdog.on_duty():
+                    await self._cancellable(crew, task_status)
         finally:
+            self._exit_report = crew.report()
+            tell(self._exit_report)
             self._crew = None
-            self._stop = trio.Event()
+            self._stop, self._enough, self._abandoned = trio.Event(), trio.Event(), trio.Event()
+
+    def _abandon(self) -> None:
+        assert self._crew is not None
+        self._exit_report = self._crew.report()
+        self._abandoned.set()
 
     async def _cancellable(self, crew: Crew, task_status: trio.TaskStatus[None]) -> None:
         """Work; cancelled from outside, stop without grace.
@@ -191,13 +262,16 @@ class Worker:
                 await trio.sleep_forever()
             finally:
                 if not ended:
-                    crew.patience.cancel("the scope around the worker was cancelled")
+                    crew.drain.patience.cancel("the scope around the worker was cancelled")
                     self.stop()
 
         try:
-            await crew.tenancy.begin()
+            await _unless(self._stop, crew.tenancy.begin)
+            if self._stop.is_set():
+                task_status.started()
+                return
             async with trio.open_nursery() as outside:
-                outside.start_soon(heed)
+                outside.start_soon(heed, name="cancellation")
                 with trio.CancelScope(shield=True):
                     await self._shift(crew, task_status)
                 ended = True
@@ -215,34 +289,20 @@ class Worker:
         async with trio.open_nursery() as tenancy:
             await crew.keep_lease(tenancy)
             async with trio.open_nursery() as books:
-                books.start_soon(crew.keep_books, flushing, name="settler")
+                books.start_soon(crew.keep_books, flushing, name="books")
                 try:
                     async with self._loop_for_asyncio() as bridge, trio.open_nursery() as work:
-                        crew.executor.bridge, crew.work = bridge, work
+                        crew.stage.bridge, crew.work = bridge, work
+                        work.start_soon(crew.drain.run, self._stop, work, name="drain")
                         async with trio.open_nursery() as intake:
-                            await self._unless_stopped(crew.open_intake, intake)
+                            await _unless(self._enough, crew.open_intake, intake)
                             task_status.started()
-                            await self._stop.wait()
-                            crew.patience.deadline = trio.current_time() + self._settings.grace
-                            intake.cancel_scope.cancel("the worker is draining")
-                        await crew.drain()
+                            await self._enough.wait()
+                            intake.cancel_scope.cancel("the worker claims nothing more")
+                        crew.close_intake()
                 finally:
                     crew.close_books(flushing)
             tenancy.cancel_scope.cancel("the worker has ended")
-
-    async def _unless_stopped(
-        self, begin: Callable[[trio.Nursery], Awaitable[None]], intake: trio.Nursery
-    ) -> None:
-        """Begin, which may take as long as an outage of the database; leave off when stopped."""
-
-        async def leave_off() -> None:
-            await self._stop.wait()
-            nursery.cancel_scope.cancel("stopped before it had begun")
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(leave_off)
-            await begin(intake)
-            nursery.cancel_scope.cancel("it has begun")
 
     def _loop_for_asyncio(self) -> AbstractAsyncContextManager[AsyncioBridge | None]:
         if any(task_type.asyncio for task_type in self._app.task_types.values()):
@@ -262,11 +322,35 @@ class Worker:
             },
             notify="listening" if listening else "polling",
             lease_left=0.0 if crew is None else crew.tenancy.lease_left,
+            loop_lag=0.0 if crew is None else crew.watchdog.lag,
             running=0 if crew is None else len(crew.hands.running),
             held=0 if crew is None else len(crew.hands.held),
-            draining=crew is not None and crew.tenancy.draining,
+            claiming=crew is not None and not self._enough.is_set(),
+            draining=crew is not None and self._stop.is_set(),
             worker_id=None if crew is None else crew.tenancy.info.id,
         )
+
+
+async def _unless(stop: trio.Event, begin: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
+    """Begin, which may take as long as an outage of the database; leave off when stopped."""
+    if stop.is_set():
+        await trio.lowlevel.checkpoint()
+        return
+    error: Exception | None = None
+
+    async def leave_off() -> None:
+        await stop.wait()
+        nursery.cancel_scope.cancel("stopped before it had begun")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(leave_off, name="leave off")
+        try:
+            await begin(*args)
+        except Exception as exc:  # noqa: BLE001  # raised below: the nursery would make it a group
+            error = exc
+        nursery.cancel_scope.cancel("it has begun")
+    if error is not None:
+        raise error
 
 
 def _checked_queues(

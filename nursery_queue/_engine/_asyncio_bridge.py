@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import importlib
 import logging
+import math
 import sys
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
@@ -17,6 +18,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import attrs
+import trio
 
 
 log = logging.getLogger("nursery_queue")
@@ -28,15 +30,17 @@ class HandlerCancelledItself(Exception):  # says what happened
 
 
 class HandlerExited(Exception):  # says what happened
-    """An asyncio handler raised `SystemExit`, which would end the loop it shares with others."""
+    """An asyncio handler raised what would end the loop it shares with others: `SystemExit`."""
 
 
 @attrs.define(eq=False)
 class _Attempt:
     """What one handler has started in the loop it shares with the others."""
 
-    tasks: set[asyncio.Task[Any]] = attrs.field(factory=set["asyncio.Task[Any]"])
+    served: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task)
+    tasks: list[asyncio.Task[Any]] = attrs.field(factory=list["asyncio.Task[Any]"])
     errors: list[BaseException] = attrs.field(factory=list[BaseException])
+    interrupt: KeyboardInterrupt | None = None  # for those around us, when all has ended
 
 
 _current: ContextVar[_Attempt | None] = ContextVar("nursery_queue_asyncio_attempt", default=None)
@@ -53,20 +57,42 @@ class AsyncioBridge:
         attempt = _Attempt()
         token = _current.set(attempt)
         try:
+            result = await self._run(attempt, handler, *args)
+        finally:
+            _current.reset(token)
+            if attempt.interrupt is not None:
+                raise attempt.interrupt
+        if attempt.errors:
+            raise attempt.errors[0]
+        return result
+
+    async def _run(
+        self, attempt: _Attempt, handler: Callable[..., Coroutine[Any, Any, R]], *args: Any
+    ) -> R:
+        try:
             result: R = await self._aio_as_trio(_supervised)(attempt, handler, *args)
         except asyncio.CancelledError as exc:
             # Ours would have arrived as trio.Cancelled.
             msg = "the handler raised asyncio.CancelledError by itself"
             raise HandlerCancelledItself(msg) from exc
+        except BaseExceptionGroup as group:
+            await _raise_without_cancelled(group)
+            raise
         except RuntimeError as exc:
             if _psycopg_came_first():
                 exc.add_note(_IMPORT_ORDER)
             raise
-        finally:
-            _current.reset(token)
-        if attempt.errors:
-            raise attempt.errors[0]
         return result
+
+
+async def _raise_without_cancelled(group: BaseExceptionGroup[BaseException]) -> None:
+    """Take `CancelledError` out if we are cancelled, as a trio scope does with its own."""
+    ours, errors = group.split(asyncio.CancelledError)
+    if ours is None or trio.current_effective_deadline() > -math.inf:
+        return
+    if errors is not None:
+        raise errors
+    await trio.lowlevel.checkpoint()
 
 
 @contextlib.asynccontextmanager
@@ -110,13 +136,13 @@ def _spawn(
     if attempt is None:
         return asyncio.Task(coroutine, loop=loop, **kwargs)
     task = asyncio.Task(_Staying(coroutine), loop=loop, **kwargs)
-    attempt.tasks.add(task)
+    attempt.tasks.append(task)
     return task
 
 
 @attrs.define(eq=False)
 class _Staying(Coroutine[Any, Any, R]):
-    """A coroutine that does not let `SystemExit` through: asyncio would end its loop."""
+    """A coroutine that lets nothing through which would make asyncio end its loop."""
 
     _inner: Coroutine[Any, Any, R]
 
@@ -126,21 +152,31 @@ class _Staying(Coroutine[Any, Any, R]):
     def send(self, value: Any, /) -> Any:
         try:
             return self._inner.send(value)
-        except SystemExit as exc:
+        except (SystemExit, KeyboardInterrupt) as exc:
             raise _exited(exc) from exc
 
     def throw(self, *error: Any) -> Any:
         try:
             return self._inner.throw(*error)
-        except SystemExit as exc:
+        except (SystemExit, KeyboardInterrupt) as exc:
             raise _exited(exc) from exc
 
     def close(self) -> None:
         self._inner.close()
 
 
-def _exited(exc: SystemExit) -> HandlerExited:
-    return HandlerExited(f"the handler raised SystemExit({exc.code!r})")
+def _exited(exc: SystemExit | KeyboardInterrupt) -> HandlerExited:
+    attempt = _current.get()
+    if isinstance(exc, KeyboardInterrupt) and attempt is not None:
+        attempt.interrupt = exc
+        attempt.tasks[0].cancel("interrupted")  # the handler itself, which may be another task
+    return HandlerExited(f"the handler raised {exc!r}")
+
+
+def served(handle: asyncio.Handle) -> trio.lowlevel.Task | None:
+    """Return the trio task on whose behalf a callback runs, if it is an attempt's."""
+    attempt = handle._context.get(_current)  # type: ignore[attr-defined]  # typeshed leaves it out
+    return attempt.served if isinstance(attempt, _Attempt) else None
 
 
 def _uncaught(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

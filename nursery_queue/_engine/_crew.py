@@ -14,24 +14,29 @@ import trio
 from nursery_queue._app import App
 from nursery_queue._client import Client
 from nursery_queue._context import CancelReason
-from nursery_queue._core._errors import TransientError
+from nursery_queue._core._errors import DatabaseRefused, NotifyUnavailable, TransientError
 from nursery_queue._core._model import WorkerInfo
-from nursery_queue._core._outcome import MAX_LOST, Interrupted, NotStarted
+from nursery_queue._core._outcome import MAX_LOST
 from nursery_queue._core._retry import Backoff
 from nursery_queue._runtime._supervisor import Service, Sibling, supervise
 from nursery_queue._store import Bell
 
+from ._drain import FLUSH, Drain, task_name
 from ._executor import Executor
+from ._exit_report import ExitReport
 from ._hands import Execution, Hands
 from ._janitor import Janitor
 from ._poller import Poller
 from ._settler import Settler
+from ._stage import Stage
 from ._tenancy import GOODBYE, Tenancy
+from ._watchdog import Watchdog
 
 
 log = logging.getLogger("nursery_queue")
 
-FLUSH = 5.0  # seconds to store the last outcomes; what is not stored then is swept as lost
+POLL = 5.0  # seconds, where no notification ever comes and no interval was asked for
+SILENCE = 1.0  # seconds that the event loop may stand still before we say so
 
 
 @attrs.frozen(kw_only=True)
@@ -58,16 +63,18 @@ class Crew:
     info: WorkerInfo
     settings: Settings
     on_idle: Callable[[], None] | None
+    on_abandoned: Callable[[], None]  # all that is left are handlers that ignore cancellation
     siblings: Mapping[str, Sibling]
     hands: Hands = attrs.field(init=False)
     settler: Settler = attrs.field(init=False)
     poller: Poller = attrs.field(init=False)
     tenancy: Tenancy = attrs.field(init=False)
     janitor: Janitor = attrs.field(init=False)
+    stage: Stage = attrs.field(init=False)
     executor: Executor = attrs.field(init=False)
+    watchdog: Watchdog = attrs.field(init=False)
     work: trio.Nursery | None = attrs.field(default=None, init=False)
-    # How long handlers may go on once the worker drains; may be cancelled before that.
-    patience: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    drain: Drain = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         settings, store, rng = self.settings, self.client.store, self.settings.rng
@@ -80,17 +87,26 @@ class Crew:
         )
         self.settler = Settler(
             store=store,
+            limit=self.info.lease / 3,
             rng=rng,
-            backoff=Backoff(maximum=settings.heartbeat),
             settled=self.hands.settled,
             requeued=self._requeued,
         )
-        self.executor = Executor(
+        self.stage = Stage(
             client=self.client,
             worker_id=lambda: self.tenancy.info.id,
-            hands=self.hands,
-            settler=self.settler,
+            leased=lambda: self.tenancy.holds,
             threads=trio.CapacityLimiter(settings.concurrency),
+        )
+        self.executor = Executor(stage=self.stage, hands=self.hands, settler=self.settler)
+        self.drain = Drain(
+            hands=self.hands,
+            executor=self.executor,
+            settler=self.settler,
+            grace=settings.grace,
+            cleanup=settings.cleanup,
+            on_idle=self.on_idle,
+            on_abandoned=self.on_abandoned,
         )
         self.poller = Poller(
             store=store,
@@ -99,11 +115,11 @@ class Crew:
             interval=settings.poll_interval,
             rng=rng,
             worker_id=lambda: self.tenancy.info.id if self.tenancy.holds else None,
-            hand_back=lambda late: self.executor.give_back(late, NotStarted()),
+            hand_back=self.executor.give_back,
             on_idle=self.on_idle,
         )
         self.janitor = Janitor(
-            store=store, max_lost=MAX_LOST, first_after=settings.heartbeat, rng=rng
+            store=store, max_lost=MAX_LOST, heartbeat=settings.heartbeat, rng=rng
         )
         self.tenancy = Tenancy(
             store=store,
@@ -113,25 +129,29 @@ class Crew:
             rng=rng,
             on_lease=self.poller.news,
             on_death=self.janitor.bell.ring,
+            on_recovery=self._recovered,
         )
+        self.watchdog = Watchdog(min(SILENCE, self.info.lease / 10))
 
     # -- the four levels, from the outside in ----------------------------------------
 
     async def keep_lease(self, tenancy: trio.Nursery) -> None:
         """Renew the lease, and watch it."""
-        tenancy.start_soon(self.tenancy.watch)
-        # A heartbeat has no time for long waits: the lease is running.
-        backoff = Backoff(maximum=self.settings.heartbeat)
-        await self._supervise(tenancy, "heartbeat", self.tenancy.heartbeat, backoff)
+        await self._supervise(tenancy, "lease", self._watch)
+        await self._supervise(tenancy, "heartbeat", self.tenancy.heartbeat, self._impatient())
 
     async def keep_books(self, flushing: trio.CancelScope) -> None:
         """Store outcomes until the books are closed."""
         with flushing:
-            await self.settler.run()
+            async with trio.open_nursery() as nursery:
+                await self._supervise(nursery, "settler", self.settler.run, self._impatient())
+                await self.settler.all_written()
+                nursery.cancel_scope.cancel("every outcome is stored")
 
     def close_books(self, flushing: trio.CancelScope) -> None:
         """Store what there is, within bounds."""
         self.settler.close()
+        self.siblings["settler"].hurry(afresh=True)
         flushing.deadline = trio.current_time() + FLUSH
 
     async def open_intake(self, intake: trio.Nursery) -> None:
@@ -143,16 +163,14 @@ class Crew:
             nursery.start_soon(self._supervise, intake, "poller", self.poller.run)
             nursery.start_soon(self._supervise, intake, "janitor", self.janitor.run)
 
-    async def drain(self) -> None:
-        """Let handlers finish, then cancel them, then release what does not end."""
+    def close_intake(self) -> None:
+        """Nothing more is claimed; what has not been started goes back."""
         self.tenancy.draining = True
-        self.executor.give_back(self.hands.unstarted(), NotStarted())
-        with self.patience:
-            await self.hands.quiet()
-        self.hands.cancel_all(CancelReason.SHUTDOWN)
-        with trio.move_on_after(self.settings.cleanup):
-            await self.hands.quiet()
-        self.executor.give_back(self.hands.running, Interrupted())
+        self.drain.intake_closed()
+
+    def report(self) -> ExitReport:
+        """Say what became of the tasks in hand."""
+        return self.drain.ledger.report(held=self.hands.held, running=self.hands.running)
 
     async def move_out(self) -> None:
         """Leave nothing behind in the store, if it answers; shielded, bounded."""
@@ -160,7 +178,7 @@ class Crew:
             with trio.move_on_after(GOODBYE, shield=True):
                 try:
                     await self.poller.reconcile(self.tenancy.info.id)
-                except TransientError as exc:
+                except (TransientError, DatabaseRefused) as exc:
                     log.warning("could not give back what may be ours; it is swept: %s", exc)
         await self.tenancy.end()
 
@@ -168,13 +186,33 @@ class Crew:
 
     def _start(self, execution: Execution) -> None:
         assert self.work is not None
-        self.work.start_soon(self.executor.execute, execution)
+        if self.drain.over:
+            execution.cancel(CancelReason.SHUTDOWN)
+        self.work.start_soon(self.executor.execute, execution, name=task_name(execution))
 
     def _freed(self) -> None:
         self.poller.freed()
+        self.drain.freed()
 
     def _requeued(self) -> None:
         self.poller.news()
+
+    def _recovered(self) -> None:
+        """The store answers heartbeats again: nobody needs to wait any longer."""
+        # Only the heartbeat says so, or else siblings would wake each other in circles.
+        self.janitor.hold_off()
+        for name in ("listener", "poller", "janitor", "settler"):
+            self.siblings[name].hurry()
+
+    def _impatient(self) -> Backoff:
+        """How to restart what has no time for long waits: the lease is running."""
+        # One statement that went through is all the health it takes, or else a server that
+        # is away every other second would cost the lease.
+        return Backoff(maximum=self.info.lease / 3, healthy_after=0.0)
+
+    async def _watch(self, *, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await self.tenancy.watch()
 
     async def _listen(self, *, task_status: trio.TaskStatus[None]) -> None:
         def ring(bell: Bell) -> None:
@@ -183,7 +221,12 @@ class Crew:
             else:
                 self.poller.news()
 
-        await self.client.store.listen(ring, [Bell.WORK, Bell.CANCEL], task_status=task_status)
+        bells = [Bell.WORK, Bell.CANCEL]
+        try:
+            await self.client.store.listen(ring, bells, task_status=task_status)
+        except NotifyUnavailable:
+            self.poller.poll_anyhow(POLL)
+            raise
 
     async def _supervise(
         self, nursery: trio.Nursery, name: str, service: Service, backoff: Backoff | None = None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 import attrs
 import trio
 
-from nursery_queue._context import CancelReason, TaskContext
+from nursery_queue._context import CancelReason
 from nursery_queue._core._model import CancelRequest, Claim, Fence
 from nursery_queue._core._outcome import Policy
 from nursery_queue._task_type import TaskType
@@ -28,23 +28,26 @@ class Execution:
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     reason: CancelReason | None = None
     cancel_requested: bool = False
-    context: TaskContext | None = None
     released: bool = False  # given back although the handler has not ended
+    stored: bool = False  # its success has been committed with its transaction
+    ended: bool = False  # the handler has; what the clocks say from now on does not concern it
 
     def cancel(self, reason: CancelReason) -> None:
         """Cancel the handler, or keep it from starting; the greatest reason is kept."""
-        if trio.current_time() >= self.scope.deadline:
-            self.note(CancelReason.TIMED_OUT)
-        else:
+        if self.why() is not CancelReason.TIMED_OUT:
             self.scope.deadline = math.inf  # its clean-up is not what the time limit is for
         self.note(reason)
         self.scope.cancel(f"task {self.claim.fence.task_id}: {reason}")
 
+    def why(self) -> CancelReason | None:
+        """The greatest reason so far. That the time is up, nobody tells: we look."""
+        if trio.current_time() >= self.scope.deadline:
+            self.note(CancelReason.TIMED_OUT)
+        return self.reason
+
     def note(self, reason: CancelReason) -> None:
         """Record a reason."""
         self.reason = reason if self.reason is None else max(self.reason, reason)
-        if self.context is not None:
-            self.context.cancelled_for(self.reason)
 
 
 @attrs.define(eq=False)
@@ -92,7 +95,8 @@ class Hands:
     start: Callable[[Execution], None]
     freed: Callable[[], None]
     held: dict[Fence, Execution] = attrs.field(factory=dict[Fence, Execution], init=False)
-    _running: set[Execution] = attrs.field(factory=set[Execution], init=False)
+    # Like a set, but in the order of their start.
+    _running: dict[Execution, None] = attrs.field(factory=dict[Execution, None], init=False)
     _backlog: deque[Execution] = attrs.field(factory=deque[Execution], init=False)
     _by_queue: Counter[str] = attrs.field(factory=Counter[str], init=False)
     _quiet: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -144,7 +148,7 @@ class Hands:
 
     def finished(self, execution: Execution) -> None:
         """Note that a handler has ended; its claim is held until it is settled."""
-        self._running.discard(execution)
+        self._running.pop(execution, None)
         self.pace.took(trio.current_time() - execution.started_at)
         self._stalled = False
         self._start_next()
@@ -183,7 +187,7 @@ class Hands:
         while self._backlog and len(self._running) < self.concurrency:
             execution = self._backlog.popleft()
             execution.started_at = trio.current_time()
-            self._running.add(execution)
+            self._running[execution] = None
             self.start(execution)
 
     # -- cancelling ------------------------------------------------------------------

@@ -13,8 +13,8 @@ import attrs
 import trio
 
 from nursery_queue._app import App
-from nursery_queue._core._errors import TransientError
 from nursery_queue._core._model import Claim, Claimed, Lane
+from nursery_queue._runtime._patience import answered_within
 from nursery_queue._runtime._wakeup import Wakeup
 from nursery_queue._store import Store
 
@@ -45,8 +45,8 @@ class Poller:
     _bell: Wakeup = attrs.field(factory=Wakeup, init=False)
     _maybe_more: bool = attrs.field(default=True, init=False)
     _due: float = attrs.field(default=math.inf, init=False)  # on trio's clock
-    # Set before a claim and cleared when its answer is in: else the store may have given us
-    # tasks that we do not know of.
+    # Set before a claim and cleared when what it gave us is in hand: else the store may have
+    # given us tasks that we do not know of.
     must_reconcile: bool = attrs.field(default=False, init=False)
     _reconciled_at: float = attrs.field(factory=trio.current_time, init=False)
     _stuck: bool = attrs.field(default=False, init=False)  # what is due could not be promoted
@@ -65,9 +65,16 @@ class Poller:
             self._maybe_more = True  # nobody has asked for more of that queue
         self._bell.ring()
 
+    def poll_anyhow(self, seconds: float) -> None:
+        """Nobody will ring: poll, every *seconds* if no other interval was asked for."""
+        self.interval = self.interval or seconds
+        self._bell.ring()  # it may sleep without an end
+
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Claim until cancelled. Ready means: the store has answered once."""
         self._maybe_more = True  # what the claim that failed was for
+        while self.worker_id() is None:
+            await self._bell.wait()
         await self._turn()
         task_status.started()
         while True:
@@ -88,7 +95,8 @@ class Poller:
             self.hand_back(late)
         while (worker_id := self.worker_id()) is not None:
             if self._due <= trio.current_time():
-                self._stuck = not await self.store.promote()
+                with answered_within(CLAIM_TIMEOUT, "promoting what is due"):
+                    self._stuck = not await self.store.promote()
                 self._due, self._maybe_more = math.inf, True
             if not (self._maybe_more and self.hands.wants_more):
                 break
@@ -98,7 +106,8 @@ class Poller:
 
     async def reconcile(self, worker_id: UUID) -> None:
         """Give back what the store thinks we hold and we do not know of."""
-        given_back = await self.store.give_back_all_but(worker_id, set(self.hands.held))
+        with answered_within(CLAIM_TIMEOUT, "giving back what may be ours"):
+            given_back = await self.store.give_back_all_but(worker_id, set(self.hands.held))
         if given_back:
             log.warning("gave back %d tasks that came without an answer", given_back)
         self.must_reconcile = False
@@ -112,8 +121,11 @@ class Poller:
         self._maybe_more = False  # a ring from now on counts
         if lanes != []:
             claimed = await self._ask(worker_id, limit, lanes)
+            if self.worker_id() != worker_id:
+                return  # the lease ran out meanwhile: what came is not ours any more
             self._note_due(claimed)
             self.hands.take([self._execution(claim) for claim in claimed.claims])
+            self.must_reconcile = False
             if self._left_something(claimed.claims, limit, lanes):
                 self._maybe_more = True
         self._full = {queue for queue in self.hands.queues or () if not self._room_in(queue)}
@@ -122,14 +134,10 @@ class Poller:
         await trio.lowlevel.checkpoint_if_cancelled()  # a ring may have come with the end
         self.must_reconcile = True
         # Shielded: once the store may have given us tasks, we must take them.
-        with trio.move_on_after(CLAIM_TIMEOUT, shield=True):
-            claimed = await self.store.claim(
+        with answered_within(CLAIM_TIMEOUT, "a claim", shield=True):
+            return await self.store.claim(
                 worker_id, list(self.app.task_types), limit=limit, lanes=lanes
             )
-            self.must_reconcile = False
-            return claimed
-        msg = f"a claim got no answer within {CLAIM_TIMEOUT:g} s"
-        raise TransientError(msg)
 
     def _lanes(self, limit: int) -> list[Lane] | None:
         if self.hands.queues is None:

@@ -12,13 +12,15 @@ import attrs
 import trio
 
 from nursery_queue._core._error_text import error_record
+from nursery_queue._core._errors import DatabaseRefused, TransientError
 from nursery_queue._core._model import Claim, ErrorRecord, Fence, Refusal, Settlement
 from nursery_queue._core._outcome import AttemptOutcome, Failed, Policy, settle
-from nursery_queue._core._retry import Backoff
 from nursery_queue._core._states import Event
-from nursery_queue._runtime._supervisor import insist
+from nursery_queue._runtime._patience import answered_within
 from nursery_queue._runtime._wakeup import Wakeup
 from nursery_queue._store import Store
+
+from ._exit_report import Fate, Ledger
 
 
 log = logging.getLogger("nursery_queue")
@@ -41,88 +43,135 @@ class Entry:
 class Settler:
     """Takes all that has ended and writes it in one statement; meanwhile the next gathers.
 
-    *settled* is called with the fences that need no longer be held, *requeued* when some of
-    them may be claimed again.
+    An entry leaves only when its fate is known, so whatever goes wrong in here, nothing is
+    lost, and `run` can be started again. *settled* is called with the fences that need no
+    longer be held, *requeued* when some of them may be claimed again.
     """
 
     store: Store
+    limit: float  # seconds to wait for an answer
     rng: random.Random
-    backoff: Backoff
     settled: Callable[[Iterable[Fence]], None]
     requeued: Callable[[], None]
+    ledger: Ledger | None = attrs.field(default=None, init=False)  # once the worker is stopped
     _entries: list[Entry] = attrs.field(factory=list[Entry], init=False)
-    _bell: Wakeup = attrs.field(factory=Wakeup, init=False)
     _locked: list[Entry] = attrs.field(factory=list[Entry], init=False)
+    _most: int = attrs.field(default=BATCH, init=False)  # in the next statement
+    _bell: Wakeup = attrs.field(factory=Wakeup, init=False)
     _closing: bool = attrs.field(default=False, init=False)
+    _all_written: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     def put(self, entry: Entry) -> None:
         """Hand in an outcome. Neither blocks nor can be cancelled."""
         self._entries.append(entry)
         self._bell.ring()
 
+    @property
+    def unwritten(self) -> Sequence[Entry]:
+        """What has been handed in and is not known to be stored."""
+        return [*self._locked, *self._entries]
+
     def close(self) -> None:
-        """No more will come: `run` returns once everything is written."""
+        """No more will come."""
         self._closing = True
         self._bell.ring()
 
-    async def run(self) -> None:
-        """Write what is handed in, until closed and empty. Bound it with a cancel scope."""
+    async def all_written(self) -> None:
+        """Wait until it is closed and everything is stored. Bound it with a cancel scope."""
+        await self._all_written.wait()
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Write what is handed in until cancelled. Ready means: what there was could be written.
+
+        Raises what keeps outcomes from being stored; they are kept for the next `run`.
+        """
+        self._try_locked()
+        if self._entries:
+            await self._write()
+        task_status.started()
         while True:
+            while self._entries:
+                await self._write()
+            if self._closing and not self._locked:
+                self._all_written.set()
             with trio.move_on_after(LOCKED_WAIT if self._locked else math.inf):
                 await self._bell.wait()
-            # However long somebody's transaction lasts, only its own tasks wait for it.
-            self._entries, self._locked = self._locked + self._entries, []
-            while self._entries:
-                batch, self._entries = self._entries[:BATCH], self._entries[BATCH:]
-                await self._write(batch)
-            if self._closing and not self._locked:
-                return
+            self._try_locked()
 
-    async def _write(self, batch: Sequence[Entry]) -> None:
-        """Settle a batch; keep what has to be tried again."""
-        settlements = [self.decide(entry) for entry in batch]
+    def _try_locked(self) -> None:
+        # However long somebody's transaction lasts, only its own tasks wait for it.
+        self._entries[:0], self._locked = self._locked, []
+
+    async def _write(self) -> None:
+        """Settle the first entries in one statement, or one by one if they are refused so."""
+        batch = self._entries[: self._most]
         try:
-            refused = await insist(
-                lambda: self.store.settle(settlements),
-                what=f"settling {len(batch)} tasks",
-                backoff=self.backoff,
-                rng=self.rng,
-            )
-        except Exception as exc:  # noqa: BLE001  # one bad row must not keep the others waiting
-            await self._write_each(batch, exc)
-            return
-        done: list[Fence] = []
+            await self._settle(batch)
+        except TransientError:
+            self._most = max(1, len(batch) // 2)  # it may be too much for one statement
+            raise
+        except Exception as exc:
+            if len(batch) == 1 and isinstance(exc, DatabaseRefused):
+                raise
+            await self._write_each(len(batch))  # one bad row must not keep the others waiting
+        self._most = BATCH
+
+    async def _write_each(self, count: int) -> None:
+        trouble: Exception | None = None
+        for _ in range(count):
+            try:
+                await self._write_alone(self._entries[0])
+            except TransientError:
+                raise
+            except Exception as exc:  # noqa: BLE001  # raised below, when the others are written
+                self._entries.append(self._entries.pop(0))  # next time, too, the others go first
+                trouble = exc
+                if isinstance(exc, DatabaseRefused):
+                    break
+        if trouble is not None:
+            raise trouble
+
+    async def _write_alone(self, entry: Entry) -> None:
+        """Settle one; if that is refused and a plain failure is not, it fails with the reason."""
+        try:
+            await self._settle([entry])
+        except (TransientError, DatabaseRefused):
+            raise
+        except Exception as exc:  # it may be the outcome that is at fault
+            reason = ErrorRecord(type="OutcomeNotStored", message=error_record(exc).message)
+            failed = attrs.evolve(entry, outcome=Failed(error=reason, retry=False))
+            await self._settle([failed])  # raises if it is not
+            log.exception("the outcome of %s cannot be stored", _name(entry.claim))
+
+    async def _settle(self, batch: Sequence[Entry]) -> None:
+        """Settle the first entries, as *batch* has them; keep what has to be tried again."""
+        settlements = [self.decide(entry) for entry in batch]
+        # So that a call that hangs leaves time for another one.
+        with answered_within(self.limit, f"settling {len(batch)} tasks"):
+            refused = await self.store.settle(settlements)
+        done, again, locked = list[Fence](), list[Entry](), list[Entry]()
         for entry, settlement in zip(batch, settlements, strict=True):
             match refused.get(entry.claim.fence):
                 case None:
                     _tell(entry.claim, settlement)
                     done.append(entry.claim.fence)
+                    if self.ledger is not None:
+                        self.ledger.stored(settlement)
                 case Refusal.STALE:
                     log.warning("lost the claim on %s; its outcome is dropped", _name(entry.claim))
                     done.append(entry.claim.fence)
+                    if self.ledger is not None:
+                        self.ledger.failed(entry.claim.fence, Fate.LEASE_LOST)
                 case Refusal.CANCEL_REQUESTED:
-                    self._entries.append(attrs.evolve(entry, cancel_requested=True))
+                    again.append(attrs.evolve(entry, cancel_requested=True))
                 case Refusal.LOCKED:
-                    self._locked.append(entry)
+                    locked.append(entry)
         self.settled(done)
+        del self._entries[: len(batch)]
+        self._entries += again
+        self._locked += locked
         if not all(settlement.state.is_final for settlement in settlements):
             self.requeued()
-
-    async def _write_each(self, batch: Sequence[Entry], exc: Exception) -> None:
-        """Settle one by one; what cannot be stored at all fails its task, with the reason."""
-        if len(batch) > 1:
-            log.error("a batch of settlements was refused; settling one by one", exc_info=exc)
-            for each in batch:
-                await self._write([each])
-            return
-        (entry,) = batch
-        if isinstance(entry.outcome, Failed) and entry.outcome.error.type == _UNSTORABLE:
-            log.critical("%s cannot be settled; it stays running", _name(entry.claim), exc_info=exc)
-            self.settled([entry.claim.fence])
-            return
-        log.error("the outcome of %s cannot be stored", _name(entry.claim), exc_info=exc)
-        reason = ErrorRecord(type=_UNSTORABLE, message=error_record(exc).message)
-        self._entries.append(attrs.evolve(entry, outcome=Failed(error=reason, retry=False)))
 
     def decide(self, entry: Entry) -> Settlement:
         """Decide what an outcome means, without writing it."""
@@ -133,9 +182,6 @@ class Settler:
             rng=self.rng,
             cancel_requested=entry.cancel_requested,
         )
-
-
-_UNSTORABLE = "OutcomeNotStored"
 
 
 def _tell(claim: Claim, settlement: Settlement) -> None:

@@ -7,13 +7,14 @@ import math
 import random
 import uuid
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import attrs
 import trio
 
 from nursery_queue._context import CancelReason
-from nursery_queue._core._errors import TransientError
+from nursery_queue._core._errors import DatabaseRefused, TransientError
 from nursery_queue._core._model import Beat, WorkerInfo
 from nursery_queue._runtime._wakeup import Wakeup
 from nursery_queue._store import Store
@@ -22,6 +23,7 @@ from ._hands import Hands
 
 
 log = logging.getLogger("nursery_queue")
+T = TypeVar("T")
 
 GOODBYE = 2.0  # seconds to take the row away, else the lease runs out by itself
 
@@ -31,7 +33,9 @@ class Tenancy:
     """Holds the lease. While it has none, the worker claims nothing.
 
     The lease is counted on trio's clock from the moment the last successful renewal was
-    sent, so it ends here before it ends for anybody else.
+    sent, so it ends here before it ends for anybody else. That clock goes on while the
+    process is stopped, but not while the machine sleeps: a worker that wakes up with it
+    believes in its lease until its next heartbeat, and until then only fences stop it.
     """
 
     store: Store
@@ -41,11 +45,13 @@ class Tenancy:
     rng: random.Random
     on_lease: Callable[[], None]  # there is one again
     on_death: Callable[[], None]  # another worker seems to be dead
+    on_recovery: Callable[[], None]  # the store answers again
     bell: Wakeup = attrs.field(factory=Wakeup, init=False)
     draining: bool = attrs.field(default=False, init=False)
     _until: float = attrs.field(default=-math.inf, init=False)
     _renewed: trio.Event = attrs.field(factory=trio.Event, init=False)
     _overdue: bool = attrs.field(default=False, init=False)  # the last beat got no answer
+    _recovering: bool = attrs.field(default=False, init=False)  # nor did the one before this
 
     @property
     def lease_left(self) -> float:
@@ -69,7 +75,7 @@ class Tenancy:
         with trio.move_on_after(GOODBYE, shield=True):
             try:
                 await self.store.deregister(self.info.id)
-            except TransientError as exc:
+            except (TransientError, DatabaseRefused) as exc:
                 log.warning("could not deregister; the lease will run out: %s", exc)
 
     async def heartbeat(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -83,22 +89,28 @@ class Tenancy:
             await self._beat()
 
     async def _beat(self) -> None:
-        self._overdue = True
+        self._recovering, self._overdue = self._overdue, True
         if not self.holds:
+            self._give_up()  # whoever comes first: never anew before the old tasks are given up
             await self._begin_anew()
         sent = trio.current_time()
-        beat = await self._ask()
-        if not beat.registered:
+        beat = await self._in_time(
+            lambda: self.store.heartbeat(self.info.id, draining=self.draining)
+        )
+        self._answered()
+        if not self.holds:
+            self._give_up()  # the answer came too late, whatever it says
+        elif not beat.registered:
             self._lose("another worker took this one for dead")
-        elif self.holds:  # else the answer came too late: the tasks are given up already
+        else:
             self._extend(sent)
             self._obey(beat)
         self._overdue = False
 
-    async def _ask(self) -> Beat:
+    async def _in_time(self, verb: Callable[[], Awaitable[T]]) -> T:
         # So that a call that hangs leaves time for another one.
         with trio.move_on_after(limit := self.info.lease / 3):
-            return await self.store.heartbeat(self.info.id, draining=self.draining)
+            return await verb()
         msg = f"a heartbeat got no answer within {limit:g} s"
         raise TransientError(msg)
 
@@ -106,30 +118,40 @@ class Tenancy:
         """Cancel all handlers the moment the lease runs out, whatever the heartbeat does."""
         while True:
             await trio.sleep_until(self._until)
-            if self.holds:
-                continue
-            if self._until != -math.inf:  # else the heartbeat was told so, and has said it
-                self._lose("it was not renewed in time")
-            self._renewed = trio.Event()
-            await self._renewed.wait()
+            if not self.holds:
+                self._give_up()
+                self._renewed = trio.Event()
+                await self._renewed.wait()
 
     async def _begin_anew(self) -> None:
         """Register under a new name; what the old one still holds in the store is swept."""
-        await self.store.deregister(self.info.id)
+        await self._in_time(lambda: self.store.deregister(self.info.id))
         self.info = attrs.evolve(self.info, id=uuid.uuid4())
-        await self.begin()
+        await self._in_time(self.begin)
+        self._answered()
         log.info("registered anew as worker %s", self.info.id)
         self.on_death()
         self.on_lease()
+
+    def _answered(self) -> None:
+        # Before others may be seen to be overdue: they have been cut off, too.
+        if self._recovering:
+            self._recovering = False
+            self.on_recovery()
 
     def _extend(self, sent: float) -> None:
         self._until = sent + self.info.lease
         self._renewed.set()
 
+    def _give_up(self) -> None:
+        """Cancel the tasks of a lease that has run out, unless that has been done."""
+        if self._until != -math.inf:
+            self._lose("it was not renewed in time")
+
     def _lose(self, why: str) -> None:
-        self._until = -math.inf
         log.error("lost the lease of worker %s: %s; cancelling its tasks", self.info.id, why)
         self.hands.cancel_all(CancelReason.LEASE_LOST)
+        self._until = -math.inf  # after that: if it goes wrong, it is done again
         self.bell.ring()
 
     def _obey(self, beat: Beat) -> None:

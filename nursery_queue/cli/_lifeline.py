@@ -9,19 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 
 from collections.abc import Callable
 from typing import Self
 
 import attrs
-import trio
 
 from ._errors import PROBLEM
 from ._work import Shift
-
-
-FORCE = 10.0  # seconds beyond the clean-up of handlers: to release tasks and leave the database
 
 
 @attrs.define(eq=False)
@@ -44,21 +39,21 @@ class Lifeline:
     def __str__(self) -> str:
         return f"{self.number}:{self.life}:{self.ready}"
 
-    def watch(self, *, patience: float) -> None:
-        """End this process when its parent is gone: gently at first, by force after a while.
+    def watch(self) -> None:
+        """End this process when its parent is gone; once at work, as the shift says.
 
         In a thread of its own, so that nobody who blocks the loop keeps us alive.
         """
         for descriptor in (self.life, self.ready):
             os.set_inheritable(descriptor, False)
-        thread = threading.Thread(target=self._watch, args=[patience], daemon=True)
+        thread = threading.Thread(target=self._watch, daemon=True)
         thread.start()
 
     def tied(self, shift: Shift) -> Shift:
         """Return *shift* as one that ends with our parent, and says when it is in."""
         return attrs.evolve(shift, entered=self._entered, on_force=self._on_force)
 
-    def _watch(self, patience: float) -> None:
+    def _watch(self) -> None:
         os.read(self.life, 1)
         with self._lock:
             self._gone = True
@@ -66,8 +61,6 @@ class Lifeline:
         if force is None:
             os._exit(PROBLEM)  # nothing has been claimed yet
         force()
-        time.sleep(patience + FORCE)
-        os._exit(PROBLEM)
 
     def _entered(self) -> None:
         with contextlib.suppress(BrokenPipeError):
@@ -75,14 +68,8 @@ class Lifeline:
         os.close(self.ready)
 
     def _on_force(self, force: Callable[[], None]) -> None:
-        token = trio.lowlevel.current_trio_token()
-
-        def force_from_thread() -> None:
-            with contextlib.suppress(trio.RunFinishedError):
-                token.run_sync_soon(force)
-
         with self._lock:
-            self._force = force_from_thread
+            self._force = force
             gone = self._gone
         if gone:
             force()

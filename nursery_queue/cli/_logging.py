@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import logging
@@ -73,6 +74,28 @@ def log_to_stderr(log_format: str, *, who: str = "") -> None:
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     logging.captureWarnings(capture=log_format == "json")
+
+
+def say_at_once(level: int, message: str) -> None:
+    """Write a line on stderr past `logging`, whose locks interrupted code may hold.
+
+    For signal handlers, and for the last words of a process.
+    """
+    record = logging.makeLogRecord(
+        {
+            "name": "nursery_queue.cli",
+            "levelno": level,
+            "levelname": logging.getLevelName(level),
+            "msg": message,
+        }
+    )
+    formatters = [handler.formatter for handler in logging.getLogger().handlers]
+    ours = [each for each in formatters if isinstance(each, TextFormatter | JsonFormatter)]
+    line = ours[0].format(record) if ours else message
+    rest = f"{line}\n".encode(errors="backslashreplace")
+    with contextlib.suppress(OSError):  # nobody reads it, or not fast enough
+        while rest:
+            rest = rest[os.write(2, rest) :]
 
 
 def keep_ours() -> None:

@@ -18,6 +18,7 @@ from nursery_queue._runtime._signals import Escalation, obey
 
 from ._errors import CLEAN, PROBLEM
 from ._lifeline import Lifeline
+from ._logging import say_at_once
 from ._work import stop_signals
 
 
@@ -36,14 +37,17 @@ async def run_processes(count: int, args: Sequence[str]) -> int:
     async with trio.open_nursery() as watching:
         await watching.start(
             functools.partial(
-                obey, escalation, stop_signals(), others={signal.SIGUSR1: family.tell}
+                obey,
+                escalation,
+                stop_signals(),
+                others={signal.SIGUSR1: family.quiet, signal.SIGUSR2: family.tell},
             )
         )
         try:
             async with trio.open_nursery() as children:
                 await children.start(family.raise_child, 1)
                 for number in range(2, count + 1):
-                    if not family.stopping and not family.codes:
+                    if family.claims and not family.stopping and not family.codes:
                         children.start_soon(family.raise_child, number)
         finally:
             family.end()
@@ -58,8 +62,11 @@ class Family:
     args: Sequence[str]
     codes: list[int] = attrs.field(factory=list[int], init=False)
     stopping: bool = attrs.field(default=False, init=False)
+    claims: bool = attrs.field(default=True, init=False)
     _life: tuple[int, int] = attrs.field(factory=os.pipe, init=False)
     _children: dict[int, trio.Process] = attrs.field(factory=dict[int, trio.Process], init=False)
+    # Those that listen to signals. Before, most of these would kill.
+    _listening: set[trio.Process] = attrs.field(factory=set[trio.Process], init=False)
 
     async def raise_child(
         self,
@@ -79,12 +86,16 @@ class Family:
             try:
                 await trio.lowlevel.wait_readable(answer)
                 if came_in := bool(answer.read(1)):
+                    self._listening.add(process)
+                    if not self.claims:
+                        process.send_signal(signal.SIGUSR1)
                     task_status.started()
                 await process.wait()
             finally:
                 if process.returncode is None:
                     process.kill()
             del self._children[number]
+            self._listening.discard(process)
         self._bury(number, process)
         if not came_in:
             task_status.started()
@@ -120,17 +131,21 @@ class Family:
         for process in self._children.values():
             process.terminate()
 
+    def quiet(self, signum: signal.Signals) -> None:
+        """Ask all to claim nothing more; those that cannot hear it yet, when they can."""
+        self.claims = False
+        self.tell(signum)
+
     def tell(self, signum: signal.Signals) -> None:
         """Pass on a signal as it is."""
-        self.stopping = True
-        for process in self._children.values():
+        for process in self._listening:
             process.send_signal(signum)
 
     def kill(self, signum: signal.Signals) -> None:
         """End all, and this process, at once."""
         for process in list(self._children.values()):
             process.kill()
-        os.write(2, f"{signum.name}: exiting at once\n".encode())
+        say_at_once(logging.CRITICAL, f"{signum.name}: exiting at once")
         os._exit(PROBLEM)
 
     def end(self) -> None:

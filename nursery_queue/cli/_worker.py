@@ -167,6 +167,7 @@ def worker(
     First SIGTERM or SIGINT (Ctrl-C): finish what is in hand, then end.
     Second: cancel it, release the tasks for others, then end with 1.
     Third: exit at once; others get the tasks when the lease has run out.
+    SIGUSR1: claim nothing more. SIGUSR2: print what every trio task waits for.
     """  # noqa: D301  # click needs the control character itself
     settings = worker_settings(**options)
     log_to_stderr(log_format, who="" if child is None else str(child.number))
@@ -174,7 +175,7 @@ def worker(
     if child is None and processes > 1:
         return trio.run(run_processes, processes, ctx.meta["nursery_queue.args"])
     if child is not None:
-        child.watch(patience=settings["cleanup"])
+        child.watch()
         if settings["name"] is not None:
             settings["name"] += f"-{child.number}"
     loaded = load_app(app)

@@ -1,0 +1,123 @@
+"""The end of the work: how long handlers may go on, and what becomes of those that do."""
+
+from __future__ import annotations
+
+import logging
+
+from collections.abc import Callable
+
+import attrs
+import trio
+
+from nursery_queue._context import CancelReason
+from nursery_queue._runtime._task_tree import task_tree
+from nursery_queue._runtime._wakeup import Wakeup
+
+from ._executor import Executor
+from ._exit_report import Ledger
+from ._hands import Execution, Hands
+from ._settler import Settler
+
+
+log = logging.getLogger("nursery_queue")
+
+FLUSH = 5.0  # seconds to store the last outcomes; what is not stored then is swept as lost
+REMIND_AFTER = 60.0  # seconds, and then ever longer, between lines about who is still there
+
+
+@attrs.define(eq=False, kw_only=True)
+class Drain:
+    """Ends the work of one worker. Runs beside it in the same nursery, and so keeps that open.
+
+    Beside, since a claim under way keeps intake open for a while: handlers need not wait for
+    that to learn that their time is up.
+    """
+
+    hands: Hands
+    executor: Executor
+    settler: Settler
+    grace: float
+    cleanup: float
+    on_idle: Callable[[], None] | None
+    on_abandoned: Callable[[], None]
+    ledger: Ledger = attrs.field(factory=Ledger, init=False)
+    # How long handlers may go on once the worker is stopped; may be cancelled before that.
+    patience: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    over: bool = attrs.field(default=False, init=False)  # nothing is to be started any more
+    _closed: trio.Event = attrs.field(factory=trio.Event, init=False)  # intake
+    _news: Wakeup = attrs.field(factory=Wakeup, init=False)
+
+    def freed(self) -> None:
+        """Hear that a settlement is stored."""
+        self._news.ring()
+        self._check_idle()
+
+    def intake_closed(self) -> None:
+        """Give back what has been claimed ahead; there will be no more."""
+        self._closed.set()
+        self._hand_back()
+        if self.settler.ledger is not None:
+            self.ledger.note(self.hands.held)  # came with the last claim
+        self._check_idle()
+
+    async def run(self, stop: trio.Event, work: trio.Nursery) -> None:
+        """Wait for the stop; let handlers finish, then cancel them, then release what is left."""
+        await stop.wait()
+        self.ledger.open()
+        self.ledger.note(self.hands.held)
+        self.settler.ledger = self.ledger
+        self._hand_back()
+        self.patience.deadline = trio.current_time() + self.grace
+        with self.patience:
+            await self._quiet()
+        self.over = True
+        self.hands.cancel_all(CancelReason.SHUTDOWN)
+        with trio.move_on_after(self.cleanup):
+            await self._quiet()
+        if self.hands.running:
+            await self._do_without(work)
+
+    async def _do_without(self, work: trio.Nursery) -> None:
+        """Release the tasks of handlers that ignore cancellation; say who they are, now and then.
+
+        Their nursery waits for them all the same.
+        """
+        self.executor.give_back(self.hands.running)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._remind, work)
+            await self.hands.quiet()
+            nursery.cancel_scope.cancel("they have ended after all")
+
+    async def _remind(self, work: trio.Nursery) -> None:
+        due, pause = trio.current_time(), REMIND_AFTER
+        _complain(work)
+        with trio.move_on_after(FLUSH):
+            while self.hands.held:
+                await self._news.wait()
+        self.on_abandoned()
+        while True:
+            due, pause = due + pause, 2 * pause
+            await trio.sleep_until(due)
+            _complain(work)
+
+    async def _quiet(self) -> None:
+        await self._closed.wait()
+        await self.hands.quiet()
+
+    def _hand_back(self) -> None:
+        self.executor.give_back(self.hands.unstarted())
+
+    def _check_idle(self) -> None:
+        if self.on_idle is not None and self._closed.is_set() and not self.hands.held:
+            self.on_idle()
+
+
+def task_name(execution: Execution) -> str:
+    """Return what the trio task of an attempt is called."""
+    return f"task {execution.claim.fence.task_id} {execution.claim.task_type}"
+
+
+def _complain(work: trio.Nursery) -> None:
+    for task in work.child_tasks:
+        if task.name.startswith("task "):
+            log.warning("cancelled, but still running, its task released: %s", task_tree(task))

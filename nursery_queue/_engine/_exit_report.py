@@ -1,0 +1,165 @@
+"""What became of the tasks that a worker had in hand when it was stopped."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import math
+
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+
+import attrs
+import trio
+
+from nursery_queue._context import CancelReason
+from nursery_queue._core._model import Fence, Settlement
+from nursery_queue._core._states import Event
+
+from ._hands import Execution
+
+
+log = logging.getLogger("nursery_queue")
+
+
+class Fate(enum.StrEnum):
+    """What became of a task that a worker had in hand when it was stopped.
+
+    The first five are outcomes of the attempt, and stored.
+    """
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    SNOOZED = "snoozed"
+    RELEASED = "released"  # ready again for any worker, the attempt not counted
+    UNSETTLED = "unsettled"  # the database was away: others get it when the lease has run out
+    LEASE_LOST = "lease_lost"  # others may have it already; there was nothing to say about it
+
+
+@attrs.frozen(kw_only=True)
+class TaskExit:
+    """One of the tasks in hand, and its fate."""
+
+    task_id: int
+    task_type: str
+    attempt: int
+    fate: Fate
+    started: bool  # False: it was claimed ahead, and its handler was never called
+    ended: bool  # False: its handler ignores cancellation and was still running
+
+    def __str__(self) -> str:
+        fate = self.fate.replace("_", " ")
+        end = "" if self.ended else ", its handler still running"
+        return f"task {self.task_id} ({self.task_type}, attempt {self.attempt}): {fate}{end}"
+
+
+@attrs.frozen(kw_only=True)
+class ExitReport:
+    """How a worker ended: every task it had in hand when it was stopped, with its fate."""
+
+    tasks: Sequence[TaskExit] = ()  # by id
+    seconds: float = 0.0  # from the stop to the end
+
+    @property
+    def counts(self) -> Mapping[Fate, int]:
+        """How many tasks met each fate; those that nobody met are not in there."""
+        return Counter(task.fate for task in self.tasks)
+
+    @property
+    def clean(self) -> bool:
+        """Whether every task has its outcome stored, or was released."""
+        return not self.counts.keys() & {Fate.UNSETTLED, Fate.LEASE_LOST}
+
+    def __str__(self) -> str:
+        counts = self.counts
+        fates = ", ".join(
+            f"{counts[fate]} {fate.replace('_', ' ')}" for fate in Fate if fate in counts
+        )
+        return f"tasks in hand: {len(self.tasks)}{fates and f' ({fates})'}; {self.seconds:.3g} s"
+
+
+@attrs.define(eq=False)
+class Ledger:
+    """Notes the fates of the tasks in hand, from the stop on."""
+
+    _stopped_at: float | None = attrs.field(default=None, init=False)
+    _noted: dict[Fence, Execution] = attrs.field(factory=dict[Fence, Execution], init=False)
+    _stored: dict[Fence, Settlement] = attrs.field(factory=dict[Fence, Settlement], init=False)
+    _failed: dict[Fence, Fate] = attrs.field(factory=dict[Fence, Fate], init=False)
+
+    def open(self) -> None:
+        """Note that the worker has been stopped."""
+        self._stopped_at = trio.current_time()
+
+    def note(self, held: Mapping[Fence, Execution]) -> None:
+        """These are to be reported on."""
+        self._noted |= held
+
+    def stored(self, settlement: Settlement) -> None:
+        """Note an outcome that is in the store."""
+        self._stored[settlement.fence] = settlement
+
+    def failed(self, fence: Fence, fate: Fate) -> None:
+        """Note that an outcome will never be in the store."""
+        self._failed[fence] = fate
+
+    def report(self, *, held: Container[Fence], running: Container[Execution]) -> ExitReport:
+        """Say what became of them, as far as it is known now."""
+        tasks = [
+            TaskExit(
+                task_id=fence.task_id,
+                task_type=execution.claim.task_type,
+                attempt=execution.claim.attempt,
+                fate=self._fate(execution, settled=fence not in held),
+                started=self._has_started(execution),
+                ended=execution not in running,
+            )
+            for fence, execution in self._noted.items()
+        ]
+        began = self._stopped_at
+        return ExitReport(
+            tasks=tuple(sorted(tasks, key=lambda task: (task.task_id, task.attempt))),
+            seconds=0.0 if began is None else trio.current_time() - began,
+        )
+
+    def _fate(self, execution: Execution, *, settled: bool) -> Fate:
+        fence = execution.claim.fence
+        if (settlement := self._stored.get(fence)) is not None:
+            return _fate_of(settlement)
+        if (fate := self._failed.get(fence)) is not None:
+            return fate
+        if execution.reason is CancelReason.LEASE_LOST:
+            return Fate.LEASE_LOST
+        # What has left our hands without us went with the handler's own transaction.
+        return Fate.SUCCEEDED if settled else Fate.UNSETTLED
+
+    def _has_started(self, execution: Execution) -> bool:
+        settlement = self._stored.get(execution.claim.fence)
+        if settlement is not None and settlement.event is Event.INTERRUPT:
+            return settlement.outcome is not None
+        return execution.started_at < math.inf
+
+
+def tell(report: ExitReport) -> None:
+    """Log a summary, and a line for each task whose handler did not end by itself."""
+    if report.tasks:
+        log.info("%s", report)
+    for task in report.tasks:
+        if task.fate not in _BY_ITSELF and (task.started or task.fate is not Fate.RELEASED):
+            log.warning("%s", task)
+
+
+_BY_ITSELF = frozenset({Fate.SUCCEEDED, Fate.FAILED, Fate.TIMED_OUT, Fate.CANCELLED, Fate.SNOOZED})
+
+
+def _fate_of(settlement: Settlement) -> Fate:
+    match settlement.event:
+        case Event.INTERRUPT:
+            return Fate.RELEASED
+        case Event.CANCEL:
+            return Fate.CANCELLED
+        case _:
+            assert settlement.outcome is not None
+            return Fate(settlement.outcome.value)

@@ -1,0 +1,198 @@
+"""Where handlers run, in production and in tests: one attempt in its scope, from call to end."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+from uuid import UUID
+
+import attrs
+import trio
+
+from nursery_queue._client import Client
+from nursery_queue._context import CancelReason, TaskContext
+from nursery_queue._core._errors import DoNotRetry, RetryAfter, Snooze, StaleClaim, TransientError
+from nursery_queue._core._groups import leaves
+from nursery_queue._core._outcome import Succeeded
+from nursery_queue._runtime._timekeeper import held
+from nursery_queue._task_type import TaskType
+from nursery_queue._transaction import Transaction
+
+from ._asyncio_bridge import AsyncioBridge
+from ._hands import Execution
+
+
+SETTLE_WITHIN = 5.0  # seconds, in the transaction of a handler that has returned
+
+
+@attrs.frozen
+class Raised:
+    """The handler failed, or says what is to become of its task."""
+
+    error: BaseException
+
+
+@attrs.frozen
+class Stopped:
+    """The handler was cancelled; *error* is what came of its clean-up."""
+
+    reason: CancelReason | None
+    error: BaseException | None = None
+
+
+End = Succeeded | Raised | Stopped
+
+# Settles an attempt in the transaction that it has opened.
+Settle = Callable[[Transaction, Execution, Succeeded], Awaitable[None]]
+
+
+@attrs.define(eq=False, kw_only=True)
+class Stage:
+    """Runs handlers, each in a cancel scope of its own, and says how they ended."""
+
+    client: Client
+    worker_id: Callable[[], UUID]
+    leased: Callable[[], bool]  # False: others may have the tasks in hand
+    threads: trio.CapacityLimiter
+    bridge: AsyncioBridge | None = None
+
+    async def run(self, execution: Execution, settle: Settle) -> End:
+        """Run one attempt. Raises only what is not its business, as being cancelled around it."""
+        scope, limit = execution.scope, execution.policy.timeout
+        if limit != math.inf:
+            scope.deadline = trio.current_time() + limit
+        error: BaseException | None = None
+        try:
+            with scope:
+                return await self._perform(execution, settle)
+        except BaseException as exc:
+            if _is_for_others(exc):
+                raise
+            error = _without_own_nursery(exc, execution.task_type)
+        reason = self.why(execution)
+        if error is not None and (not scope.cancel_called or _counts(error, reason)):
+            return Raised(error)
+        return Stopped(reason, error)
+
+    def why(self, execution: Execution) -> CancelReason | None:
+        """Why an attempt has been cancelled, or is about to be: whoever asks may come first."""
+        if execution.ended or not trio.lowlevel.in_trio_run():  # a thread cannot see the clock
+            return execution.reason
+        return CancelReason.LEASE_LOST if self.lost(execution) else execution.why()
+
+    def lost(self, execution: Execution) -> bool:
+        """Whether others may have the task. From then on nothing is to be said about it."""
+        if not (execution.ended or self.leased()):
+            execution.note(CancelReason.LEASE_LOST)
+        return execution.reason is CancelReason.LEASE_LOST
+
+    async def _perform(self, execution: Execution, settle: Settle) -> Succeeded:
+        task_type = execution.task_type
+        values = task_type.load(execution.claim.params)
+        if task_type.transactional:
+            return await self._perform_in_transaction(execution, values, settle)
+        wanted = task_type.takes_context or task_type.nursery
+        context = self._context(execution, values) if wanted else None
+        return Succeeded(task_type.dump_result(await self._call(task_type, context, values)))
+
+    async def _perform_in_transaction(
+        self, execution: Execution, values: dict[str, Any], settle: Settle
+    ) -> Succeeded:
+        """Run the handler; commit what it did in ctx.tx together with the settlement."""
+        async with contextlib.AsyncExitStack() as stack:
+            store = self.client.store
+            tx = Transaction(
+                lambda: stack.enter_async_context(store.transaction()),
+                self.client.max_params_bytes,
+            )
+            stack.callback(tx.end)
+            context = self._context(execution, values, tx)
+            value = await self._call(execution.task_type, context, values)
+            success = Succeeded(execution.task_type.dump_result(value))
+            if not tx.is_open:
+                return success
+            # Shielded: it has returned, and no time limit or cancel is to undo its work.
+            with trio.CancelScope(shield=True):
+                await self._insist_on_settling(settle, tx, execution, success)
+                await stack.aclose()  # commits, within the bounds of the store
+            execution.stored = True
+            return success
+
+    async def _insist_on_settling(
+        self, settle: Settle, tx: Transaction, execution: Execution, success: Succeeded
+    ) -> None:
+        if self.lost(execution):
+            msg = f"the lease ran out before {execution.claim} had ended"
+            raise StaleClaim(msg)
+        with trio.move_on_after(SETTLE_WITHIN):
+            await settle(tx, execution, success)
+            return
+        msg = f"ctx.tx could not be settled within {SETTLE_WITHIN:g} s; it is rolled back"
+        raise TransientError(msg)
+
+    async def _call(
+        self, task_type: TaskType[..., Any], context: TaskContext | None, values: dict[str, Any]
+    ) -> Any:
+        if not task_type.is_async:
+            # Abandoned when cancelled: the thread runs on, but the log tells the truth at
+            # once, and neither a time limit nor a shutdown hangs on it. The limiter counts
+            # threads that are still running.
+            with held():
+                return await trio.to_thread.run_sync(
+                    task_type.invoke, context, values, abandon_on_cancel=True, limiter=self.threads
+                )
+        if task_type.asyncio:
+            if self.bridge is None:
+                msg = (
+                    f"{task_type.name} needs asyncio and was declared after the worker had started"
+                )
+                raise RuntimeError(msg)
+            return await self.bridge.run(task_type.invoke, context, values)
+        if task_type.nursery and context is not None:
+            async with context.own_nursery():
+                return await task_type.invoke(context, values)
+        return await task_type.invoke(context, values)
+
+    def _context(
+        self, execution: Execution, values: dict[str, Any], tx: Transaction | None = None
+    ) -> TaskContext:
+        claim = execution.claim
+        return TaskContext(
+            task_id=claim.fence.task_id,
+            task_type=claim.task_type,
+            attempt=claim.attempt,
+            queue=claim.queue,
+            params=values,
+            deadline=execution.scope.deadline,
+            worker_id=self.worker_id(),
+            fence=claim.fence,
+            client=self.client,
+            why=lambda: self.why(execution),
+            tx=tx,
+        )
+
+
+def _is_for_others(exc: BaseException) -> bool:
+    """Whether there is something in *exc* that a handler does not have to answer for."""
+    foreign: tuple[type[BaseException], ...] = (KeyboardInterrupt, GeneratorExit)
+    if trio.current_effective_deadline() == -math.inf:
+        foreign = (*foreign, trio.Cancelled)  # else a leftover that no scope waits for
+    return any(isinstance(leaf, foreign) for leaf in leaves(exc))
+
+
+def _without_own_nursery(error: BaseException, task_type: TaskType[..., Any]) -> BaseException:
+    """Take a single error out of the group that the attempt's own nursery makes of it."""
+    if not (task_type.nursery and isinstance(error, BaseExceptionGroup)):
+        return error
+    group = cast("BaseExceptionGroup[BaseException]", error)
+    return group.exceptions[0] if len(group.exceptions) == 1 else group
+
+
+def _counts(error: BaseException, reason: CancelReason | None) -> bool:
+    """Whether a cancelled handler says what is to become of its task, and still has a say."""
+    if reason is CancelReason.CANCELLED:
+        return False
+    return any(isinstance(leaf, DoNotRetry | RetryAfter | Snooze) for leaf in leaves(error))
