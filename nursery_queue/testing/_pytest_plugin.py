@@ -19,6 +19,16 @@ import pytest
 if TYPE_CHECKING:
     import psycopg
 
+    from nursery_queue.testing import VirtualTime
+
+
+@pytest.fixture
+def virtual_time() -> VirtualTime:
+    """A virtual clock for the test, which must name it as an argument of its own."""
+    from nursery_queue.testing import VirtualTime
+
+    return VirtualTime()
+
 
 @pytest.fixture(scope="session")
 def nursery_queue_server() -> Generator[str]:
@@ -73,11 +83,15 @@ def _database(server: str, *, template: str) -> Generator[str]:
     from psycopg.conninfo import make_conninfo
 
     name = f"nursery_queue_test_{uuid.uuid4().hex}"
-    create = sql.SQL("create database {} template {}")
+    create = sql.SQL("create database {} template {} strategy {}")
     drop = sql.SQL("drop database if exists {} with (force)")
     try:
         with _session(server) as connection:
-            connection.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
+            (durable,) = connection.execute("show fsync").fetchone() or ("on",)
+            # Copying files is faster, but it makes the server write out all that it has.
+            strategy = "wal_log" if durable == "on" else "file_copy"
+            names = map(sql.Identifier, (name, template, strategy))
+            connection.execute(create.format(*names))
         yield make_conninfo(server, dbname=name)
     finally:
         with _session(server) as connection:

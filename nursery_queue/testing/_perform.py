@@ -1,0 +1,176 @@
+"""Runs one handler as a worker would, for a test to look at what it does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import uuid
+
+from contextlib import nullcontext
+from typing import Any, ParamSpec, assert_never, cast, overload
+
+import attrs
+import trio
+
+from nursery_queue._client import Client
+from nursery_queue._context import CancelReason
+from nursery_queue._core._checks import whole
+from nursery_queue._core._model import Claim, Fence, NewTask
+from nursery_queue._core._outcome import Succeeded
+from nursery_queue._engine._asyncio_bridge import open_bridge
+from nursery_queue._engine._hands import Execution
+from nursery_queue._engine._stage import End, Raised, Stage, Stopped
+from nursery_queue._store._memory import MemoryStore
+from nursery_queue._task_type import TaskRequest, TaskType, as_request
+
+
+P = ParamSpec("P")
+
+
+@overload
+async def perform(task: TaskType[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Any: ...
+
+
+@overload
+async def perform(task: TaskRequest, /) -> Any: ...
+
+
+async def perform(task: object, /, *args: Any, **kwargs: Any) -> Any:
+    """Run one attempt of a task here and now, without a store; return its result as JSON has it.
+
+    The code is the worker's: params go through JSON and are checked, time limit, `ctx.tx`,
+    `ctx.nursery`, threads and asyncio are as declared or as `options()` says. There is one
+    attempt, and no retry. `ctx.client` and `ctx.tx` lead to a new `MemoryStore`; `performing()`
+    gives handlers a client that you can look at afterwards.
+
+    Being cancelled cancels the handler, with reason SHUTDOWN; a handler that returns all the
+    same has its result returned.
+
+    Args:
+        task: A task type, followed by the handler's arguments without the context; or what
+            `bind()` returned.
+        args: The handler's positional arguments.
+        kwargs: The handler's arguments by name.
+
+    Raises:
+        BaseException: What the handler raised, as it is; `DoNotRetry` and its like, too.
+        ParamsError, ResultError: Params or result cannot go through JSON, or do not fit.
+        trio.TooSlowError: It was cancelled at its time limit; its own error is the cause.
+        TypeError: *task* is neither, or the arguments do not fit its signature.
+    """
+    return await Performer().perform(as_request(task, *args, **kwargs), _task_type(task))
+
+
+def performing(*, client: Client | None = None, attempt: int = 1) -> Performer:
+    """Return a `perform` for the same calls, with another context for the handlers.
+
+    Args:
+        client: What `ctx.client` is, and where `ctx.tx` commits to; a new one on a new
+            `MemoryStore` for each call by default.
+        attempt: What `ctx.attempt` is; 1 is the first.
+    """
+    return Performer(client=client, attempt=whole(attempt, "attempt", minimum=1))
+
+
+@attrs.frozen(kw_only=True)
+class Performer:
+    """Runs handlers; call it as you would call `perform`."""
+
+    client: Client | None = None
+    attempt: int = 1
+
+    @overload
+    async def __call__(
+        self, task: TaskType[P, Any], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Any: ...
+
+    @overload
+    async def __call__(self, task: TaskRequest, /) -> Any: ...
+
+    async def __call__(self, task: object, /, *args: Any, **kwargs: Any) -> Any:
+        """Run one attempt; see `perform`."""
+        return await self.perform(as_request(task, *args, **kwargs), _task_type(task))
+
+    async def perform(self, request: TaskRequest, task_type: TaskType[..., Any]) -> Any:
+        """Run one attempt of this call."""
+        client = self.client or Client(MemoryStore())
+        claim = self._claim(request.to_new_task(client.max_params_bytes))
+        execution = Execution(
+            claim=claim,
+            task_type=task_type,
+            policy=task_type.policy(claim),
+            claimed_at=trio.current_time(),
+        )
+        async with open_bridge() if task_type.asyncio else nullcontext() as bridge:
+            stage = Stage(
+                client=client,
+                worker_id=uuid.uuid4,
+                leased=lambda: True,
+                threads=trio.CapacityLimiter(1),
+                bridge=bridge,
+            )
+            end = await _cancellable(stage, execution)
+        return await _result(end, execution)
+
+    def _claim(self, task: NewTask) -> Claim:
+        return Claim(
+            fence=Fence(task_id=0, epoch=1),  # of no task in any store
+            attempt=self.attempt,
+            lost=0,
+            task_type=task.task_type,
+            queue=task.queue,
+            params=task.params,
+            timeout=task.timeout,
+        )
+
+
+def _task_type(task: object) -> TaskType[..., Any]:
+    if isinstance(task, TaskType):
+        return cast("TaskType[..., Any]", task)
+    if isinstance(task, TaskRequest) and task.made_by is not None:
+        return task.made_by
+    msg = (
+        f"perform takes a task type, or what its bind() returned, not {task!r:.100}:"
+        " the handler must be here (app[name] is the task type of that name)"
+    )
+    raise TypeError(msg)
+
+
+async def _cancellable(stage: Stage, execution: Execution) -> End:
+    """Run the handler. When we are cancelled it is told why, as by a worker that is."""
+
+    async def heed() -> None:
+        with contextlib.suppress(trio.Cancelled):  # comes again at the next checkpoint
+            await trio.sleep_forever()
+        if not execution.ended:
+            execution.cancel(CancelReason.SHUTDOWN)
+
+    end: End = Stopped(CancelReason.SHUTDOWN)  # true until something better is known
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(heed)
+        with trio.CancelScope(shield=True):
+            end = await stage.run(execution, _nothing_to_settle)
+        execution.ended = True
+        nursery.cancel_scope.cancel("the handler has ended")
+    return end
+
+
+async def _nothing_to_settle(*_: object) -> None:
+    """Let what the handler did in its transaction be committed alone."""
+
+
+async def _result(end: End, execution: Execution) -> Any:
+    match end:
+        case Succeeded(result):
+            return None if result is None else json.loads(result)
+        case Stopped(CancelReason.TIMED_OUT, error):
+            name, limit = execution.claim.task_type, execution.policy.timeout
+            msg = f"{name} did not end within its time limit of {limit:g} s"
+            raise trio.TooSlowError(msg) from error
+        case Raised(error) | Stopped(_, BaseException() as error):
+            raise error
+        case Stopped():
+            await trio.lowlevel.checkpoint()
+            raise AssertionError  # we are cancelled
+        case _:
+            assert_never(end)
