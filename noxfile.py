@@ -78,7 +78,8 @@ def tests(session: nox.Session) -> None:
     session.run(*suite, env={"NURSERY_QUEUE_TEST_DSN": None})
     if programs := find_postgres(15):
         # Not again what knows no server, or brings its own.
-        again = (*suite, "--ignore=tests/unit", "--ignore=tests/smoke")
+        left_out = ("--with-server-only", "--ignore=tests/unit", "--ignore=tests/smoke")
+        again = (*suite, *left_out)
         session.run("python", "tests/on_postgres.py", str(programs), *again)
     else:
         session.warn("NOT RUN: the suite on PostgreSQL 15: its programs were not found")

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+
+from collections.abc import Generator
 
 import pytest
 
 from nursery_queue.testing import _pytest_plugin
+from tests.databases import Stock
+from tests.leftovers import Watch, watched
 
 
 pytest_plugins = ["pytester"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--with-server-only",
+        action="store_true",
+        help="leave out tests that do not use the server of this run: for another version of it",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--with-server-only"):
+        kept = [item for item in items if _uses_server(item)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
+
+
+def _uses_server(item: pytest.Item) -> bool:
+    """Tell whether a fixture of this test has to do with the server, or chooses it by parameter."""
+    fixtures: list[str] = getattr(item, "fixturenames", [])
+    params: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
+    chosen = [param for param in params.values() if isinstance(param, str)]
+    return not {"nursery_queue_server", "server"}.isdisjoint(fixtures) or "postgres" in chosen
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,13 +57,35 @@ def pytest_report_header() -> str:
     return f"PostgreSQL: {row[0] if row else 'unknown'} (NURSERY_QUEUE_TEST_DSN)"
 
 
-@pytest.fixture
-def dsn(nursery_queue_database: str) -> str:
-    """DSN of a fresh, empty database."""
-    return nursery_queue_database
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Generator[Watch]:
+    """Fails a test when a worker that has returned leaves a task, a timer, a claim or the like."""
+    yield from watched(request)
+
+
+@pytest.fixture(scope="session")
+def empty_databases(nursery_queue_server: str) -> Generator[Stock]:
+    with contextlib.closing(Stock(nursery_queue_server, "template0")) as stock:
+        yield stock
+
+
+@pytest.fixture(scope="session")
+def migrated_databases(nursery_queue_server: str, nursery_queue_template: str) -> Generator[Stock]:
+    with contextlib.closing(Stock(nursery_queue_server, nursery_queue_template)) as stock:
+        yield stock
 
 
 @pytest.fixture
-def migrated(nursery_queue_dsn: str) -> str:
-    """DSN of a fresh database with the schema in it."""
-    return nursery_queue_dsn
+def dsn(empty_databases: Stock) -> Generator[str]:
+    """DSN of an empty database."""
+    with empty_databases.lend() as database:
+        yield database.dsn
+        assert database.connections_left() == []
+
+
+@pytest.fixture
+def migrated(migrated_databases: Stock) -> Generator[str]:
+    """DSN of a database with the schema and no rows in it."""
+    with migrated_databases.lend() as database:
+        yield database.dsn
+        assert database.connections_left() == []

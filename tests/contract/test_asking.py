@@ -13,7 +13,7 @@ from nursery_queue._core._errors import Closed
 from nursery_queue._core._model import TaskFilter, WorkerInfo, WorkerStatus
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
-from tests.contract.conftest import Clock
+from nursery_queue.testing import VirtualTime
 from tests.contract.steps import (
     LEASE,
     TYPE,
@@ -104,7 +104,7 @@ async def test_counts(store: Store) -> None:
     assert (await store.stats()).queues["b"] == {State.READY: 1, State.SUCCEEDED: 1}
 
 
-async def test_types_that_nobody_knows(store: Store, clock: Clock) -> None:
+async def test_types_that_nobody_knows(store: Store, virtual_time: VirtualTime) -> None:
     """Ready tasks whose type no live worker knows are counted."""
     await store.enqueue([a_task(task_type=t) for t in ("x", "x", "y", TYPE)])
     await add(store, task_type="z", run_after=60)
@@ -113,12 +113,12 @@ async def test_types_that_nobody_knows(store: Store, clock: Clock) -> None:
 
     assert (await store.stats()).unknown_task_types == {"x": 2}
 
-    await clock.advance(LEASE + 1)
+    virtual_time.advance(LEASE + 1)
 
     assert (await store.stats()).unknown_task_types == {"x": 2, TYPE: 1}
 
 
-async def test_workers(store: Store, clock: Clock) -> None:
+async def test_workers(store: Store, virtual_time: VirtualTime) -> None:
     """A registered worker is listed with what it said, whether it lives and what it holds."""
     info = WorkerInfo(
         id=uuid.uuid4(),
@@ -149,22 +149,22 @@ async def test_workers(store: Store, clock: Clock) -> None:
 
     await store.enqueue([a_task() for _ in range(2)])
     await claim(store, info.id)
-    await clock.advance(5)
+    virtual_time.advance(5)
     await store.heartbeat(info.id, draining=True)
     (listed,) = (await store.stats()).workers
 
     assert (listed.running, listed.draining, listed.queues) == (2, True, ["q", "p"])
     assert (listed.heartbeat_at - began).total_seconds() == 5
 
-    await clock.advance(LEASE + 1)
+    virtual_time.advance(LEASE + 1)
 
     assert [one.alive for one in (await store.stats()).workers] == [False]
 
 
-async def test_a_worker_for_all_queues(store: Store, clock: Clock) -> None:
+async def test_a_worker_for_all_queues(store: Store, virtual_time: VirtualTime) -> None:
     """A worker that did not name its queues serves all; workers are listed by age."""
     first = await hire(store)
-    await clock.advance(1)
+    virtual_time.advance(1)
     second = await hire(store, queues=[])
     listed = (await store.stats()).workers
 

@@ -9,7 +9,7 @@ import pytest
 from nursery_queue._core._model import ErrorRecord, Outcome
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
-from tests.contract.conftest import Clock
+from nursery_queue.testing import VirtualTime
 from tests.contract.steps import (
     ERROR,
     OUTCOMES,
@@ -27,22 +27,22 @@ def error(message: str) -> ErrorRecord:
     return ErrorRecord(type="ValueError", message=message)
 
 
-async def test_every_attempt_has_its_own_entry(store: Store, clock: Clock) -> None:
+async def test_every_attempt_has_its_own_entry(store: Store, virtual_time: VirtualTime) -> None:
     """Fail "A", fail "B", succeed: three entries, and the first two stay what they were."""
-    task_id, began = await add(store), clock.now
+    task_id, began = await add(store), virtual_time.now()
     workers = [await hire(store, lease=1000) for _ in range(3)]
     for worker, message in zip(workers, ("A", "B"), strict=False):
         one = await claim_one(store, worker)
-        await clock.advance(1)
+        virtual_time.advance(1)
         await settle(store, one, Event.RETRY, delay=10, error=error(message))
-        await clock.advance(10)
+        virtual_time.advance(10)
         await store.promote()
     before = await store.attempts(task_id)
     one = await claim_one(store, workers[2])
 
     assert (await store.attempts(task_id))[:2] == before
 
-    await clock.advance(2)
+    virtual_time.advance(2)
     await settle(store, one, Event.SUCCEED, attempt=3)
     after = await store.attempts(task_id)
 
@@ -61,11 +61,11 @@ async def test_every_attempt_has_its_own_entry(store: Store, clock: Clock) -> No
     assert abs(after[0].started_at - began) < dt.timedelta(minutes=5)
 
 
-async def test_the_running_attempt_is_in_the_log(store: Store, clock: Clock) -> None:
+async def test_the_running_attempt_is_in_the_log(store: Store, virtual_time: VirtualTime) -> None:
     """A running attempt is the last entry, without an end."""
     task = await claimed_once(store)
     await settle(store, task.fence, Event.INTERRUPT, attempt=0, error=ERROR)
-    await clock.advance(1)
+    virtual_time.advance(1)
     await claim_one(store, task.worker)
     first, running = await store.attempts(task.id)
 

@@ -7,7 +7,7 @@ import pytest
 from nursery_queue._core._model import CancelRequest, Outcome, Refusal
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
-from tests.contract.conftest import Clock
+from nursery_queue.testing import VirtualTime
 from tests.contract.steps import (
     DAY,
     add,
@@ -30,7 +30,9 @@ async def requests(store: Store, worker: UUID) -> list[CancelRequest]:
 
 
 @pytest.mark.parametrize("run_after", [0, 60])
-async def test_a_waiting_task_never_starts(store: Store, clock: Clock, run_after: float) -> None:
+async def test_a_waiting_task_never_starts(
+    store: Store, virtual_time: VirtualTime, run_after: float
+) -> None:
     """A task that is ready or scheduled has ended at once."""
     task_id = await add(store, run_after=run_after)
 
@@ -41,7 +43,7 @@ async def test_a_waiting_task_never_starts(store: Store, clock: Clock, run_after
     assert (found.state, found.finished_at) == (State.CANCELLED, found.created_at)
     assert (found.started_at, found.worker_id, found.error) == (None, None, None)
 
-    await clock.advance(60)
+    virtual_time.advance(60)
 
     assert await store.promote() == 0
     assert await claim(store, await hire(store)) == []
@@ -162,19 +164,19 @@ async def test_a_request_ends_with_the_attempt(store: Store) -> None:
 
 @pytest.mark.parametrize("keep_for", [None, 0, 5])
 async def test_a_cancelled_task_is_kept_like_any_other(
-    store: Store, clock: Clock, keep_for: float | None
+    store: Store, virtual_time: VirtualTime, keep_for: float | None
 ) -> None:
     """A waiting task that is cancelled is kept as long as was asked, or for a day."""
     task_id = await add(store, keep_for=keep_for)
     await store.cancel(task_id)
     kept = DAY if keep_for is None else keep_for
     if kept:
-        await clock.advance(kept - 1)
+        virtual_time.advance(kept - 1)
         await store.prune()
 
         assert await state(store, task_id) is State.CANCELLED
 
-        await clock.advance(1)
+        virtual_time.advance(1)
 
         assert await store.prune() == 1
 

@@ -6,7 +6,7 @@ import trio
 from nursery_queue._core._model import Lane
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
-from tests.contract.conftest import Clock
+from nursery_queue.testing import VirtualTime
 from tests.contract.steps import (
     TYPE,
     a_task,
@@ -156,7 +156,7 @@ async def test_only_registered_workers(store: Store) -> None:
     assert await count(store, State.READY) == 1
 
 
-async def test_a_claim_is_counted(store: Store, clock: Clock) -> None:
+async def test_a_claim_is_counted(store: Store, virtual_time: VirtualTime) -> None:
     """A running task says who runs it, since when, and for the how-manieth time."""
     task = await claimed_once(store)
     found = await status(store, task.id)
@@ -166,7 +166,7 @@ async def test_a_claim_is_counted(store: Store, clock: Clock) -> None:
     assert found.finished_at is None
 
 
-async def test_an_epoch_is_never_used_twice(store: Store, clock: Clock) -> None:
+async def test_an_epoch_is_never_used_twice(store: Store, virtual_time: VirtualTime) -> None:
     """Whatever brings a task back, its next claim has a fence of its own."""
     task_id, worker = await add(store), await hire(store)
     epochs: list[int] = []
@@ -174,7 +174,7 @@ async def test_an_epoch_is_never_used_twice(store: Store, clock: Clock) -> None:
         one = await claim_one(store, worker)
         epochs.append(one.fence.epoch)
         await settle(store, one, event, attempt=0)
-        await clock.advance(60)
+        virtual_time.advance(60)
         await store.promote()
         await store.retry(task_id)
         await store.heartbeat(worker, draining=False)
@@ -184,7 +184,7 @@ async def test_an_epoch_is_never_used_twice(store: Store, clock: Clock) -> None:
     assert await state(store, task_id) is State.RUNNING
 
 
-async def test_the_next_due_time(store: Store, clock: Clock) -> None:
+async def test_the_next_due_time(store: Store, virtual_time: VirtualTime) -> None:
     """A claim says in how many seconds something is due, also when it takes nothing."""
     worker = await hire(store)
 
@@ -197,7 +197,7 @@ async def test_the_next_due_time(store: Store, clock: Clock) -> None:
 
     assert (len(taken.claims), taken.next_due) == (1, 30.0)
 
-    await clock.advance(40)
+    virtual_time.advance(40)
 
     assert (await store.claim(worker, [TYPE], limit=0)).next_due == -10.0
 

@@ -6,7 +6,7 @@ import trio
 from nursery_queue._core._model import TaskRef
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
-from tests.contract.conftest import Clock
+from nursery_queue.testing import VirtualTime
 from tests.contract.steps import (
     WAYS,
     a_task,
@@ -150,7 +150,7 @@ async def test_keep_for_nothing_frees_the_key(store: Store, event: Event) -> Non
     assert ref.created
 
 
-async def test_many_at_the_same_time(store: Store, clock: Clock) -> None:
+async def test_many_at_the_same_time(store: Store, virtual_time: VirtualTime) -> None:
     """Of many who enqueue one key at once, one creates the task and all get its id."""
     refs: list[TaskRef] = []
 

@@ -12,7 +12,7 @@ from nursery_queue._core._model import TaskRef
 from nursery_queue._core._retry import RetryPolicy
 from nursery_queue._core._states import State
 from nursery_queue._store import Store
-from tests.contract.conftest import Clock
+from nursery_queue.testing import VirtualTime
 from tests.contract.steps import (
     DAY,
     a_task,
@@ -141,7 +141,7 @@ async def test_params_of_every_shape(store: Store, value: Any) -> None:
     assert json.loads(one.params) == {"value": value}
 
 
-async def test_instants(store: Store, clock: Clock) -> None:
+async def test_instants(store: Store, virtual_time: VirtualTime) -> None:
     """A task remembers when it was stored and when it is due, to the microsecond."""
     at = dt.datetime(2091, 5, 6, 7, 8, 9, 10, tzinfo=dt.timezone(dt.timedelta(hours=3)))
     later, fixed = await add(store, run_after=90), await add(store, run_at=at, run_after=5)
@@ -153,7 +153,7 @@ async def test_instants(store: Store, clock: Clock) -> None:
     assert (found.created_at, found.run_at) == (now, at)
 
 
-async def test_an_instant_in_the_past_is_now(store: Store, clock: Clock) -> None:
+async def test_an_instant_in_the_past_is_now(store: Store, virtual_time: VirtualTime) -> None:
     """A task due before it was stored is ready at once."""
     past = dt.datetime(1999, 12, 31, tzinfo=dt.UTC)
 

@@ -9,7 +9,7 @@ import pytest
 from nursery_queue._core._model import Outcome, Refusal
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
-from tests.contract.conftest import Clock
+from nursery_queue.testing import VirtualTime
 from tests.contract.steps import (
     LEASE,
     Known,
@@ -27,9 +27,9 @@ from tests.contract.steps import (
 )
 
 
-async def lose(store: Store, clock: Clock, task: Known, **changes: int) -> None:
+async def lose(store: Store, virtual_time: VirtualTime, task: Known, **changes: int) -> None:
     """Let the task's worker die of silence, and sweep."""
-    await clock.advance(LEASE + 1)
+    virtual_time.advance(LEASE + 1)
 
     assert await store.sweep(max_lost=changes.get("max_lost", 3)) == 1
 
@@ -43,11 +43,11 @@ async def test_a_heartbeat_needs_a_row(store: Store) -> None:
     assert (await store.stats()).workers == []
 
 
-async def test_a_heartbeat_renews_the_lease(store: Store, clock: Clock) -> None:
+async def test_a_heartbeat_renews_the_lease(store: Store, virtual_time: VirtualTime) -> None:
     """A worker that is heard of in time keeps its tasks."""
     task = await claimed_once(store)
     for _ in range(5):
-        await clock.advance(LEASE - 1)
+        virtual_time.advance(LEASE - 1)
 
         assert (await store.heartbeat(task.worker, draining=False)).registered
         assert await store.sweep(max_lost=3) == 0
@@ -55,23 +55,23 @@ async def test_a_heartbeat_renews_the_lease(store: Store, clock: Clock) -> None:
     assert await state(store, task.id) is State.RUNNING
 
 
-async def test_the_lease_lasts_to_its_last_moment(store: Store, clock: Clock) -> None:
+async def test_the_lease_lasts_to_its_last_moment(store: Store, virtual_time: VirtualTime) -> None:
     """Nothing is taken before the lease is over, and everything after."""
     task = await claimed_once(store)
-    await clock.advance(LEASE)
+    virtual_time.advance(LEASE)
 
     assert await store.sweep(max_lost=3) == 0
 
-    await clock.advance(0.001)
+    virtual_time.advance(0.001)
 
     assert await store.sweep(max_lost=3) == 1
     assert await state(store, task.id) is State.READY
 
 
-async def test_a_dead_worker_loses_its_tasks(store: Store, clock: Clock) -> None:
+async def test_a_dead_worker_loses_its_tasks(store: Store, virtual_time: VirtualTime) -> None:
     """They are ready again, the attempt refunded, the loss counted and logged."""
     task = await claimed_once(store, max_attempts=1)
-    await lose(store, clock, task)
+    await lose(store, virtual_time, task)
     found = await status(store, task.id)
     (attempt,) = await store.attempts(task.id)
 
@@ -82,20 +82,20 @@ async def test_a_dead_worker_loses_its_tasks(store: Store, clock: Clock) -> None
     assert await store.sweep(max_lost=3) == 0
 
 
-async def test_a_dead_worker_is_out(store: Store, clock: Clock) -> None:
+async def test_a_dead_worker_is_out(store: Store, virtual_time: VirtualTime) -> None:
     """Once swept it is not registered, and gets no more tasks until it registers anew."""
     task = await claimed_once(store)
-    await lose(store, clock, task)
+    await lose(store, virtual_time, task)
 
     assert not (await store.heartbeat(task.worker, draining=False)).registered
     assert await claim(store, task.worker) == []
     assert len(await claim(store, await hire(store))) == 1
 
 
-async def test_late_but_not_swept(store: Store, clock: Clock) -> None:
+async def test_late_but_not_swept(store: Store, virtual_time: VirtualTime) -> None:
     """A worker that is late keeps its tasks if nobody has noticed."""
     task = await claimed_once(store)
-    await clock.advance(LEASE * 2)
+    virtual_time.advance(LEASE * 2)
 
     assert (await store.heartbeat(task.worker, draining=False)).registered
     assert await store.sweep(max_lost=3) == 0
@@ -103,22 +103,22 @@ async def test_late_but_not_swept(store: Store, clock: Clock) -> None:
     await settle(store, task.fence, Event.SUCCEED)
 
 
-async def test_losses_have_a_budget(store: Store, clock: Clock) -> None:
+async def test_losses_have_a_budget(store: Store, virtual_time: VirtualTime) -> None:
     """The last loss allowed fails the task, with the reason."""
     task = await claimed_once(store)
-    await lose(store, clock, task, max_lost=2)
+    await lose(store, virtual_time, task, max_lost=2)
     second = await claim_one(store, await hire(store))
 
     assert (second.attempt, second.lost) == (1, 1)
 
-    await lose(store, clock, task, max_lost=2)
+    await lose(store, virtual_time, task, max_lost=2)
     found = await status(store, task.id)
 
     assert (found.state, found.lost, found.error_type) == (State.FAILED, 2, "worker_lost")
     assert [attempt.outcome for attempt in await store.attempts(task.id)] == [Outcome.LOST] * 2
 
 
-async def test_one_dies_and_others_live(store: Store, clock: Clock) -> None:
+async def test_one_dies_and_others_live(store: Store, virtual_time: VirtualTime) -> None:
     """Only the tasks of the dead are taken, all at once."""
     dead = await hire(store)
     await store.enqueue([a_task() for _ in range(5)])
@@ -127,7 +127,7 @@ async def test_one_dies_and_others_live(store: Store, clock: Clock) -> None:
     patient = await hire(store, lease=1000)
     await add(store)
     patients = await claim_one(store, patient)
-    await clock.advance(LEASE + 1)
+    virtual_time.advance(LEASE + 1)
     await store.heartbeat(alive.worker, draining=False)
     beat = await store.heartbeat(alive.worker, draining=False)
 
@@ -151,39 +151,41 @@ async def test_who_leaves_may_be_swept_at_once(store: Store) -> None:
 
 
 @pytest.mark.parametrize("running", [True, False])
-async def test_a_lost_task_to_be_cancelled(store: Store, clock: Clock, running: bool) -> None:
+async def test_a_lost_task_to_be_cancelled(
+    store: Store, virtual_time: VirtualTime, running: bool
+) -> None:
     """A task somebody wanted cancelled does not come back from a dead worker."""
     task = await claimed_once(store)
     await store.cancel(task.id, running=running)
-    await lose(store, clock, task)
+    await lose(store, virtual_time, task)
     (attempt,) = await store.attempts(task.id)
 
     assert await state(store, task.id) is State.CANCELLED
     assert attempt.outcome is Outcome.LOST
 
 
-async def test_a_lost_task_keeps_its_own_keep_for(store: Store, clock: Clock) -> None:
+async def test_a_lost_task_keeps_its_own_keep_for(store: Store, virtual_time: VirtualTime) -> None:
     """A task that fails of losses is kept as long as its enqueue asked for."""
     gone = await claimed_once(store, keep_for=0)
-    await lose(store, clock, gone, max_lost=1)
+    await lose(store, virtual_time, gone, max_lost=1)
     kept = await claimed_once(store, keep_for=5)
-    await lose(store, clock, kept, max_lost=1)
+    await lose(store, virtual_time, kept, max_lost=1)
 
     assert await state(store, gone.id) is None
     assert await state(store, kept.id) is State.FAILED
 
-    await clock.advance(5)
+    virtual_time.advance(5)
 
     assert await store.prune() == 1
 
 
-async def test_nothing_to_sweep(store: Store, clock: Clock) -> None:
+async def test_nothing_to_sweep(store: Store, virtual_time: VirtualTime) -> None:
     """Tasks that nobody holds are none of the sweep's business."""
     task = await claimed_once(store)
     await settle(store, task.fence, Event.SUCCEED)
     await add(store)
     await add(store, run_after=60)
-    await clock.advance(LEASE + 1)
+    virtual_time.advance(LEASE + 1)
 
     assert await store.sweep(max_lost=1) == 0
     assert await count(store, State.READY) == 1

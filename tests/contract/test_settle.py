@@ -12,7 +12,7 @@ import trio
 from nursery_queue._core._model import ErrorRecord, Fence, Refusal
 from nursery_queue._core._states import FINAL, TRANSITIONS, Event, State, transition
 from nursery_queue._store import Store
-from tests.contract.conftest import Clock
+from nursery_queue.testing import VirtualTime
 from tests.contract.steps import (
     ERROR,
     WAYS,
@@ -131,10 +131,10 @@ async def test_results_and_details_of_every_shape(store: Store, value: Any) -> N
 
 
 @pytest.mark.parametrize("event", LAST)
-async def test_the_end(store: Store, clock: Clock, event: Event) -> None:
+async def test_the_end(store: Store, virtual_time: VirtualTime, event: Event) -> None:
     """A task that has ended says how, when, after how many attempts, and who ran it."""
     task = await claimed_once(store)
-    await clock.advance(2)
+    virtual_time.advance(2)
     await settle(store, task.fence, event, attempt=4, lost=2, error=ERROR)
     found = await status(store, task.id)
 
@@ -150,10 +150,10 @@ async def test_the_end(store: Store, clock: Clock, event: Event) -> None:
 
 
 @pytest.mark.parametrize("event", AGAIN)
-async def test_round_again(store: Store, clock: Clock, event: Event) -> None:
+async def test_round_again(store: Store, virtual_time: VirtualTime, event: Event) -> None:
     """A task that goes round again keeps its counts, and is due when the settlement says."""
     task = await claimed_once(store)
-    await clock.advance(2)
+    virtual_time.advance(2)
     await settle(store, task.fence, event, attempt=4, lost=2, delay=5, error=ERROR)
     found = await status(store, task.id)
     scheduled = found.state is State.SCHEDULED
@@ -162,7 +162,7 @@ async def test_round_again(store: Store, clock: Clock, event: Event) -> None:
     assert (found.started_at, found.finished_at, found.worker_id) == (None, None, None)
     assert found.run_at == found.created_at + dt.timedelta(seconds=7 if scheduled else 0)
 
-    await clock.advance(5)
+    virtual_time.advance(5)
 
     assert await store.promote() == scheduled
 

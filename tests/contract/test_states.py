@@ -7,7 +7,7 @@ import pytest
 from nursery_queue._core._errors import InvalidTransition, StaleClaim
 from nursery_queue._core._states import TRANSITIONS, Event, State
 from nursery_queue._store import Store
-from tests.contract.conftest import Clock
+from nursery_queue.testing import VirtualTime
 from tests.contract.steps import (
     Known,
     add,
@@ -41,12 +41,12 @@ async def attempt(store: Store, task: Known, before: State, event: Event) -> boo
 
 @pytest.mark.parametrize(("before", "event"), ALL)
 async def test_every_state_and_event(
-    store: Store, clock: Clock, before: State, event: Event
+    store: Store, virtual_time: VirtualTime, before: State, event: Event
 ) -> None:
     """A legal event leads where the table says, and an illegal one changes nothing."""
     task = await brought_to(store, before)
     if event is Event.PROMOTE:
-        await clock.advance(60)
+        virtual_time.advance(60)
     happened = await attempt(store, task, before, event)
 
     assert happened is (event in TRANSITIONS[before])
@@ -94,11 +94,11 @@ async def test_a_task_begins_ready_or_scheduled(store: Store) -> None:
 
 
 @pytest.mark.parametrize("event", [e for e in FROM_RUNNING if e is not Event.INTERRUPT])
-async def test_the_way_round_again(store: Store, clock: Clock, event: Event) -> None:
+async def test_the_way_round_again(store: Store, virtual_time: VirtualTime, event: Event) -> None:
     """Wherever the first attempt led, a task that can be brought back runs again."""
     task = await claimed_once(store)
     await settle(store, task.fence, event)
-    await clock.advance(60)
+    virtual_time.advance(60)
     await store.promote()
     await store.retry(task.id)
 

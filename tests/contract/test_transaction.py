@@ -9,7 +9,7 @@ from nursery_queue._core._errors import StaleClaim, TransientError
 from nursery_queue._core._model import Outcome, TaskFilter, TaskRef
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
-from tests.contract.conftest import Clock
+from nursery_queue.testing import VirtualTime
 from tests.contract.steps import (
     a_task,
     add,
@@ -198,7 +198,7 @@ async def test_a_stale_claim(store: Store) -> None:
     assert not any(one.cancel_requested for one in await store.list_tasks(TaskFilter()))
 
 
-async def test_a_claim_lost_in_the_meantime(store: Store, clock: Clock) -> None:
+async def test_a_claim_lost_in_the_meantime(store: Store, virtual_time: VirtualTime) -> None:
     """A claim that is lost while the block is open cannot be settled in it."""
     task = await claimed_once(store)
     with pytest.raises(StaleClaim):
@@ -280,11 +280,11 @@ async def test_keep_for_nothing(store: Store) -> None:
     assert await count(store) == 0
 
 
-async def test_time_runs_from_the_enqueue(store: Store, clock: Clock) -> None:
+async def test_time_runs_from_the_enqueue(store: Store, virtual_time: VirtualTime) -> None:
     """A task is due so long after its enqueue, not after the commit."""
     async with store.transaction() as tx:
         (ref,) = await tx.enqueue([a_task(run_after=10)])
-        await clock.advance(4)
+        virtual_time.advance(4)
         (other,) = await tx.enqueue([a_task()])
 
     found, after = await status(store, ref.id), await status(store, other.id)

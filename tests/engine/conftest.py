@@ -47,3 +47,13 @@ async def either(somewhere: str | None) -> AsyncGenerator[nq.Client]:
     else:
         async with nq.connect(somewhere) as client:
             yield client
+
+
+@pytest.fixture
+async def anywhere(somewhere: str | None) -> AsyncGenerator[FlakyStore]:
+    """A store of each kind, whose verbs fail when told to."""
+    if somewhere is None:
+        yield FlakyStore()
+    else:
+        async with nq.connect(somewhere) as client:
+            yield FlakyStore(client.store)

@@ -7,6 +7,7 @@ import random
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 from uuid import UUID
 
@@ -15,8 +16,18 @@ import trio
 
 import nursery_queue as nq
 
-from nursery_queue._core._model import Beat, Claimed, Fence, Lane, Refusal, Settlement, WorkerInfo
-from nursery_queue._store import Bell
+from nursery_queue._core._model import (
+    Beat,
+    Claimed,
+    Fence,
+    Lane,
+    NewTask,
+    Refusal,
+    Settlement,
+    TaskFilter,
+    WorkerInfo,
+)
+from nursery_queue._store import Bell, Store, StoreTransaction
 from nursery_queue._store._memory import MemoryStore
 
 
@@ -61,9 +72,10 @@ async def final(client: nq.Client, task: nq.TaskRef, *, within: float = 20.0) ->
 
 
 @attrs.define(eq=False)
-class FlakyStore(MemoryStore):
+class FlakyStore:
     """A store some of whose verbs fail: before they have an effect, or after it."""
 
+    inner: Store = attrs.field(factory=MemoryStore)
     down: set[str] = attrs.field(factory=set[str])  # raise, and nothing happened
     deaf: set[str] = attrs.field(factory=set[str])  # it happened, but the answer is lost
     stuck: set[str] = attrs.field(factory=set[str])  # no answer until cancelled
@@ -89,21 +101,30 @@ class FlakyStore(MemoryStore):
             msg = f"{name}: the answer is lost"
             raise nq.TransientError(msg)
 
+    def break_down(self) -> None:
+        """From now on every verb of a worker fails."""
+        self.down = {
+            *("check", "register", "heartbeat", "deregister", "claim", "settle", "promote"),
+            *("sweep", "status_many", "listen", "give_back_all_but"),
+        }
+
+    # -- verbs that fail when told to --------------------------------------------------
+
     async def check(self) -> None:
         async with self._verb("check"):
-            await super().check()
+            await self.inner.check()
 
     async def register(self, worker: WorkerInfo) -> None:
         async with self._verb("register"):
-            await super().register(worker)
+            await self.inner.register(worker)
 
     async def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
         async with self._verb("heartbeat"):
-            return await super().heartbeat(worker_id, draining=draining)
+            return await self.inner.heartbeat(worker_id, draining=draining)
 
     async def deregister(self, worker_id: UUID) -> None:
         async with self._verb("deregister"):
-            await super().deregister(worker_id)
+            await self.inner.deregister(worker_id)
 
     async def claim(
         self,
@@ -115,27 +136,27 @@ class FlakyStore(MemoryStore):
     ) -> Claimed:
         self.limits.append(limit)
         async with self._verb("claim"):
-            return await super().claim(worker_id, task_types, limit=limit, lanes=lanes)
+            return await self.inner.claim(worker_id, task_types, limit=limit, lanes=lanes)
 
     async def settle(self, settlements: Sequence[Settlement]) -> dict[Fence, Refusal]:
         async with self._verb("settle"):
-            return await super().settle(settlements)
+            return await self.inner.settle(settlements)
 
     async def give_back_all_but(self, worker_id: UUID, fences: set[Fence]) -> int:
         async with self._verb("give_back_all_but"):
-            return await super().give_back_all_but(worker_id, fences)
+            return await self.inner.give_back_all_but(worker_id, fences)
 
     async def promote(self) -> int:
         async with self._verb("promote"):
-            return 0 if self.locked else await super().promote()
+            return 0 if self.locked else await self.inner.promote()
 
     async def sweep(self, *, max_lost: int) -> int:
         async with self._verb("sweep"):
-            return await super().sweep(max_lost=max_lost)
+            return await self.inner.sweep(max_lost=max_lost)
 
     async def status_many(self, task_ids: Sequence[int]) -> list[nq.TaskStatus | None]:
         async with self._verb("status_many"):
-            return await super().status_many(task_ids)
+            return await self.inner.status_many(task_ids)
 
     async def listen(
         self,
@@ -145,11 +166,33 @@ class FlakyStore(MemoryStore):
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         async with self._verb("listen"):
-            await super().listen(ring, bells, task_status=task_status)
+            await self.inner.listen(ring, bells, task_status=task_status)
 
-    def break_down(self) -> None:
-        """From now on every verb fails."""
-        self.down = {
-            *("check", "register", "heartbeat", "deregister", "claim", "settle", "promote"),
-            *("sweep", "status_many", "listen", "give_back_all_but"),
-        }
+    # -- the others ----------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+    async def enqueue(self, tasks: Sequence[NewTask]) -> list[nq.TaskRef]:
+        return await self.inner.enqueue(tasks)
+
+    def transaction(self) -> AbstractAsyncContextManager[StoreTransaction]:
+        return self.inner.transaction()
+
+    async def cancel(self, task_id: int, *, running: bool = True) -> bool:
+        return await self.inner.cancel(task_id, running=running)
+
+    async def retry(self, task_id: int) -> bool:
+        return await self.inner.retry(task_id)
+
+    async def attempts(self, task_id: int) -> list[nq.Attempt]:
+        return await self.inner.attempts(task_id)
+
+    async def list_tasks(self, which: TaskFilter) -> list[nq.TaskStatus]:
+        return await self.inner.list_tasks(which)
+
+    async def stats(self) -> nq.Stats:
+        return await self.inner.stats()
+
+    async def prune(self) -> int:
+        return await self.inner.prune()

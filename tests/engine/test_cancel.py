@@ -9,6 +9,7 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
+from nursery_queue.testing import VirtualTime
 from tests.engine.support import FlakyStore, final, outcomes, state, working
 
 
@@ -161,6 +162,73 @@ async def test_in_the_backlog_behind_a_long_task(
         assert (await final(client, second)).state == "cancelled"
         assert trio.current_time() <= 2
     assert await outcomes(client, second) == []
+
+
+async def test_between_claim_and_start(
+    autojump_clock: MockClock,
+    app: nq.App,
+    client: nq.Client,
+    store: FlakyStore,
+    reasons: list[str],
+) -> None:
+    """A cancel that comes before the answer to the claim is obeyed with the next heartbeat."""
+    async with working(nq.Worker(app, client)):
+        store.late = {"claim": 1}
+        ref = await client.enqueue("hold")
+        await trio.sleep(0.5)
+        assert (await state(client, ref), reasons) == ("running", [])
+        await client.cancel(ref)
+        assert (await final(client, ref)).state == "cancelled"
+        assert trio.current_time() <= 4
+    assert (await outcomes(client, ref), reasons) == (["cancelled"], ["cancelled"])
+
+
+@pytest.mark.parametrize("ends", ["fails", "asks for another time", "snoozes", "returns"])
+async def test_when_the_settlement_meets_the_cancel(
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client, ends: str
+) -> None:
+    """An outcome that would bring the task back cancels it instead, and stays what it is."""
+    errors = {
+        "fails": ValueError("again"),
+        "asks for another time": nq.RetryAfter(5),
+        "snoozes": nq.Snooze(5),
+    }
+
+    @app.task(name="late")
+    async def late(ctx: nq.TaskContext) -> str:
+        # The worker does not hear of it: the store alone knows when the outcome comes.
+        await either.cancel(ctx.task_id)
+        if ends in errors:
+            raise errors[ends]
+        return "done"
+
+    ref = await either.enqueue(late)
+    async with working(nq.Worker(app, either, listen=False)):
+        status = await final(either, ref)
+        await trio.sleep(60)
+
+    outcome = {"snoozes": "snoozed", "returns": "succeeded"}.get(ends, "failed")
+    assert await outcomes(either, ref) == [outcome]
+    assert status.state == ("succeeded" if ends == "returns" else "cancelled")
+
+
+async def test_between_two_attempts(
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client
+) -> None:
+    """A task that waits for its next attempt is cancelled at once, and its log is left alone."""
+
+    @app.task(name="fail", retry=nq.RetryPolicy(initial=60))
+    async def fail() -> None:
+        raise ValueError("the first time")
+
+    ref = await either.enqueue(fail)
+    async with working(nq.Worker(app, either)):
+        await trio.sleep(1)
+        assert await state(either, ref) == "scheduled"
+        assert await either.cancel(ref)
+        assert await state(either, ref) == "cancelled"
+        await trio.sleep(100)
+    assert await outcomes(either, ref) == ["failed"]
 
 
 async def test_timeout_and_cancel(

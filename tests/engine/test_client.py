@@ -19,7 +19,8 @@ import nursery_queue as nq
 
 from nursery_queue._pg._connection import Connection
 from nursery_queue._pg._store import PostgresStore
-from tests.engine.support import FlakyStore
+from nursery_queue.testing import VirtualTime
+from tests.engine.support import FlakyStore, working
 
 
 @pytest.fixture
@@ -257,26 +258,27 @@ async def test_transactions_that_roll_back(
 
 
 async def test_an_open_transactions_task_starts_after_its_commit(
-    app: nq.App, pg: nq.Client, migrated: str
+    virtual_time: VirtualTime, app: nq.App, pg: nq.Client, migrated: str
 ) -> None:
-    """A task enqueued in a transaction is claimed after COMMIT, and then promptly."""
+    """A task enqueued in a transaction is claimed after COMMIT, and then at once."""
     started: list[float] = []
 
     @app.task(name="note")
     async def note() -> None:
         started.append(trio.current_time())
 
-    async with nq.connect(migrated) as other, trio.open_nursery() as nursery:
-        worker = nq.Worker(app, other, poll_interval=0.05)
-        await nursery.start(worker.run)
+    async with (
+        nq.connect(migrated) as other,
+        working(nq.Worker(app, other, poll_interval=0.05)),
+    ):
         async with pg.transaction() as tx:
             ref = await tx.enqueue(note)
             await trio.sleep(0.3)
             assert started == []
         committed = trio.current_time()
         await pg.result(ref, timeout=10)
-        assert started[0] >= committed - 0.05
-        worker.stop()
+
+    assert started == [committed]
 
 
 # -- opening a client ------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
+from nursery_queue.testing import VirtualTime
 from tests.engine.support import FlakyStore, Longest, final, outcomes, state, working
 
 
@@ -28,7 +29,7 @@ async def run(app: nq.App, client: nq.Client, ref: nq.TaskRef) -> nq.TaskStatus:
 
 
 async def test_a_result_is_stored(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client
 ) -> None:
     """What the handler returns is stored as JSON, and so is None."""
 
@@ -37,14 +38,14 @@ async def test_a_result_is_stored(
         return value
 
     values: list[object] = [None, 0, "", [1, {"a": [True]}], "snow ☃"]
-    refs = [await client.enqueue("echo", value=value) for value in values]
-    await nq.Worker(app, client).run_until_idle()
+    refs = [await either.enqueue("echo", value=value) for value in values]
+    await nq.Worker(app, either).run_until_idle()
 
-    assert [await client.result(ref) for ref in refs] == values
+    assert [await either.result(ref) for ref in refs] == values
 
 
 async def test_retries_wait_as_the_policy_says(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client
 ) -> None:
     """Delays after failures are those of the policy, to the instant, and end with max_attempts."""
     starts: list[tuple[float, int]] = []
@@ -58,7 +59,7 @@ async def test_retries_wait_as_the_policy_says(
         await trio.sleep(0.5)
         raise ValueError("again")
 
-    status = await run(app, client, await client.enqueue(fail))
+    status = await run(app, either, await either.enqueue(fail))
 
     times = [time for time, _ in starts]
     waits = [after - before - 0.5 for before, after in itertools.pairwise(times)]
@@ -69,7 +70,7 @@ async def test_retries_wait_as_the_policy_says(
 
 @pytest.mark.parametrize("retry", [None, False, nq.RetryPolicy(max_attempts=1)])
 async def test_one_attempt(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client, retry: nq.RetryPolicy | None
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client, retry: nq.RetryPolicy | None
 ) -> None:
     """Without retries, the first failure is the last."""
 
@@ -77,26 +78,26 @@ async def test_one_attempt(
     async def fail() -> None:
         raise ValueError
 
-    ref = await client.enqueue(fail)
+    ref = await either.enqueue(fail)
 
-    assert (await run(app, client, ref)).state == "failed"
-    assert await outcomes(client, ref) == ["failed"]
+    assert (await run(app, either, ref)).state == "failed"
+    assert await outcomes(either, ref) == ["failed"]
 
 
-async def test_the_attempt_log(autojump_clock: MockClock, app: nq.App, client: nq.Client) -> None:
+async def test_the_attempt_log(virtual_time: VirtualTime, app: nq.App, either: nq.Client) -> None:
     """Each attempt has its own outcome, message and instants, and they never change."""
     logs: list[list[nq.Attempt]] = []
 
     @app.task(name="third")
     async def third(ctx: nq.TaskContext) -> None:
-        logs.append((await client.attempts(ctx.task_id))[:-1])
+        logs.append((await either.attempts(ctx.task_id))[:-1])
         await trio.sleep(1)
         if ctx.attempt < 3:
             raise ValueError(f"fail {'_AB'[ctx.attempt]}")
 
-    ref = await client.enqueue(third)
-    await run(app, client, ref)
-    log = await client.attempts(ref)
+    ref = await either.enqueue(third)
+    await run(app, either, ref)
+    log = await either.attempts(ref)
 
     assert [(a.number, str(a.outcome), a.error_message) for a in log] == [
         (1, "failed", "fail A"),
@@ -110,7 +111,7 @@ async def test_the_attempt_log(autojump_clock: MockClock, app: nq.App, client: n
     assert "raise ValueError" in (log[0].error_traceback or "")
 
 
-async def test_retry_after(autojump_clock: MockClock, app: nq.App, client: nq.Client) -> None:
+async def test_retry_after(virtual_time: VirtualTime, app: nq.App, either: nq.Client) -> None:
     """`RetryAfter` says when to try again; it is an attempt, and the last one fails the task."""
     starts: list[float] = []
 
@@ -119,15 +120,15 @@ async def test_retry_after(autojump_clock: MockClock, app: nq.App, client: nq.Cl
         starts.append(trio.current_time())
         raise nq.RetryAfter(77)
 
-    ref = await client.enqueue(later)
-    status = await run(app, client, ref)
+    ref = await either.enqueue(later)
+    status = await run(app, either, ref)
 
     assert starts == [pytest.approx(at, abs=1e-4) for at in (0, 77, 154)]
     assert (status.state, status.attempt) == ("failed", 3)
-    assert await outcomes(client, ref) == ["failed"] * 3
+    assert await outcomes(either, ref) == ["failed"] * 3
 
 
-async def test_snooze(autojump_clock: MockClock, app: nq.App, client: nq.Client) -> None:
+async def test_snooze(virtual_time: VirtualTime, app: nq.App, either: nq.Client) -> None:
     """`Snooze` is no attempt, however often it is raised, even with a single attempt allowed."""
     attempts: list[int] = []
 
@@ -138,13 +139,13 @@ async def test_snooze(autojump_clock: MockClock, app: nq.App, client: nq.Client)
             raise nq.Snooze(10)
         return "awake"
 
-    ref = await client.enqueue(sleepy)
-    status = await run(app, client, ref)
+    ref = await either.enqueue(sleepy)
+    status = await run(app, either, ref)
 
     assert trio.current_time() == pytest.approx(200, abs=1e-2)
     assert (status.result, status.attempt) == ("awake", 1)
     assert attempts == [1] * 21
-    assert await outcomes(client, ref) == ["snoozed"] * 20 + ["succeeded"]
+    assert await outcomes(either, ref) == ["snoozed"] * 20 + ["succeeded"]
 
 
 def group(*errors: BaseException) -> BaseException:
@@ -216,7 +217,7 @@ async def test_a_cancelled_of_old(
     assert [await state(client, ref) for ref in refs] == ["failed", "failed"]
 
 
-async def test_a_time_limit(autojump_clock: MockClock, app: nq.App, client: nq.Client) -> None:
+async def test_a_time_limit(virtual_time: VirtualTime, app: nq.App, either: nq.Client) -> None:
     """An attempt is cancelled at its time limit and tried again; the last one fails the task."""
     seen: list[tuple[float, float, str]] = []
 
@@ -228,11 +229,11 @@ async def test_a_time_limit(autojump_clock: MockClock, app: nq.App, client: nq.C
         finally:
             seen.append((trio.current_time() - start, ctx.deadline - start, str(ctx.cancel_reason)))
 
-    ref = await client.enqueue(hang)
-    status = await run(app, client, ref)
+    ref = await either.enqueue(hang)
+    status = await run(app, either, ref)
 
     assert seen == [(30, 30, "timed_out")] * 2
-    assert await outcomes(client, ref) == ["timed_out", "timed_out"]
+    assert await outcomes(either, ref) == ["timed_out", "timed_out"]
     assert (status.state, status.error) == (
         "failed",
         "TimedOut: cancelled at its time limit of 30 s",
@@ -242,9 +243,9 @@ async def test_a_time_limit(autojump_clock: MockClock, app: nq.App, client: nq.C
 @pytest.mark.parametrize("cause", ["timed_out", "cancelled", "interrupted"])
 @pytest.mark.parametrize("with_cancelled", [False, True])
 async def test_an_error_in_the_clean_up(
-    autojump_clock: MockClock,
+    virtual_time: VirtualTime,
     app: nq.App,
-    client: nq.Client,
+    either: nq.Client,
     cause: str,
     with_cancelled: bool,
 ) -> None:
@@ -260,14 +261,14 @@ async def test_an_error_in_the_clean_up(
             finally:
                 raise ValueError("in the clean-up")
 
-    ref = await client.enqueue(messy)
-    async with working(nq.Worker(app, client, grace=0)):
+    ref = await either.enqueue(messy)
+    async with working(nq.Worker(app, either, grace=0)):
         await trio.sleep(1)
         if cause == "cancelled":
-            await client.cancel(ref)
-        await trio.sleep(29.1 if cause == "timed_out" else 0)
-    (attempt,) = await client.attempts(ref)
-    status = await client.status(ref)
+            await either.cancel(ref)
+        await trio.sleep(29.1 if cause == "timed_out" else 0.001)
+    (attempt,) = await either.attempts(ref)
+    status = await either.status(ref)
 
     assert (str(attempt.outcome), attempt.error_message) == (cause, "in the clean-up")
     assert status is not None
@@ -298,7 +299,7 @@ async def test_what_a_cancelled_handler_says_on_purpose(
 
 
 async def test_finishing_although_cancelled(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client
 ) -> None:
     """A handler that is cancelled and returns all the same has succeeded."""
 
@@ -308,9 +309,9 @@ async def test_finishing_although_cancelled(
             await trio.sleep(6)
         return "done"
 
-    ref = await client.enqueue(stubborn)
+    ref = await either.enqueue(stubborn)
 
-    assert (await run(app, client, ref)).result == "done"
+    assert (await run(app, either, ref)).result == "done"
 
 
 async def test_the_row_overrides_the_code(

@@ -12,6 +12,7 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
+from nursery_queue.testing import VirtualTime
 from tests.engine.support import FlakyStore, outcomes, state, working
 
 
@@ -73,7 +74,7 @@ async def test_quick_handlers_are_claimed_in_batches(
 
 
 async def test_slow_handlers_are_not_claimed_ahead(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client
 ) -> None:
     """Handlers that take seconds leave what they cannot start to others."""
     held: list[int] = []
@@ -83,8 +84,8 @@ async def test_slow_handlers_are_not_claimed_ahead(
         held.append(worker.health().held)
         await trio.sleep(3)
 
-    await client.enqueue_many([slow.bind()] * 20)
-    worker = nq.Worker(app, client, concurrency=4)
+    await either.enqueue_many([slow.bind()] * 20)
+    worker = nq.Worker(app, either, concurrency=4)
     await worker.run_until_idle()
 
     assert len(held) == 20
@@ -93,7 +94,7 @@ async def test_slow_handlers_are_not_claimed_ahead(
 
 @pytest.mark.parametrize("poll_interval", [0, 5])
 async def test_what_waits_in_hand_goes_back(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client, poll_interval: float
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client, poll_interval: float
 ) -> None:
     """What has waited a second for a slot is handed back, as if it had never been claimed."""
 
@@ -101,22 +102,22 @@ async def test_what_waits_in_hand_goes_back(
     async def long() -> None:
         await trio.sleep(1000)
 
-    first, *others = await client.enqueue_many([long.bind()] * 4)
+    first, *others = await either.enqueue_many([long.bind()] * 4)
     hoarder = nq.Worker(
-        app, client, concurrency=1, prefetch=3, listen=False, poll_interval=poll_interval
+        app, either, concurrency=1, prefetch=3, listen=False, poll_interval=poll_interval
     )
     async with working(hoarder):
-        assert [await state(client, ref) for ref in others] == ["running"] * 3
+        assert [await state(either, ref) for ref in others] == ["running"] * 3
         await trio.sleep(0.9)
-        assert [await state(client, ref) for ref in others] == ["running"] * 3
+        assert [await state(either, ref) for ref in others] == ["running"] * 3
         await trio.sleep(0.11)
-        async with working(nq.Worker(app, client, prefetch=0)):
+        async with working(nq.Worker(app, either, prefetch=0)):
             await trio.sleep(0.5)
             assert hoarder.health().held == 1
-            assert [await state(client, ref) for ref in others] == ["running"] * 3
-        statuses = await client.status_many(others)
+            assert [await state(either, ref) for ref in others] == ["running"] * 3
+        statuses = await either.status_many(others)
         assert [status and status.attempt for status in statuses] == [0, 0, 0]
-    assert await outcomes(client, first) == ["interrupted"]
+    assert await outcomes(either, first) == ["interrupted"]
 
 
 async def test_a_slow_handler_after_many_quick_ones(

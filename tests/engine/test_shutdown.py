@@ -1,19 +1,29 @@
-"""How a worker ends."""
+"""How a worker ends: in which order, and when. On both stores, in virtual time."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import pytest
 import trio
 
 from psycopg.conninfo import make_conninfo
-from trio.testing import MockClock
 
 import nursery_queue as nq
 
 from nursery_queue._pg._connection import Connection
+from nursery_queue.testing import VirtualTime
 from tests.engine.support import FlakyStore, eventually, outcomes, state, working
+
+
+@pytest.fixture
+async def store(somewhere: str | None) -> AsyncGenerator[FlakyStore]:
+    """A store of each kind, which notes what is asked of it."""
+    if somewhere is None:
+        yield FlakyStore()
+    else:
+        async with nq.connect(somewhere) as client:
+            yield FlakyStore(client.store)
 
 
 @pytest.fixture
@@ -39,7 +49,7 @@ def trace(app: nq.App, store: FlakyStore) -> list[str]:
 async def run_and_stop(worker: nq.Worker, at: float) -> float:
     """Run, stop at an instant, and return when `run()` has ended."""
     async with trio.open_nursery() as nursery:
-        await nursery.start(worker.run)
+        nursery.start_soon(worker.run)
         await trio.sleep_until(at)
         worker.stop()
     return trio.current_time()
@@ -52,16 +62,29 @@ async def run_and_cancel(worker: nq.Worker, at: float) -> float:
     return trio.current_time()
 
 
+End = Callable[[nq.Worker, float], Awaitable[float]]
+ENDS = pytest.mark.parametrize("end", [run_and_stop, run_and_cancel])
+
+
 def events(trace: list[str]) -> list[str]:
     """Return what happened, without what happens all the time."""
-    return [event for event in trace if event not in {"heartbeat", "status_many", "promote"}]
+    usual = {"heartbeat", "status_many", "promote", "sweep"}
+    return [event for event in trace if event not in usual]
 
 
-End = Callable[[nq.Worker, float], Awaitable[float]]
+async def released(client: nq.Client, ref: nq.TaskRef) -> bool:
+    """Whether a task is as if it had never been started, but for the log."""
+    status = await client.status(ref)
+    assert status is not None
+    log = await outcomes(client, ref)
+    return (status.state, status.attempt, log) == ("ready", 0, ["interrupted"])
+
+
+# -- order -------------------------------------------------------------------------------------
 
 
 async def test_order(
-    autojump_clock: MockClock,
+    virtual_time: VirtualTime,
     app: nq.App,
     client: nq.Client,
     store: FlakyStore,
@@ -72,98 +95,181 @@ async def test_order(
     async with trio.open_nursery() as nursery:
         worker = nq.Worker(app, client, heartbeat=3)
         await nursery.start(worker.run)
-        await trio.sleep(5)
+        await trio.sleep_until(5)
         del trace[:]
         worker.stop()
-        await client.enqueue("work", seconds=8)
+        late = await client.enqueue("work", seconds=8)
+        await trio.sleep_until(7)
+        (row,) = (await client.stats()).workers
+        assert row.draining
 
     assert events(trace) == ["end 8", "settle", "deregister"]
     assert trace.index("heartbeat") < trace.index("end 8")  # the lease is kept meanwhile
+    assert trace[-1] == "deregister"
+    assert await state(client, late) == "ready"
+    assert (await client.stats()).workers == []
 
 
 async def test_handlers_may_finish_within_grace(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client, trace: list[str]
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, trace: list[str]
 ) -> None:
     """A handler that ends before the grace does has succeeded, and nobody waits any longer."""
-    ref = await client.enqueue("work", seconds=5 + 6.9)
-    ended = await run_and_stop(nq.Worker(app, client, grace=7), 5)
+    ref = await client.enqueue("work", seconds=5 + 19.9)
+    ended = await run_and_stop(nq.Worker(app, client, grace=20), 5)
 
-    assert ended == 11.9
+    assert ended == 24.9
     assert await outcomes(client, ref) == ["succeeded"]
 
 
 async def test_after_grace(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client, trace: list[str]
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, trace: list[str]
 ) -> None:
     """Then handlers are cancelled, may clean up, and their tasks are ready again, unharmed."""
     ref = await client.enqueue("work", seconds=100, cleanup=2)
-    async with working(nq.Worker(app, client, grace=7, cleanup=3)):
-        await trio.sleep(5)
-    status = await client.status(ref)
+    ended = await run_and_stop(nq.Worker(app, client, grace=20, cleanup=3), 5)
 
-    assert events(trace)[-4:] == ["shutdown 12", "clean 14", "settle", "deregister"]
-    assert trio.current_time() == 14
-    assert await outcomes(client, ref) == ["interrupted"]
-    assert status is not None
-    assert (status.state, status.attempt) == ("ready", 0)
+    assert events(trace)[-4:] == ["shutdown 25", "clean 27", "settle", "deregister"]
+    assert ended == 27
+    assert await released(client, ref)
 
 
 async def test_a_cancelled_scope(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client, trace: list[str]
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, trace: list[str]
 ) -> None:
     """Cancelling the scope around `run()` does the same without the grace."""
     ref = await client.enqueue("work", seconds=100, cleanup=2)
-    ended = await run_and_cancel(nq.Worker(app, client, grace=7, cleanup=3), 5)
-    status = await client.status(ref)
+    ended = await run_and_cancel(nq.Worker(app, client, grace=20, cleanup=3), 5)
 
     assert events(trace)[-4:] == ["shutdown 5", "clean 7", "settle", "deregister"]
     assert ended == 7
-    assert await outcomes(client, ref) == ["interrupted"]
-    assert status is not None
-    assert (status.state, status.attempt) == ("ready", 0)
+    assert await released(client, ref)
 
 
 async def test_a_scope_cancelled_while_draining(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client, trace: list[str]
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, trace: list[str]
 ) -> None:
     """A cancellation cuts a grace short that has begun."""
     await client.enqueue("work", seconds=100)
     worker = nq.Worker(app, client, grace=50)
-    with trio.CancelScope(deadline=9):
+    with trio.CancelScope(deadline=9) as scope:
         await run_and_stop(worker, 5)
 
     assert events(trace)[-4:] == ["shutdown 9", "clean 9", "settle", "deregister"]
+    assert scope.cancelled_caught
 
 
-@pytest.mark.parametrize(("cancelled", "released_at"), [(False, 5 + 7 + 3), (True, 5 + 3)])
-async def test_a_handler_that_ignores_cancellation(
-    autojump_clock: MockClock,
-    app: nq.App,
-    client: nq.Client,
-    trace: list[str],
-    cancelled: bool,
-    released_at: float,
+async def test_a_stop_while_cancelled(
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, trace: list[str]
 ) -> None:
-    """Its task is released when the time for cleaning up is over; another worker can have it."""
-    ref = await client.enqueue("work", seconds=100, cleanup=50)
-    worker = nq.Worker(app, client, grace=7, cleanup=3, lease=9)
+    """A stop that comes after a cancellation gives no time back."""
+    await client.enqueue("work", seconds=100, cleanup=4)
+    worker = nq.Worker(app, client, grace=50)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(run_and_cancel if cancelled else run_and_stop, worker, 5.0)
-        await trio.sleep_until(released_at - 0.01)
-        assert await state(client, ref) == "running"
-        await trio.sleep(0.02)
-        assert await state(client, ref) == "ready"
-        assert await outcomes(client, ref) == ["interrupted"]
-        await trio.sleep(20)  # longer than the lease: nobody has taken the worker for dead
-        async with working(nq.Worker(app, client, grace=0)):
-            await trio.sleep(20)
-            assert await outcomes(client, ref) == ["interrupted", "running"]
+        nursery.start_soon(run_and_cancel, worker, 5.0)
+        await trio.sleep_until(6)
+        worker.stop()
 
+    assert events(trace)[-4:] == ["shutdown 5", "clean 9", "settle", "deregister"]
+
+
+async def test_stopped_twice(
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, trace: list[str]
+) -> None:
+    """The grace counts from the first time."""
+    await client.enqueue("work", seconds=100)
+    worker = nq.Worker(app, client, grace=20)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_and_stop, worker, 5.0)
+        await trio.sleep_until(9)
+        worker.stop()
+
+    assert events(trace)[-4:] == ["shutdown 25", "clean 25", "settle", "deregister"]
+
+
+async def test_stopped_by_a_handler(
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, trace: list[str]
+) -> None:
+    """A handler that stops its own worker has the grace like the others, and ends well."""
+
+    @app.task(name="last")
+    async def last(seconds: float) -> None:
+        worker.stop()
+        await trio.sleep(seconds)
+
+    worker = nq.Worker(app, client, grace=20)
+    refs = [await client.enqueue(last, 7), await client.enqueue("work", seconds=100)]
+    await worker.run()
+
+    assert trio.current_time() == 20
+    assert await outcomes(client, refs[0]) == ["succeeded"]
+    assert await released(client, refs[1])
+
+
+async def test_too_slow(
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, trace: list[str]
+) -> None:
+    """`fail_after` around `run()` raises when handlers have cleaned up and all is stored."""
+    ref = await client.enqueue("work", seconds=100, cleanup=2)
+    with pytest.raises(trio.TooSlowError):
+        with trio.fail_after(5):
+            await nq.Worker(app, client).run()
+        trace.append("never")
+
+    assert events(trace)[-4:] == ["shutdown 5", "clean 7", "settle", "deregister"]
+    assert await released(client, ref)
+
+
+@ENDS
+async def test_a_handler_that_fails_while_it_cleans_up(
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, trace: list[str], end: End
+) -> None:
+    """Its error is in the log of an interrupted attempt; the others and the end are untouched."""
+
+    @app.task(name="clumsy")
+    async def clumsy() -> None:
+        try:
+            await trio.sleep(100)
+        finally:
+            msg = "dropped it"
+            raise OSError(msg)
+
+    refs = [await client.enqueue(clumsy), await client.enqueue("work", seconds=100, cleanup=2)]
+    ended = await end(nq.Worker(app, client, grace=0), 5)
+    (attempt,) = await client.attempts(refs[0])
+
+    assert ended == 7
+    assert [await released(client, ref) for ref in refs] == [True, True]
+    assert (attempt.error_type, attempt.error_message) == ("OSError", "dropped it")
+
+
+async def test_two_workers(
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, trace: list[str]
+) -> None:
+    """What one worker releases another in the same nursery runs at once, undisturbed."""
+    ref = await client.enqueue("work", seconds=100)
+    async with trio.open_nursery() as nursery:
+        first, second = (nq.Worker(app, client, grace=20, name=name) for name in "ab")
+        await nursery.start(first.run)
+        await trio.sleep_until(3)
+        await nursery.start(second.run)
+        await trio.sleep_until(5)
+        first.stop()
+        await trio.sleep_until(30)
+        assert await outcomes(client, ref) == ["interrupted", "running"]
+        second.stop()
+        await trio.sleep(0.001)
+        assert (first.health().claiming, second.health().draining) == (False, True)
+
+    starts = [event for event in trace if event.startswith(("start", "shutdown"))]
+    assert starts == ["start 0", "shutdown 25", "start 25", "shutdown 50"]
     assert await outcomes(client, ref) == ["interrupted", "interrupted"]
 
 
+# -- claims that come with the end -------------------------------------------------------------
+
+
 async def test_the_backlog_goes_back_at_once(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client, trace: list[str]
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, trace: list[str]
 ) -> None:
     """What has not been started is ready for others as soon as the worker is stopped."""
     first, *others = [await client.enqueue("work", seconds=5) for _ in range(4)]
@@ -180,70 +286,31 @@ async def test_the_backlog_goes_back_at_once(
     assert await state(client, first) == "succeeded"
 
 
-@pytest.mark.parametrize("end", [run_and_stop, run_and_cancel])
-@pytest.mark.parametrize("how", ["down", "stuck"])
-async def test_the_store_cannot_be_reached(
-    autojump_clock: MockClock,
+async def test_the_backlog_does_not_wait_for_a_claim(
+    virtual_time: VirtualTime,
     app: nq.App,
     client: nq.Client,
     store: FlakyStore,
     trace: list[str],
-    end: End,
-    how: str,
 ) -> None:
-    """`run()` ends within its budget, whether the store refuses or keeps quiet."""
-    await client.enqueue("work", seconds=100)
+    """It goes back at once also while a claim is under way that gets no answer."""
+    refs = [await client.enqueue("work", seconds=5) for _ in range(2)]
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(end, nq.Worker(app, client, grace=7, cleanup=3), 5.0)
-        await trio.sleep(4)
-        store.break_down()
-        if how == "stuck":
-            store.stuck, store.down = store.down, set()
-
-    # A claim that hangs is shielded for 10 s; after clean-up come the last outcomes and the row.
-    assert trio.current_time() <= 5 + 10 + 3 + 5 + 2 + 2
-
-
-async def test_an_outcome_is_stored_when_the_store_is_back(
-    autojump_clock: MockClock,
-    app: nq.App,
-    client: nq.Client,
-    store: FlakyStore,
-    trace: list[str],
-) -> None:
-    """A stopped worker keeps trying to store its outcomes for a few seconds."""
-    ref = await client.enqueue("work", seconds=5)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(run_and_stop, nq.Worker(app, client), 4.0)
-        await trio.sleep(3)
-        store.down = {"settle"}
-        await trio.sleep(4)
-        store.down = set()
-
-    assert await outcomes(client, ref) == ["succeeded"]
-
-
-async def test_claims_of_unknown_fate(
-    autojump_clock: MockClock,
-    app: nq.App,
-    client: nq.Client,
-    store: FlakyStore,
-    trace: list[str],
-) -> None:
-    """A worker that stops right after a claim without an answer gives back what may be its own."""
-    async with working(nq.Worker(app, client)):
-        await trio.sleep(1)
-        store.deaf = {"claim"}
-        ref = await client.enqueue("work", seconds=5)
+        worker = nq.Worker(app, client, concurrency=1, prefetch=3)
+        await nursery.start(worker.run)
+        store.stuck = {"claim"}
+        await client.enqueue("work", seconds=5)
         await trio.sleep(0.001)
-        assert await state(client, ref) == "running"
+        assert [await state(client, ref) for ref in refs] == ["running", "running"]
+        worker.stop()
+        await trio.sleep(0.001)
+        assert [await state(client, ref) for ref in refs] == ["running", "ready"]
 
-    assert await state(client, ref) == "ready"
-    assert await outcomes(client, ref) == []
+    assert trio.current_time() == 10  # the claim is given up, and with it nothing
 
 
 async def test_a_claim_under_way(
-    autojump_clock: MockClock,
+    virtual_time: VirtualTime,
     app: nq.App,
     client: nq.Client,
     store: FlakyStore,
@@ -251,17 +318,124 @@ async def test_a_claim_under_way(
 ) -> None:
     """A claim that is under way when the worker is stopped is awaited, and what it took is kept."""
     async with working(nq.Worker(app, client, concurrency=1, prefetch=1)):
-        await trio.sleep(1)
+        await trio.sleep_until(1)
         store.late = {"claim": 2}
         refs = [await client.enqueue("work", seconds=5) for _ in range(2)]
-        await trio.sleep(1)
+        await trio.sleep_until(2)
 
+    assert trio.current_time() == 8
     assert [await state(client, ref) for ref in refs] == ["succeeded", "ready"]
     assert store.calls["give_back_all_but"] == 0
 
 
+async def test_a_claim_under_way_when_cancelled(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    client: nq.Client,
+    store: FlakyStore,
+    trace: list[str],
+) -> None:
+    """Then it is awaited, too; what it took goes back unstarted, and handlers are told before."""
+    held = await client.enqueue("work", seconds=100, cleanup=1)
+    worker = nq.Worker(app, client, concurrency=2, cleanup=3)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_and_cancel, worker, 5.0)
+        await trio.sleep_until(4)
+        store.late = {"claim": 3}
+        refs = [await client.enqueue("work", seconds=5) for _ in range(2)]
+
+    assert trio.current_time() == 7
+    assert events(trace)[-5:] == ["shutdown 5", "clean 6", "settle", "settle", "deregister"]
+    assert await released(client, held)
+    assert [await state(client, ref) for ref in refs] == ["ready", "ready"]
+    assert [await outcomes(client, ref) for ref in refs] == [[], []]
+    assert store.calls["give_back_all_but"] == 0
+
+
+@ENDS
+async def test_claims_of_unknown_fate(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    client: nq.Client,
+    store: FlakyStore,
+    trace: list[str],
+    end: End,
+) -> None:
+    """A worker that ends right after a claim without an answer gives back what may be its own."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(end, nq.Worker(app, client), 2.0)
+        await trio.sleep_until(1)
+        store.deaf = {"claim"}
+        ref = await client.enqueue("work", seconds=5)
+        await trio.sleep_until(1.001)
+        assert await state(client, ref) == "running"
+        await trio.sleep_until(1.9)
+        store.down = {"promote", "sweep", "give_back_all_but"}  # not by then
+        await trio.sleep_until(2)
+        store.down = set()
+
+    assert await state(client, ref) == "ready"
+    assert await outcomes(client, ref) == []
+
+
+# -- the start ---------------------------------------------------------------------------------
+
+
+async def test_stopped_before_the_start(
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, store: FlakyStore
+) -> None:
+    """A worker that has been stopped already asks the database nothing, and is ready at once."""
+    worker = nq.Worker(app, client)
+    worker.stop()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(worker.run)
+
+    assert not store.calls
+    assert worker.exit_report == nq.ExitReport()
+
+
+@ENDS
+@pytest.mark.parametrize("verb", ["check", "register", "listen", "claim"])
+async def test_in_the_middle_of_the_start(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    client: nq.Client,
+    store: FlakyStore,
+    trace: list[str],
+    verb: str,
+    end: End,
+) -> None:
+    """A worker whose start gets no answer can be stopped and cancelled, and leaves nothing."""
+    ref = await client.enqueue("work", seconds=1)
+    store.stuck = {verb}
+    worker = nq.Worker(app, client, grace=0)
+    ended = await end(worker, 3)
+    store.stuck = set()
+
+    assert ended <= 10  # a claim is shielded for so long
+    assert verb == "claim" or ended == 3
+    assert (await client.stats()).workers == []
+    assert await state(client, ref) == ("succeeded" if verb == "listen" else "ready")
+    assert worker.exit_report == nq.ExitReport(seconds=ended - 3 if verb == "claim" else 0)
+
+
+@pytest.mark.parametrize("verb", ["check", "register"])
+async def test_stopped_in_the_start_it_is_ready(
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, store: FlakyStore, verb: str
+) -> None:
+    """Whoever waits for the worker to be ready goes on when it is stopped instead."""
+    store.stuck = {verb}
+    worker = nq.Worker(app, client)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(nursery.start, worker.run)
+        await trio.sleep_until(3)
+        worker.stop()
+
+    assert trio.current_time() == 3
+
+
 async def test_the_database_cannot_be_reached_at_the_start(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client, store: FlakyStore
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, store: FlakyStore
 ) -> None:
     """`run()` raises `TransientError` itself, not a group of it."""
     for verb in ("check", "register"):
@@ -270,8 +444,107 @@ async def test_the_database_cannot_be_reached_at_the_start(
             await nq.Worker(app, client).run()
 
 
+# -- claiming nothing more ---------------------------------------------------------------------
+
+
+async def test_stop_claiming(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    client: nq.Client,
+    store: FlakyStore,
+    trace: list[str],
+) -> None:
+    """It goes on with what is in hand, gives back the rest, keeps its lease, and waits."""
+    first, second, third = [await client.enqueue("work", seconds=n) for n in (100, 200, 300)]
+    worker = nq.Worker(app, client, concurrency=2, prefetch=1, grace=20)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(worker.run)
+        await trio.sleep_until(0.5)
+        assert (worker.health().claiming, worker.health().held) == (True, 3)
+        worker.stop_claiming()
+        worker.stop_claiming()
+        await trio.sleep(0.001)
+        assert await state(client, third) == "ready"
+        claims = store.calls["claim"]
+        await trio.sleep_until(190)
+        health = worker.health()
+        assert (health.claiming, health.draining, health.running) == (False, False, 1)
+        assert health.lease_left > 0
+        worker.stop()
+
+    assert events(trace)[-5:] == ["end 100", "settle", "end 200", "settle", "deregister"]
+    assert store.calls["claim"] == claims
+    assert await outcomes(client, third) == []
+    assert worker.exit_report is not None
+    assert [task.task_id for task in worker.exit_report.tasks] == [second.id]
+    assert await state(client, first) == "succeeded"
+
+
+async def test_stop_claiming_before_run(
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, store: FlakyStore, trace: list[str]
+) -> None:
+    """Then it never claims; the next run does."""
+    ref = await client.enqueue("work", seconds=1)
+    worker = nq.Worker(app, client)
+    worker.stop_claiming()
+    async with working(worker):
+        assert not worker.health().claiming
+        await trio.sleep(60)
+        assert await state(client, ref) == "ready"
+        assert len((await client.stats()).workers) == 1
+    assert store.calls["claim"] == 0
+
+    await worker.run_until_idle()
+    assert await state(client, ref) == "succeeded"
+
+
+@pytest.mark.parametrize("asked_at", [5, None])
+async def test_stop_claiming_until_idle(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    client: nq.Client,
+    trace: list[str],
+    asked_at: float | None,
+) -> None:
+    """`run_until_idle` ends when what is in hand has ended, be that nothing."""
+    refs = [await client.enqueue("work", seconds=50) for _ in range(2)]
+    worker = nq.Worker(app, client, concurrency=1)
+    async with trio.open_nursery() as nursery:
+        if asked_at is None:
+            worker.stop_claiming()
+        nursery.start_soon(worker.run_until_idle)
+        await trio.sleep_until(asked_at or 0)
+        worker.stop_claiming()
+
+    assert trio.current_time() == (0 if asked_at is None else 50)
+    expected = ["ready" if asked_at is None else "succeeded", "ready"]
+    assert [await state(client, ref) for ref in refs] == expected
+
+
+async def test_stop_claiming_while_the_store_is_silent(
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, store: FlakyStore, trace: list[str]
+) -> None:
+    """Asked for in the middle of the start, it is ready, and can be stopped."""
+    store.stuck = {"listen"}
+    worker = nq.Worker(app, client)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(nursery.start, worker.run)
+        await trio.sleep_until(3)
+        worker.stop_claiming()
+        await trio.sleep_until(60)
+        assert worker.health().lease_left > 0
+        worker.stop()
+
+    assert trio.current_time() == 60
+
+
+# -- what is left ------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("cancelled", [False, True])
-async def test_nothing_is_left_behind(app: nq.App, migrated: str, cancelled: bool) -> None:
+async def test_nothing_is_left_behind(
+    virtual_time: VirtualTime, app: nq.App, migrated: str, cancelled: bool
+) -> None:
     """On PostgreSQL no worker row, no running row and no connection of ours remain."""
     running = trio.Event()
 

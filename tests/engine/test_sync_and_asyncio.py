@@ -7,16 +7,18 @@ import threading
 
 import pytest
 import trio
+import trio.testing
 
 from trio.testing import MockClock
 
 import nursery_queue as nq
 
 from nursery_queue._engine import _asyncio_bridge
-from tests.engine.support import Longest, eventually, final, outcomes, state, working
+from nursery_queue.testing import VirtualTime
+from tests.engine.support import Longest, final, outcomes, state, working
 
 
-# -- threads: on the real clock, since a virtual one does not wait for them ----------------
+# -- threads ---------------------------------------------------------------------------------
 
 
 async def test_a_function_runs_in_a_thread(app: nq.App, client: nq.Client) -> None:
@@ -57,12 +59,14 @@ async def test_what_a_function_raises(app: nq.App, client: nq.Client) -> None:
     ]
 
 
-async def test_a_thread_cannot_be_stopped(app: nq.App, client: nq.Client) -> None:
+async def test_a_thread_cannot_be_stopped(
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client
+) -> None:
     """A time limit is recorded although the thread goes on; it learns the reason if it asks."""
     started, go, ended = threading.Event(), threading.Event(), threading.Event()
     reasons: list[object] = []
 
-    @app.task(timeout=0.1, retry=None)
+    @app.task(timeout=60, retry=None)
     def endless(ctx: nq.TaskContext) -> None:
         started.set()
         go.wait(30)
@@ -76,9 +80,10 @@ async def test_a_thread_cannot_be_stopped(app: nq.App, client: nq.Client) -> Non
             ended.set()
 
     ref = await client.enqueue(endless)
-    async with working(nq.Worker(app, client)):
+    async with working(nq.Worker(app, client, lease=1000)):
+        await trio.to_thread.run_sync(started.wait)
+        virtual_time.advance(60)  # by itself it would wait for the thread
         assert (await final(client, ref)).error_type == "TimedOut"
-        assert started.is_set()
         assert not ended.is_set()
         go.set()
         await trio.to_thread.run_sync(ended.wait)
@@ -86,12 +91,14 @@ async def test_a_thread_cannot_be_stopped(app: nq.App, client: nq.Client) -> Non
     assert await outcomes(client, ref) == ["timed_out"]
 
 
-async def test_threads_are_bounded(app: nq.App, client: nq.Client) -> None:
+async def test_threads_are_bounded(
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client
+) -> None:
     """At most `concurrency` threads run at once, those that were given up included."""
     lock, go = threading.Lock(), threading.Event()
     running, most = 0, 0
 
-    @app.task(timeout=0.2, retry=None)
+    @app.task(timeout=60, retry=None)
     def slow() -> None:
         nonlocal running, most
         with lock:
@@ -102,17 +109,19 @@ async def test_threads_are_bounded(app: nq.App, client: nq.Client) -> None:
             running -= 1
 
     refs = [await client.enqueue(slow) for _ in range(9)]
-    async with working(nq.Worker(app, client, concurrency=3)):
+    async with working(nq.Worker(app, client, concurrency=3, lease=1000)):
+        for _ in range(3):
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            virtual_time.advance(60)
         for ref in refs:
             assert (await final(client, ref)).state == "failed"
         go.set()
 
     assert most == 3
 
-    async def quiet() -> bool:
-        return running == 0
-
-    await eventually(quiet)
+    with virtual_time.hold():
+        while running:
+            await trio.lowlevel.checkpoint()
 
 
 # -- asyncio -------------------------------------------------------------------------------

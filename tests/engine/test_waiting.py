@@ -10,6 +10,7 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
+from nursery_queue.testing import VirtualTime
 from tests.engine.support import FlakyStore, working
 
 
@@ -34,7 +35,9 @@ def gate(app: nq.App) -> trio.Event:
     return event
 
 
-async def test_already_finished(app: nq.App, either: nq.Client, gate: trio.Event) -> None:
+async def test_already_finished(
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client, gate: trio.Event
+) -> None:
     """The result of a task that has ended is there at once, by reference or by id."""
     ref = await either.enqueue("echo", value=[1, "a"])
     await nq.Worker(app, either).run_until_idle()
@@ -44,7 +47,9 @@ async def test_already_finished(app: nq.App, either: nq.Client, gate: trio.Event
     assert (await either.wait(ref)).state == "succeeded"
 
 
-async def test_finishing_later(app: nq.App, either: nq.Client, gate: trio.Event) -> None:
+async def test_finishing_later(
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client, gate: trio.Event
+) -> None:
     """Whoever waits is woken when the task ends, well before the next question is due."""
     ref = await either.enqueue("wait", value=7)
     results: list[object] = []
@@ -62,7 +67,9 @@ async def test_finishing_later(app: nq.App, either: nq.Client, gate: trio.Event)
     assert results == [7]
 
 
-async def test_a_hundred_waiters(app: nq.App, either: nq.Client, gate: trio.Event) -> None:
+async def test_a_hundred_waiters(
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client, gate: trio.Event
+) -> None:
     """Many may wait at once, for tasks of their own or the same; each gets its own answer."""
     refs = [await either.enqueue("wait", value=n) for n in range(50)] * 2
     results: list[object] = []
@@ -73,7 +80,7 @@ async def test_a_hundred_waiters(app: nq.App, either: nq.Client, gate: trio.Even
     async with working(nq.Worker(app, either)), trio.open_nursery() as nursery:
         for ref in refs:
             nursery.start_soon(wait, ref)
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await trio.sleep(0.001)
         gate.set()
 
     assert sorted(results, key=str) == sorted([*range(50), *range(50)], key=str)
@@ -94,6 +101,29 @@ async def test_one_listener_and_one_question(
         await trio.sleep(10.5)
         assert store.calls["listen"] == 1
         assert store.calls["status_many"] <= 100 + 11
+        nursery.cancel_scope.cancel()
+
+
+async def test_questions_become_rare(
+    autojump_clock: MockClock,
+    app: nq.App,
+    client: nq.Client,
+    store: FlakyStore,
+    gate: trio.Event,
+) -> None:
+    """While notifications would come, a long wait asks once a minute; without them, each second."""
+    ref = await client.enqueue("wait", value=7)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.wait, ref)
+        await trio.sleep(3600)
+        assert 60 <= store.calls["status_many"] <= 70
+        nursery.cancel_scope.cancel()
+    store.calls.clear()
+    store.down = {"listen"}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.wait, ref)
+        await trio.sleep(60)
+        assert 55 <= store.calls["status_many"] <= 61
         nursery.cancel_scope.cancel()
 
 
@@ -154,7 +184,9 @@ async def test_a_lost_notification(
         worker.stop()
 
 
-async def test_failed(app: nq.App, either: nq.Client, gate: trio.Event) -> None:
+async def test_failed(
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client, gate: trio.Event
+) -> None:
     """The result of a failed task raises `TaskFailed` with its error; `wait` returns its status."""
     ref = await either.enqueue("fail")
     await nq.Worker(app, either).run_until_idle()
@@ -164,12 +196,14 @@ async def test_failed(app: nq.App, either: nq.Client, gate: trio.Event) -> None:
     assert (await either.wait(ref)).state == "failed"
 
 
-async def test_cancelled(app: nq.App, either: nq.Client, gate: trio.Event) -> None:
+async def test_cancelled(
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client, gate: trio.Event
+) -> None:
     """The result of a task that is cancelled while we wait raises `TaskCancelled`."""
     ref = await either.enqueue("wait", value=7)
 
     async def cancel() -> None:
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await trio.sleep(0.001)
         await either.cancel(ref)
 
     async with trio.open_nursery() as nursery:
@@ -178,7 +212,9 @@ async def test_cancelled(app: nq.App, either: nq.Client, gate: trio.Event) -> No
             await either.result(ref, timeout=10)
 
 
-async def test_unknown(app: nq.App, either: nq.Client, gate: trio.Event) -> None:
+async def test_unknown(
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client, gate: trio.Event
+) -> None:
     """Waiting for what never was, or is not kept, raises `UnknownTask`."""
     with pytest.raises(nq.UnknownTask, match="there is no task 4711"):
         await either.result(4711)
@@ -189,13 +225,13 @@ async def test_unknown(app: nq.App, either: nq.Client, gate: trio.Event) -> None
 
 
 async def test_the_client_is_closed_meanwhile(
-    app: nq.App, either: nq.Client, gate: trio.Event
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client, gate: trio.Event
 ) -> None:
     """Closing the client ends waiting with `Closed`, itself and not in a group."""
     ref = await either.enqueue("wait", value=7)
 
     async def close() -> None:
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await trio.sleep(0.001)
         await either.aclose()
 
     async with trio.open_nursery() as nursery:
@@ -207,3 +243,61 @@ async def test_the_client_is_closed_meanwhile(
 async def _expect_closed(client: nq.Client, ref: nq.TaskRef) -> None:
     with pytest.raises(nq.Closed):
         await client.result(ref, timeout=10)
+
+
+async def test_no_time_to_wait(
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client, gate: trio.Event
+) -> None:
+    """With a timeout of 0 the result of a task that has ended is there, and of no other."""
+    done, waiting = await either.enqueue("echo", value=7), await either.enqueue("wait", value=8)
+    async with working(nq.Worker(app, either)):
+        assert await either.result(done) == 7
+        assert await either.result(done, timeout=0) == 7
+        with pytest.raises(trio.TooSlowError):
+            await either.result(waiting, timeout=0)
+        with pytest.raises(nq.UnknownTask):
+            await either.result(4711, timeout=0)
+        gate.set()
+
+
+async def test_no_time_to_wait_and_no_answer(
+    autojump_clock: MockClock, client: nq.Client, store: FlakyStore
+) -> None:
+    """A first question has up to five seconds; it raises what it met if there is no more time."""
+    ref = await client.enqueue("wait", value=7)
+    store.stuck = {"status_many"}
+    for timeout, took in [(0, 5), (2, 5), (8, 8)]:
+        before = trio.current_time()
+        with pytest.raises(trio.TooSlowError):
+            await client.result(ref, timeout=timeout)
+        assert trio.current_time() - before == took
+    store.stuck, store.down = set(), {"status_many"}
+    with pytest.raises(nq.TransientError, match="status_many"):
+        await client.result(ref, timeout=0)
+    with pytest.raises(trio.TooSlowError):
+        await client.result(ref, timeout=3)
+
+
+async def test_an_outage_from_the_first_question_on(
+    autojump_clock: MockClock,
+    app: nq.App,
+    client: nq.Client,
+    store: FlakyStore,
+    gate: trio.Event,
+) -> None:
+    """Whoever begins to wait while the database is away is served when it is back."""
+    ref = await client.enqueue("echo", value=7)
+    await nq.Worker(app, client).run_until_idle()
+    store.down = {"listen", "status_many"}
+    results: list[object] = []
+
+    async def wait() -> None:
+        results.append(await client.result(ref))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        nursery.start_soon(client.wait, ref)
+        await trio.sleep(20)
+        store.down = set()
+        await trio.sleep(6)
+        assert results == [7]

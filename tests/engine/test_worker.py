@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
+from nursery_queue.testing import VirtualTime
 from tests.engine.support import FlakyStore, Longest, outcomes, state, working
 
 
@@ -29,24 +30,24 @@ def starts(app: nq.App) -> list[float]:
 
 
 async def test_a_ring_starts_a_task_at_once(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client, starts: list[float]
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client, starts: list[float]
 ) -> None:
     """A listening worker starts a task when it is enqueued, not at its next poll."""
-    async with working(nq.Worker(app, client, poll_interval=100)):
+    async with working(nq.Worker(app, either, poll_interval=100)):
         await trio.sleep(10)
-        await client.enqueue("note")
+        await either.enqueue("note")
         await trio.sleep(1)
 
     assert starts == [10]
 
 
 async def test_a_poll_finds_what_no_ring_told_of(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client, starts: list[float]
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client, starts: list[float]
 ) -> None:
     """Without a listener, a task starts at the next poll."""
-    async with working(nq.Worker(app, client, poll_interval=4, listen=False, rng=Longest())):
+    async with working(nq.Worker(app, either, poll_interval=4, listen=False, rng=Longest())):
         await trio.sleep(10)
-        await client.enqueue("note")
+        await either.enqueue("note")
         await trio.sleep(10)
 
     assert starts == [pytest.approx(4.4 * 3)]
@@ -118,7 +119,7 @@ async def test_bounds(
 
 
 async def test_a_full_queue_goes_on_when_its_slot_is_free(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client
 ) -> None:
     """Tasks of a queue limited to one run one after the other, without waiting for a poll."""
     ends: list[float] = []
@@ -129,14 +130,14 @@ async def test_a_full_queue_goes_on_when_its_slot_is_free(
         ends.append(trio.current_time())
 
     for _ in range(4):
-        await client.enqueue(slow)
-    async with working(nq.Worker(app, client, queues={"one": 1, "other": 9}, poll_interval=0)):
+        await either.enqueue(slow)
+    async with working(nq.Worker(app, either, queues={"one": 1, "other": 9}, poll_interval=0)):
         await trio.sleep(10)
 
     assert ends == [1, 2, 3, 4]
 
 
-async def test_priority_then_age(autojump_clock: MockClock, app: nq.App, client: nq.Client) -> None:
+async def test_priority_then_age(virtual_time: VirtualTime, app: nq.App, either: nq.Client) -> None:
     """Higher priority goes first, and among equals the older."""
     order: list[str] = []
 
@@ -145,56 +146,56 @@ async def test_priority_then_age(autojump_clock: MockClock, app: nq.App, client:
         order.append(what)
 
     for priority, what in [(0, "c"), (5, "a"), (-1, "e"), (0, "d"), (5, "b")]:
-        await client.enqueue(note.options(priority=priority), what)
-    await nq.Worker(app, client, concurrency=1, prefetch=0).run_until_idle()
+        await either.enqueue(note.options(priority=priority), what)
+    await nq.Worker(app, either, concurrency=1, prefetch=0).run_until_idle()
 
     assert "".join(order) == "abcde"
 
 
 async def test_scheduled_tasks_start_when_due(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client, starts: list[float]
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client, starts: list[float]
 ) -> None:
     """A task starts when it is due: not earlier, and not at the next poll."""
     note = app["note"]
-    async with working(nq.Worker(app, client, poll_interval=0)):
-        await client.enqueue(note.options(run_after=7.25))
-        await client.enqueue(note.options(run_after=dt.timedelta(seconds=3)))
-        status = await client.status(await client.enqueue(note.options(run_after=100)))
+    async with working(nq.Worker(app, either, poll_interval=0)):
+        await either.enqueue(note.options(run_after=7.25))
+        await either.enqueue(note.options(run_after=dt.timedelta(seconds=3)))
+        status = await either.status(await either.enqueue(note.options(run_after=100)))
         assert status is not None
-        await client.enqueue(note.options(run_at=status.run_at - dt.timedelta(seconds=50)))
+        await either.enqueue(note.options(run_at=status.run_at - dt.timedelta(seconds=50)))
         await trio.sleep(200)
 
     assert starts == [pytest.approx(at, abs=1e-5) for at in (3, 7.25, 50, 100)]
 
 
 async def test_unknown_task_types_wait(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client, starts: list[float]
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client, starts: list[float]
 ) -> None:
     """A task type the app does not know stays ready, harms nobody, and is named in the stats."""
-    refs = await client.enqueue_many([nq.TaskRequest.by_name("unwritten")] * 3)
-    async with working(nq.Worker(app, client)):
-        await client.enqueue("note")
+    refs = await either.enqueue_many([nq.TaskRequest.by_name("unwritten")] * 3)
+    async with working(nq.Worker(app, either)):
+        await either.enqueue("note")
         await trio.sleep(60)
 
-        assert [await state(client, ref) for ref in refs] == ["ready"] * 3
-        assert (await client.stats()).unknown_task_types == {"unwritten": 3}
-        assert await client.attempts(refs[0]) == []
+        assert [await state(either, ref) for ref in refs] == ["ready"] * 3
+        assert (await either.stats()).unknown_task_types == {"unwritten": 3}
+        assert await either.attempts(refs[0]) == []
     assert len(starts) == 1
 
 
 async def test_until_idle_returns_when_idle(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client, starts: list[float]
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client, starts: list[float]
 ) -> None:
     """With nothing to do `run_until_idle` returns at once, and does not wait for later tasks."""
-    later = await client.enqueue(app["note"].options(run_after=1))
-    await nq.Worker(app, client).run_until_idle()
+    later = await either.enqueue(app["note"].options(run_after=1))
+    await nq.Worker(app, either).run_until_idle()
 
     assert trio.current_time() < 1
-    assert await state(client, later) == "scheduled"
+    assert await state(either, later) == "scheduled"
 
 
 async def test_until_idle_works_off_what_comes_up(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client
 ) -> None:
     """It runs children that handlers enqueue, and retries that are due at once."""
     runs: list[int] = []
@@ -207,27 +208,27 @@ async def test_until_idle_works_off_what_comes_up(
         for _ in range(2 if depth else 0):
             await ctx.client.enqueue("tree", depth=depth - 1)
 
-    await client.enqueue(tree, 3)
-    await nq.Worker(app, client, listen=False, poll_interval=0).run_until_idle()
+    await either.enqueue(tree, 3)
+    await nq.Worker(app, either, listen=False, poll_interval=0).run_until_idle()
 
     assert len(runs) == 2 * (1 + 2 + 4 + 8)
-    assert (await client.stats()).queues["default"].get(nq.State.READY, 0) == 0
+    assert (await either.stats()).queues["default"].get(nq.State.READY, 0) == 0
 
 
 async def test_a_worker_can_run_again(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client, starts: list[float]
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client, starts: list[float]
 ) -> None:
     """After it has ended, the same worker can run again, and registers under a new id."""
-    worker = nq.Worker(app, client)
+    worker = nq.Worker(app, either)
     ids: list[object] = []
     for _ in range(2):
-        ref = await client.enqueue("note")
+        ref = await either.enqueue("note")
         await worker.run_until_idle()
-        ids += [attempt.worker_id for attempt in await client.attempts(ref)]
+        ids += [attempt.worker_id for attempt in await either.attempts(ref)]
 
     assert len(starts) == 2
     assert len(set(ids)) == 2
-    assert (await client.stats()).workers == []
+    assert (await either.stats()).workers == []
 
 
 async def test_running_twice_at_once(
@@ -262,7 +263,7 @@ async def test_stop_before_run(
 
 
 async def test_stop_from_a_handler(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client
 ) -> None:
     """A handler may stop its worker; it finishes, and nothing is claimed after it."""
 
@@ -272,11 +273,11 @@ async def test_stop_from_a_handler(
         worker.stop()
         await trio.sleep(5)
 
-    refs = [await client.enqueue(last) for _ in range(3)]
-    worker = nq.Worker(app, client, concurrency=1)
+    refs = [await either.enqueue(last) for _ in range(3)]
+    worker = nq.Worker(app, either, concurrency=1)
     await worker.run()
 
-    assert [await state(client, ref) for ref in refs] == ["succeeded", "ready", "ready"]
+    assert [await state(either, ref) for ref in refs] == ["succeeded", "ready", "ready"]
 
 
 async def test_stop_while_the_store_is_down_at_the_start(
@@ -334,17 +335,17 @@ async def test_a_failed_claim_is_made_again(
 
 
 async def test_a_task_type_declared_late(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client
 ) -> None:
     """A task type declared while the worker runs is served, too."""
-    async with working(nq.Worker(app, client)):
+    async with working(nq.Worker(app, either)):
 
         @app.task(name="late")
         async def late() -> str:
             return "served"
 
-        ref = await client.enqueue(late)
-        assert await client.result(ref, timeout=20) == "served"
+        ref = await either.enqueue(late)
+        assert await either.result(ref, timeout=20) == "served"
 
 
 async def test_a_due_task_that_is_locked(

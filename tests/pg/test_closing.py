@@ -17,7 +17,10 @@ async def test_a_client_cancelled_as_a_whole(migrated: str) -> None:
             scope.cancel()
             await trio.sleep_forever()
 
-    query = "select count(*) from pg_stat_activity where application_name = 'nursery_queue'"
+    query = (
+        "select count(*) from pg_stat_activity"
+        " where datname = current_database() and application_name = 'nursery_queue'"
+    )
     with psycopg.connect(migrated, autocommit=True, application_name="watcher") as conn:
         with trio.fail_after(5):
             while conn.execute(query).fetchone() != (0,):  # noqa: ASYNC110  # no event tells

@@ -18,7 +18,6 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from nursery_queue._pg._connection import Connection
 from nursery_queue._pg._errors import CallTimeout
-from nursery_queue._pg._waiting import reply_guard
 from tests.pg.proxy import proxied
 
 
@@ -154,25 +153,6 @@ async def test_a_busy_connection_lets_others_run(conn: Connection) -> None:
                 await copy.write_row((i,))
             assert turns > before + 3
         nursery.cancel_scope.cancel()
-
-
-async def test_replies_under_way_can_be_seen(conn: Connection) -> None:
-    """The reply guard is entered while a reply is awaited, and only then."""
-    depth: list[int] = []
-
-    class Guard:
-        def __enter__(self) -> None:
-            depth.append(+1)
-
-        def __exit__(self, *exc: object) -> None:
-            depth.append(-1)
-
-    reply_guard.set(Guard())
-    await conn.execute("select 1")
-    reply_guard.set(None)
-
-    assert depth
-    assert sum(depth) == 0
 
 
 # -- connecting ---------------------------------------------------------------------------

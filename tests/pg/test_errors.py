@@ -12,9 +12,15 @@ import trio
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from nursery_queue._core._errors import CommitOutcomeUnknown, TransientError
+from nursery_queue._core._errors import CommitOutcomeUnknown, DatabaseRefused, TransientError
 from nursery_queue._pg._connection import Connection
-from nursery_queue._pg._errors import CallTimeout, PoolTimeout, is_transient, translated
+from nursery_queue._pg._errors import (
+    CallTimeout,
+    PoolTimeout,
+    is_transient,
+    translated,
+    translated_for_workers,
+)
 from tests.pg.proxy import proxied
 
 
@@ -49,6 +55,32 @@ async def test_by_sqlstate(conn: Connection, sqlstate: str, transient: bool) -> 
 
     assert error.sqlstate == sqlstate
     assert is_transient(error) == transient
+
+
+OF_THE_ROWS = ["22012", "22P02", "23503", "23505", "P0001"]
+
+
+@pytest.mark.parametrize("sqlstate", [*TRANSIENT, *PERMANENT, "21000", "44000", "54000", "XX001"])
+async def test_for_workers(conn: Connection, sqlstate: str) -> None:
+    """What a worker is refused is about the rows, or `DatabaseRefused`, or passes with time."""
+    with pytest.raises(Exception) as caught, translated_for_workers():  # noqa: PT011  # told below
+        await conn.execute(f"do $$ begin raise sqlstate '{sqlstate}'; end $$".encode())
+
+    if sqlstate in TRANSIENT:
+        assert caught.type is TransientError
+    elif sqlstate in {*OF_THE_ROWS, "21000", "44000", "54000"}:
+        assert isinstance(caught.value, psycopg.Error)
+    else:
+        assert caught.type is DatabaseRefused
+        assert isinstance(caught.value.__cause__, psycopg.Error)
+
+
+@pytest.mark.parametrize("error", [psycopg.DataError("x"), ValueError("x"), OSError("x")])
+def test_for_workers_without_sqlstate(error: Exception) -> None:
+    """What did not come from the server is no refusal."""
+    with pytest.raises((type(error), TransientError)) as caught, translated_for_workers():
+        raise error
+    assert (caught.type is TransientError) == isinstance(error, OSError)
 
 
 async def test_translated(conn: Connection) -> None:

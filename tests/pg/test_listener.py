@@ -88,7 +88,7 @@ async def test_notifications_within_the_answer(listener: Listener, conn: Connect
 async def test_undecodable_payload(dsn: str) -> None:
     """A payload that is no valid text does no harm: it is not looked at."""
     async with await Connection.connect(dsn, client_encoding="sql_ascii") as conn:
-        listener = await Listener.open(dsn + " client_encoding=sql_ascii", ["one"])
+        listener = await Listener.open(dsn, ["one"])
         await conn.execute(b"notify one, '\xc3\xa9'")
         await listener.connection.execute("select 1")
         heard: list[str] = []
@@ -100,10 +100,10 @@ async def test_undecodable_payload(dsn: str) -> None:
             nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("name", ["", "x" * 64, "é" * 32, "a\0b"])
+@pytest.mark.parametrize("name", ["", "x" * 64, "é", "a\0b"])
 async def test_impossible_channel(dsn: str, name: str) -> None:
     """A channel name the server would refuse or cut off is refused, and nothing stays open."""
-    with pytest.raises(ValueError, match="1 to 63 bytes"):
+    with pytest.raises(ValueError, match="1 to 63 bytes of ASCII"):
         await Listener.open(dsn, [name])
 
 

@@ -15,7 +15,9 @@ import trio.testing
 from nursery_queue._core._errors import Closed, CommitOutcomeUnknown
 from nursery_queue._pg._connection import Connection
 from nursery_queue._pg._errors import PoolTimeout
-from nursery_queue._pg._pool import Pool
+from nursery_queue._pg._pool import PING_TIMEOUT, Pool
+from nursery_queue.testing import VirtualTime
+from tests.faults.network import pass_time_until
 from tests.pg.proxy import proxied
 
 
@@ -169,23 +171,26 @@ async def test_dead_connection_is_replaced(pool: Pool, conn: Connection) -> None
     assert pool.stats.lost == 1
 
 
-async def test_silent_connection_is_replaced(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One idle for longer than `ping_after` has to answer first."""
-    monkeypatch.setattr("nursery_queue._pg._pool.PING_TIMEOUT", 0.1)
-    async with proxied(dsn) as proxy:
-        dsns = iter([proxy.dsn, dsn])
+async def test_silent_connection_is_replaced(virtual_time: VirtualTime, dsn: str) -> None:
+    """One idle for longer than `ping_after` has to answer first, and has 5 s to do so."""
+    async with proxied(dsn) as proxy, closing(Pool(proxy.dsn, ping_after=30)) as pool:
+        pid = await pid_of(pool)
+        await trio.sleep(31)
+        assert await pid_of(pool) == pid
+        await trio.sleep(31)
+        proxy.links[0].blackhole()
+        pids: list[int] = []
 
-        async def connect() -> Connection:
-            connection = await Connection.connect(next(dsns))
-            connection.cancel_timeout = 0.1
-            return connection
+        async def ask() -> None:
+            pids.append(await pid_of(pool))
 
-        async with closing(Pool(dsn, ping_after=0, connect=connect)) as pool:
-            pid = await pid_of(pool)
-            assert await pid_of(pool) == pid
-            proxy.blackhole()
-            assert await pid_of(pool) != pid
-            assert pool.stats.lost == 1
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            took = await pass_time_until(virtual_time, proxy, lambda: bool(pids), within=60)
+
+    assert pids != [pid]
+    assert took == PING_TIMEOUT
+    assert pool.stats.lost == 1
 
 
 async def test_broken_connection_is_dropped(pool: Pool, conn: Connection) -> None:

@@ -29,6 +29,7 @@ PRIVATE = {
     "_adapters",
     "_autocommit",
     "_check_connection_ok",
+    "_exec_command",
     "_notifies_backlog",
     "_pipeline",
     "_pipeline_nolock",

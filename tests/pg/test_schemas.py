@@ -1,17 +1,21 @@
 """The schema's name is a parameter: everything works in another, and none sees the other."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import pkgutil
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 
 import psycopg
 import pytest
 
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 import tests.contract
 
@@ -22,6 +26,7 @@ from nursery_queue._pg._connection import Connection
 from nursery_queue._pg._sql import checked_schema
 from nursery_queue._pg._store import PostgresStore, channel_of
 from nursery_queue._store import Bell, Store
+from nursery_queue.testing import _pytest_plugin
 from tests.contract.steps import (
     a_task,
     add,
@@ -34,6 +39,7 @@ from tests.contract.steps import (
     settle,
     state,
 )
+from tests.databases import Stock
 
 
 OTHER = "other_one"
@@ -63,13 +69,23 @@ async def migrate(dsn: str, *schemas: str) -> None:
             await _migrate.up(conn, schema)
 
 
+@pytest.fixture(scope="module")
+def databases(nursery_queue_server: str) -> Generator[Stock]:
+    """Databases that have another schema, and no default one."""
+    with _pytest_plugin._database(nursery_queue_server, template="template0") as dsn:
+        _migrate.up_sync(dsn, OTHER)
+        template = str(conninfo_to_dict(dsn)["dbname"])
+        with contextlib.closing(Stock(nursery_queue_server, template)) as stock:
+            yield stock
+
+
 @pytest.fixture
-async def elsewhere(dsn: str) -> AsyncGenerator[PostgresStore]:
+async def elsewhere(databases: Stock) -> AsyncGenerator[PostgresStore]:
     """Give a store in another schema, of a database that has no default one."""
-    await migrate(dsn, OTHER)
-    store = PostgresStore(dsn, schema=OTHER)
-    yield store
-    await store.aclose()
+    with databases.lend() as database:
+        store = PostgresStore(database.dsn, schema=OTHER)
+        yield store
+        await store.aclose()
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ EXPECTED = {
     "forget_workers": ("dead uuid[]", ""),
     "heartbeat": ("draining bool, id uuid", "coalesce jsonb, exists bool"),
     "held": ("worker_id uuid", HELD),
-    "keep_to_indexes": ("", "set_config text, set_config text, set_config text"),
+    "keep_to_indexes": ("once bool", "set_config text, set_config text, set_config text"),
     "list_tasks": ("state text, queue text, task_type text, after int8, limit int4", STATUS),
     "list_workers": (
         "",

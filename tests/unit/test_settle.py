@@ -174,6 +174,7 @@ def test_a_cancelled_task_never_goes_round_again(
     else:
         assert asked.state is State.CANCELLED
         assert (asked.outcome, asked.error) == (normal.outcome, normal.error)
+        assert (asked.attempt, asked.lost) == (normal.attempt, normal.lost)
         assert asked.delay == 0.0
 
 
@@ -215,6 +216,7 @@ def test_a_lost_task_that_was_to_be_cancelled() -> None:
     done = settle_lost(held(cancel_requested=True))
 
     assert (done.event, done.outcome) == (Event.CANCEL, Outcome.LOST)
+    assert (done.attempt, done.lost) == (1, 1)
     assert settle_lost(held(cancel_requested=True, lost=MAX_LOST)).event is Event.FAIL
 
 
