@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 
 from pathlib import Path
@@ -29,7 +30,7 @@ def pids(dsn: str, count: int) -> list[int]:
     return [pid for (pid,) in rows(dsn, found)]
 
 
-@pytest.mark.parametrize("signum", [TERM, INT, signal.SIGUSR1])
+@pytest.mark.parametrize("signum", [TERM, INT])
 def test_two_processes_stop_cleanly(start: Start, migrated: str, signum: signal.Signals) -> None:
     """A signal to the parent drains all children; the exit code is 0."""
     with start("worker", "shop:app", "--processes", "2", "--name", "ada") as parent:
@@ -44,6 +45,51 @@ def test_two_processes_stop_cleanly(start: Start, migrated: str, signum: signal.
     assert names == [("ada-1",), ("ada-2",)]
     assert rows(migrated, WORKERS) == [(0,)]
     assert not any(map(is_alive, children))
+
+
+def test_usr1_and_usr2_are_passed_on(start: Start, migrated: str, mark: Path) -> None:
+    """All children tell what they do, all stop claiming, and none ends before it is stopped."""
+    enqueue(migrated, "waits", mark=mark)
+    settings = ("--processes", "2", "--grace", "0", "--heartbeat", "0.3")
+    with start("worker", "shop:app", *settings) as parent:
+        children = pids(migrated, 2)
+        parent.line("ready: ", count=2)
+        until(mark.exists)
+        parent.send(signal.SIGUSR2)
+        parent.line("task tree:", count=2)
+        parent.line(r"^ +task 1 waits: \S+shop\.py:\d+ in waits$")
+        parent.send(signal.SIGUSR1)
+        parent.line("claiming nothing more", count=2)
+        enqueue(migrated, "hello")
+        until(lambda: rows(migrated, f"{WORKERS} where draining") == [(2,)], "heartbeats")
+        assert all(map(is_alive, children))
+        parent.send(TERM)
+        assert parent.code() == 0
+
+    assert rows(migrated, STATES) == [("ready", 0), ("ready", 0)]
+
+
+def test_usr1_before_they_can_hear(start: Start, migrated: str) -> None:
+    """A child that is still starting is told later, and the others are not started at all."""
+    with start("worker", "shop:app", "--processes", "3") as parent:
+        until(lambda: catches(parent.pid, signal.SIGUSR1), "the parent")
+        parent.send(signal.SIGUSR1)
+        pids(migrated, 1)
+        parent.line("claiming nothing more")
+        parent.line("ready: ")
+        parent.send(TERM)
+        parent.line("passing it on to 1 workers")
+        assert parent.code() == 0
+
+    assert parent.stderr.count("ready: ") == 1
+
+
+def catches(pid: int, signum: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    (mask,) = re.findall(
+        r"^SigCgt:\s+(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE
+    )
+    return bool(int(mask, 16) & 1 << (signum - 1))
 
 
 def test_all_processes_work(cli: Run, migrated: str, mark: Path) -> None:

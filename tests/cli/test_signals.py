@@ -1,111 +1,312 @@
+"""Signals to worker processes with tasks in hand, and what the attempt log says afterwards."""
+
 from __future__ import annotations
 
-import functools
+import json
+import re
 import signal
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from pathlib import Path
 
-import trio
+import pytest
 
-from nursery_queue._runtime._signals import Escalation, obey
-
-
-TERM, INT, USR1 = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
-
-
-class Steps:
-    """Notes what it was called for, and lets a test wait for it."""
-
-    def __init__(self) -> None:
-        self.taken: list[tuple[str, signal.Signals]] = []
-        self.first, self.second, self.aside = trio.Event(), trio.Event(), trio.Event()
-        self.escalation = Escalation([self.step_one, self.step_two], self.at_once)
-
-    def step_one(self, signum: signal.Signals) -> None:
-        self.taken.append(("one", signum))
-        self.first.set()
-
-    def step_two(self, signum: signal.Signals) -> None:
-        self.taken.append(("two", signum))
-        self.second.set()
-
-    def at_once(self, signum: signal.Signals) -> None:
-        self.taken.append(("last", signum))
-
-    def beside(self, signum: signal.Signals) -> None:
-        self.taken.append(("beside", signum))
-        self.aside.set()
+from nursery_queue import ExitReport, Fate, TaskExit
+from nursery_queue.cli._work import exit_code
+from tests.cli.conftest import Start
+from tests.cli.processes import Running, rows, until
+from tests.cli.test_worker import INT, STATES, TERM, WORKERS, enqueue, in_hand
 
 
-@asynccontextmanager
-async def obeying(steps: Steps) -> AsyncGenerator[None]:
-    with trio.fail_after(10):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(
-                functools.partial(obey, steps.escalation, [TERM, INT], others={USR1: steps.beside})
-            )
-            yield
-            nursery.cancel_scope.cancel()
+HUP, KILL = signal.SIGHUP, signal.SIGKILL
+USR1, USR2 = signal.SIGUSR1, signal.SIGUSR2
+SHORT_LEASE = ("--lease", "1.5", "--heartbeat", "0.3")
 
 
-async def test_each_signal_takes_the_next_step() -> None:
-    """First one step, then the other, whichever of the signals it is."""
-    steps = Steps()
-    async with obeying(steps):
-        signal.raise_signal(TERM)
-        await steps.first.wait()
-        signal.raise_signal(INT)
-        await steps.second.wait()
-
-    assert steps.taken == [("one", TERM), ("two", INT)]
+@pytest.fixture
+def mark(project: Path) -> Path:
+    """The file that a handler writes to when it has started."""
+    return project / "mark"
 
 
-async def test_two_signals_at_once_are_two() -> None:
-    """Signals that come before trio has a chance to look at them are not merged into one."""
-    steps = Steps()
-    async with obeying(steps):
-        signal.raise_signal(TERM)
-        signal.raise_signal(TERM)
-        await steps.second.wait()
-
-    assert steps.taken == [("one", TERM), ("two", TERM)]
+def outcomes(dsn: str) -> list[str]:
+    log = "select outcome from nursery_queue.task_attempt order by task_id, number, started_at"
+    return [outcome for (outcome,) in rows(dsn, log)]
 
 
-async def test_the_last_step_waits_for_nobody() -> None:
-    """The signal after the steps acts in the handler itself, though the loop never gets to run."""
-    steps = Steps()
-    async with obeying(steps):
-        for _ in range(3):
-            signal.raise_signal(TERM)
-        assert steps.taken == [("last", TERM)]
+def is_released(dsn: str) -> bool:
+    """Whether the task is ready, the attempt not counted, and nobody takes it for running."""
+    return (rows(dsn, STATES), outcomes(dsn)) == ([("ready", 0)], ["interrupted"])
 
 
-async def test_a_signal_that_comes_too_late_is_ignored() -> None:
-    """What comes while the ladder is being taken away does not kill the process."""
-    steps = Steps()
-    async with obeying(steps):
-        signal.raise_signal(TERM)
-
-    assert steps.taken == []
+def send_again(worker: Running) -> bool:
+    """Send SIGTERM and say whether the process has ended: pending signals of a kind merge."""
+    worker.send(TERM)
+    return worker.process.poll() is not None
 
 
-async def test_other_signals_do_not_count() -> None:
-    """A signal beside the ladder does what it is for, and the ladder begins at its first step."""
-    steps = Steps()
-    async with obeying(steps):
-        signal.raise_signal(USR1)
-        await steps.aside.wait()
-        signal.raise_signal(TERM)
-        await steps.first.wait()
-
-    assert steps.taken == [("beside", USR1), ("one", TERM)]
+def has_ended(worker: Running) -> bool:
+    return worker.process.poll() is not None
 
 
-async def test_what_was_there_before_is_there_again() -> None:
-    """Afterwards the handlers are those of before."""
-    before = [signal.getsignal(signum) for signum in (TERM, INT, USR1)]
-    async with obeying(Steps()):
-        assert signal.getsignal(TERM) not in before
+# -- the first, the second, the third ------------------------------------------------------------
 
-    assert [signal.getsignal(signum) for signum in (TERM, INT, USR1)] == before
+
+@pytest.mark.parametrize("signum", [TERM, INT, HUP])
+def test_the_first_signal_drains(
+    start: Start, migrated: str, project: Path, mark: Path, signum: signal.Signals
+) -> None:
+    """What is in hand is finished, nothing more is claimed, and the exit code is 0."""
+    enqueue(migrated, "waits_for_file", mark=mark, file=project / "go")
+    with start("worker", "shop:app") as worker:
+        in_hand(worker, mark)
+        worker.send(signum)
+        worker.line(signum.name)
+        enqueue(migrated, "hello")
+        (project / "go").touch()
+        code = worker.code()
+
+    assert code == 0
+    assert "tasks in hand: 1 (1 succeeded)" in worker.stderr
+    assert rows(migrated, STATES) == [("succeeded", 1), ("ready", 0)]
+    assert outcomes(migrated) == ["succeeded"]
+    assert rows(migrated, WORKERS) == [(0,)]
+
+
+@pytest.mark.parametrize("signals", [[TERM, TERM], [INT, INT], [TERM, INT], [USR1, TERM, TERM]])
+def test_the_second_signal_cancels_and_releases(
+    start: Start, migrated: str, mark: Path, signals: list[signal.Signals]
+) -> None:
+    """Handlers are cancelled now; their tasks are ready again, the attempt not counted."""
+    enqueue(migrated, "waits", mark=mark)
+    with start("worker", "shop:app", "--grace", "1h") as worker:
+        in_hand(worker, mark)
+        for number, signum in enumerate(signals[:-1]):
+            worker.send(signum)
+            worker.line("SIG(TERM|INT|USR1): ", count=number + 1)
+        worker.send(signals[-1])
+        code = worker.code()
+
+    assert code == 1
+    assert "cancelling handlers (1)" in worker.stderr
+    assert "tasks in hand: 1 (1 released)" in worker.stderr
+    assert "task 1 (waits, attempt 1): released" in worker.stderr
+    assert "Traceback" not in worker.stderr
+    assert is_released(migrated)
+    assert rows(migrated, WORKERS) == [(0,)]
+
+
+@pytest.mark.parametrize("handler", ["stubborn", "blocks"])
+def test_the_third_signal_exits_at_once(
+    start: Start, migrated: str, mark: Path, handler: str
+) -> None:
+    """Neither a handler that will not be cancelled nor one that blocks the loop can prevent it.
+
+    Nobody could release the task: it is lost, and taken over when the lease has run out.
+    """
+    enqueue(migrated, handler, mark=mark)
+    settings = ("--grace", "1h", "--cleanup", "1h", *SHORT_LEASE)
+    with start("worker", "shop:app", *settings) as worker:
+        in_hand(worker, mark) if handler == "stubborn" else until(mark.exists)
+        worker.send(TERM)
+        if handler == "stubborn":
+            worker.line("draining")
+        worker.send(TERM)
+        if handler == "stubborn":
+            worker.line("cancelling")
+        until(lambda: send_again(worker), "the third signal")
+        code = worker.code()
+
+    assert code == 1
+    assert "exiting at once" in worker.stderr
+    assert outcomes(migrated) == ["running"]
+    assert rows(migrated, STATES) == [("running", 1)]
+    with start("worker", "shop:app", *SHORT_LEASE) as another:
+        until(lambda: outcomes(migrated) == ["lost", "running"], "another worker taking over")
+        another.send(KILL)
+
+
+def test_a_killed_worker_loses_its_task(start: Start, migrated: str, mark: Path) -> None:
+    """After SIGKILL another worker takes the task over, as lost, when the lease has run out."""
+    enqueue(migrated, "waits", mark=mark)
+    with start("worker", "shop:app", *SHORT_LEASE) as worker:
+        in_hand(worker, mark)
+        worker.send(KILL)
+        assert worker.code() == -KILL
+    assert outcomes(migrated) == ["running"]
+    with start("worker", "shop:app", *SHORT_LEASE, "--grace", "0") as another:
+        until(lambda: outcomes(migrated) == ["lost", "running"], "another worker taking over")
+        another.send(TERM)
+        assert another.code() == 0
+
+    assert outcomes(migrated) == ["lost", "interrupted"]
+    assert rows(migrated, STATES) == [("ready", 0)]
+    assert rows(migrated, WORKERS) == [(0,)]
+
+
+def test_without_grace_one_signal_is_enough(start: Start, migrated: str, mark: Path) -> None:
+    """--grace 0 cancels at the first signal; that is a clean end, not a forced one."""
+    enqueue(migrated, "waits", mark=mark)
+    with start("worker", "shop:app", "--grace", "0") as worker:
+        in_hand(worker, mark)
+        worker.send(TERM)
+        code = worker.code()
+
+    assert code == 0
+    assert is_released(migrated)
+
+
+def test_a_signal_stops_a_draining_worker(start: Start, migrated: str, mark: Path) -> None:
+    """--drain obeys signals, too."""
+    enqueue(migrated, "waits", mark=mark)
+    with start("worker", "shop:app", "--drain") as worker:
+        until(mark.exists)
+        worker.send(TERM)
+        worker.line("draining")
+        worker.send(TERM)
+        code = worker.code()
+
+    assert code == 1
+    assert is_released(migrated)
+
+
+@pytest.mark.parametrize(
+    ("fates", "forced", "code"),
+    [
+        ([], False, 0),
+        ([Fate.SUCCEEDED, Fate.FAILED, Fate.RELEASED], False, 0),
+        ([Fate.SUCCEEDED], True, 1),
+        ([Fate.SUCCEEDED, Fate.UNSETTLED], False, 1),
+        ([Fate.LEASE_LOST], False, 1),
+    ],
+)
+def test_exit_codes(fates: list[Fate], forced: bool, code: int) -> None:
+    """An end is a problem if it was forced, or left a task neither stored nor released."""
+    tasks = [
+        TaskExit(task_id=1, task_type="a", attempt=1, fate=fate, started=True, ended=True)
+        for fate in fates
+    ]
+
+    assert exit_code(ExitReport(tasks=tasks), forced=forced) == code
+    assert exit_code(None, forced=False) == 0
+
+
+# -- handlers that will not end ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("grace", "signals"), [("0", 1), ("1h", 2)])
+def test_a_handler_that_ignores_cancellation(
+    start: Start, migrated: str, mark: Path, grace: str, signals: int
+) -> None:
+    """When its time is over its task is released, and the process ends without it, with 1.
+
+    The log says who it was, and at which line.
+    """
+    enqueue(migrated, "stubborn", mark=mark)
+    with start("worker", "shop:app", "--grace", grace, "--cleanup", "0.2") as worker:
+        in_hand(worker, mark)
+        for _ in range(signals):
+            worker.send(TERM)
+            worker.line("SIGTERM: draining")
+        code = worker.code()
+
+    assert code == 1
+    assert re.search(
+        r"still running, .*: task 1 stubborn: \S+shop\.py:\d+ in stubborn$",
+        worker.stderr,
+        re.MULTILINE,
+    )
+    assert re.search(
+        r"^ +task 1 stubborn: \S+shop\.py:\d+ in stubborn$", worker.stderr, re.MULTILINE
+    )
+    assert "exiting without" in worker.stderr
+    assert is_released(migrated)
+    assert rows(migrated, WORKERS) == [(0,)]
+
+
+def test_a_handler_that_blocks_the_loop(start: Start, migrated: str, mark: Path) -> None:
+    """It does not keep the process either, which could not begin to stop; the log names it."""
+    enqueue(migrated, "blocks", mark=mark)
+    with start("worker", "shop:app", "--grace", "0", "--cleanup", "0.2") as worker:
+        until(mark.exists)
+        worker.send(TERM)
+        code = worker.code()
+
+    assert code == 1
+    assert re.search(
+        r"^ +task 1 blocks: running at \S+shop\.py:\d+ in blocks$", worker.stderr, re.MULTILINE
+    )
+    assert "longer than it may" in worker.stderr
+    assert outcomes(migrated) == ["running"]
+
+
+# -- USR1 and USR2 -------------------------------------------------------------------------------
+
+
+def test_usr1_stops_claiming(start: Start, migrated: str, project: Path, mark: Path) -> None:
+    """The worker finishes what is in hand, claims nothing more, and lives until it is stopped."""
+    enqueue(migrated, "waits_for_file", mark=mark, file=project / "go")
+    with start("worker", "shop:app", "--heartbeat", "0.3") as worker:
+        in_hand(worker, mark)
+        worker.send(USR1)
+        worker.line("SIGUSR1: claiming nothing more; tasks in hand: 1")
+        enqueue(migrated, "hello")
+        (project / "go").touch()
+        until(lambda: rows(migrated, STATES)[0] == ("succeeded", 1), "the end of the task")
+        until(lambda: rows(migrated, f"{WORKERS} where draining") == [(1,)], "a heartbeat")
+        assert not has_ended(worker)
+        worker.send(TERM)
+        worker.line("SIGTERM: draining; tasks in hand: 0")
+        code = worker.code()
+
+    assert code == 0
+    assert rows(migrated, STATES) == [("succeeded", 1), ("ready", 0)]
+
+
+def test_usr1_ends_a_draining_worker(
+    start: Start, migrated: str, project: Path, mark: Path
+) -> None:
+    """With --drain there is nothing to live on for: it ends with what is in hand."""
+    enqueue(migrated, "waits_for_file", mark=mark, file=project / "go")
+    with start("worker", "shop:app", "--drain") as worker:
+        until(mark.exists)
+        worker.send(USR1)
+        worker.line("claiming nothing more")
+        enqueue(migrated, "hello")
+        (project / "go").touch()
+        assert worker.code() == 0
+
+    assert rows(migrated, STATES) == [("succeeded", 1), ("ready", 0)]
+
+
+@pytest.mark.parametrize(("handler", "does"), [("waits", ""), ("blocks", "running at ")])
+def test_usr2_shows_the_task_tree(
+    start: Start, migrated: str, mark: Path, handler: str, does: str
+) -> None:
+    """It names every task and its line, also while a handler blocks the loop, and harms nobody."""
+    enqueue(migrated, handler, mark=mark)
+    with start("worker", "shop:app", "--grace", "0") as worker:
+        in_hand(worker, mark) if handler == "waits" else until(mark.exists)
+        for count in (1, 2):
+            worker.send(USR2)
+            worker.line("task tree:", count=count)
+            worker.line(rf"^ +task 1 {handler}: {does}\S+shop\.py:\d+ in {handler}$", count=count)
+        for name in ("nursery tenancy", "heartbeat: ", "nursery work", "poller: ", "signals: "):
+            worker.line(rf"^ +{name}")
+        assert outcomes(migrated) == ["running"]
+        if handler == "waits":
+            worker.send(TERM)
+            assert worker.code() == 0
+
+
+def test_usr2_with_a_log_for_machines(start: Start, migrated: str, mark: Path) -> None:
+    """With --log-format json the tree is one object, too."""
+    enqueue(migrated, "waits", mark=mark)
+    with start("worker", "shop:app", "--grace", "0", "--log-format", "json") as worker:
+        in_hand(worker, mark)
+        worker.send(USR2)
+        line = worker.line("task tree:")
+        worker.send(TERM)
+        assert worker.code() == 0
+
+    assert "task 1 waits: " in json.loads(line)["message"]
+    assert all(isinstance(json.loads(each), dict) for each in worker.stderr.splitlines())

@@ -11,9 +11,8 @@ from tests.cli.conftest import Run, Start
 from tests.cli.processes import Running, rows, until
 
 
-TERM, INT, USR1, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP
+TERM, INT = signal.SIGTERM, signal.SIGINT
 STATES = "select state, attempt from nursery_queue.task_status order by id"
-OUTCOMES = "select outcome from nursery_queue.task_attempt order by task_id, number"
 WORKERS = "select count(*) from nursery_queue.worker"
 
 
@@ -99,108 +98,6 @@ def test_settings_that_make_no_sense_are_2(cli: Run, args: list[str], said: str)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
-
-
-# -- signals -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("signum", [TERM, INT, HUP, USR1])
-def test_the_first_signal_drains(
-    start: Start, migrated: str, project: Path, mark: Path, signum: signal.Signals
-) -> None:
-    """What is in hand is finished, nothing more is claimed, and the exit code is 0."""
-    enqueue(migrated, "waits_for_file", mark=mark, file=project / "go")
-    with start("worker", "shop:app") as worker:
-        in_hand(worker, mark)
-        worker.send(signum)
-        worker.line(signum.name)
-        enqueue(migrated, "hello")
-        (project / "go").touch()
-        code = worker.code()
-
-    assert code == 0
-    assert rows(migrated, STATES) == [("succeeded", 1), ("ready", 0)]
-    assert rows(migrated, WORKERS) == [(0,)]
-
-
-@pytest.mark.parametrize("signals", [[TERM, TERM], [INT, INT], [TERM, INT], [USR1, TERM, TERM]])
-def test_the_second_signal_cancels_and_releases(
-    start: Start, migrated: str, mark: Path, signals: list[signal.Signals]
-) -> None:
-    """Handlers are cancelled now; their tasks are ready again, the attempt not counted."""
-    enqueue(migrated, "waits", mark=mark)
-    with start("worker", "shop:app", "--grace", "1h") as worker:
-        in_hand(worker, mark)
-        for number, signum in enumerate(signals[:-1]):
-            worker.send(signum)
-            worker.line("SIG(TERM|INT|USR1): ", count=number + 1)
-        worker.send(signals[-1])
-        code = worker.code()
-
-    assert code == 1
-    assert "cancelling handlers (1)" in worker.stderr
-    assert "Traceback" not in worker.stderr
-    assert rows(migrated, STATES) == [("ready", 0)]
-    assert rows(migrated, OUTCOMES) == [("interrupted",)]
-    assert rows(migrated, WORKERS) == [(0,)]
-
-
-@pytest.mark.parametrize("handler", ["stubborn", "blocks"])
-def test_the_third_signal_exits_at_once(
-    start: Start, migrated: str, mark: Path, handler: str
-) -> None:
-    """Neither a handler that will not be cancelled nor one that blocks the loop can prevent it.
-
-    Nobody could release the task: it is still running, for others to find when the lease is up.
-    """
-    enqueue(migrated, handler, mark=mark)
-    with start("worker", "shop:app", "--grace", "1h") as worker:
-        in_hand(worker, mark) if handler == "stubborn" else until(mark.exists)
-        worker.send(TERM)
-        if handler == "stubborn":
-            worker.line("draining")
-        worker.send(TERM)
-        if handler == "stubborn":
-            worker.line("cancelling")
-        until(lambda: send_again(worker), "the third signal")
-        code = worker.code()
-
-    assert code == 1
-    assert "exiting at once" in worker.stderr
-    assert rows(migrated, STATES) == [("running", 1)]
-    assert rows(migrated, WORKERS) == [(1,)]
-
-
-def send_again(worker: Running) -> bool:
-    """Send SIGTERM and say whether the process has ended: pending signals of a kind merge."""
-    worker.send(TERM)
-    return worker.process.poll() is not None
-
-
-def test_without_grace_one_signal_is_enough(start: Start, migrated: str, mark: Path) -> None:
-    """--grace 0 cancels at the first signal; that is a clean end, not a forced one."""
-    enqueue(migrated, "waits", mark=mark)
-    with start("worker", "shop:app", "--grace", "0") as worker:
-        in_hand(worker, mark)
-        worker.send(TERM)
-        code = worker.code()
-
-    assert code == 0
-    assert rows(migrated, STATES) == [("ready", 0)]
-
-
-def test_a_signal_stops_a_draining_worker(start: Start, migrated: str, mark: Path) -> None:
-    """--drain obeys signals, too."""
-    enqueue(migrated, "waits", mark=mark)
-    with start("worker", "shop:app", "--drain") as worker:
-        until(mark.exists)
-        worker.send(TERM)
-        worker.line("draining")
-        worker.send(TERM)
-        code = worker.code()
-
-    assert code == 1
-    assert rows(migrated, STATES) == [("ready", 0)]
 
 
 # -- the log -------------------------------------------------------------------------------

@@ -1,0 +1,336 @@
+"""A store that is away, late, or loses its answers: when each loop tries again, and how."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+
+import pytest
+import trio
+
+import nursery_queue as nq
+
+from nursery_queue._core._model import WorkerInfo
+from nursery_queue._pg._store import PostgresStore
+from nursery_queue.testing import VirtualTime
+from tests.engine.support import Longest, outcomes, working
+from tests.faults.support import FaultyStore, Holding, lines, logged, until_well, unwell
+
+
+@pytest.fixture
+def starts(app: nq.App) -> list[float]:
+    """Names the task type `note`, and collects when its tasks start."""
+    times: list[float] = []
+
+    @app.task(name="note")
+    async def note() -> None:
+        times.append(trio.current_time())
+
+    return times
+
+
+async def stranger(store: FaultyStore, *, lease: float) -> uuid.UUID:
+    """Register a worker that will never be heard of again."""
+    me = uuid.uuid4()
+    await store.inner.register(
+        WorkerInfo(id=me, name="dead", host="h", pid=1, task_types=["note"], lease=lease)
+    )
+    return me
+
+
+# -- the database is back ---------------------------------------------------------------------
+
+
+async def test_a_heartbeat_that_succeeds_again_hurries_the_others(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    client: nq.Client,
+    store: FaultyStore,
+    holding: Holding,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """After an outage nobody waits longer than the heartbeat does."""
+    refs = [await client.enqueue("hold") for _ in range(2)]
+    worker = nq.Worker(app, client, poll_interval=1, rng=Longest())
+    with logged(caplog):
+        async with working(worker):
+            await trio.sleep(1)
+            store.break_down()
+            holding.go_on.set()
+            store.cut.set()
+            late = await client.enqueue("hold")
+            await trio.sleep_until(60)
+            assert unwell(worker) == {"heartbeat", "settler", "listener", "poller", "janitor"}
+            beats = store.calls["heartbeat"]
+            back_at = trio.current_time()
+            store.mend()
+            await until_well(worker, "heartbeat")
+            assert trio.current_time() - back_at < 10  # a third of the lease
+            await trio.sleep(0.01)
+            assert unwell(worker) == {"janitor"}  # which gives others the time to come back
+            assert worker.health().held <= 1
+            await trio.sleep(3)
+            assert unwell(worker) == set()
+            assert store.calls["heartbeat"] - beats < 5
+
+    for name in ("heartbeat", "settler", "listener", "poller", "janitor"):
+        failed, back = lines(caplog, name)
+        assert failed.startswith(f"WARNING {name} failed, restarting it: TransientError")
+        assert back == f"INFO {name} is back"
+    assert await outcomes(client, late) == ["succeeded"]
+    for ref in refs:
+        assert "succeeded" in await outcomes(client, ref)
+
+
+async def test_a_heartbeat_that_never_failed_hurries_nobody(
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, store: FaultyStore
+) -> None:
+    """A loop that fails alone, while heartbeats succeed, is not started more often for that."""
+    worker = nq.Worker(app, client, rng=Longest())
+    async with working(worker):
+        await trio.sleep(1)
+        store.down = {"claim"}
+        calls = store.calls["claim"]
+        await client.enqueue("nothing of ours")
+        await trio.sleep(60)
+        assert store.calls["claim"] - calls == 8
+
+
+async def test_after_an_outage_the_living_have_time_to_show_up(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    client: nq.Client,
+    store: FaultyStore,
+    holding: Holding,
+) -> None:
+    """The next sweep waits for one heartbeat, so another worker that lives is not swept."""
+    other = await stranger(store, lease=30)
+    for task in ("note", "hold"):
+        await client.enqueue(task)
+    assert len((await store.inner.claim(other, ["note"], limit=1)).claims) == 1
+    worker = nq.Worker(app, client, lease=90, heartbeat=3, rng=Longest())
+    async with working(worker):
+        await trio.sleep(20)
+        await store.inner.heartbeat(other, draining=False)
+        store.down = {"heartbeat"}  # and the sweep of a janitor that has not noticed works
+        await trio.sleep_until(52)  # the other is overdue since 50
+        sweeps, store.down = store.calls["sweep"], set()
+        await until_well(worker, "heartbeat")
+        await trio.sleep(2.9)
+        assert store.calls["sweep"] == sweeps
+        await store.inner.heartbeat(other, draining=False)
+        await trio.sleep(0.2)
+        assert store.calls["sweep"] > sweeps
+        assert (await store.inner.heartbeat(other, draining=False)).registered
+        assert holding.running == 1
+
+
+async def test_the_lease_sets_the_pace(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    client: nq.Client,
+    store: FaultyStore,
+    holding: Holding,
+) -> None:
+    """Heartbeat and settler never wait longer than a third of the lease, the others 30 s."""
+    await client.enqueue("hold")
+    worker = nq.Worker(app, client, lease=15, heartbeat=5, poll_interval=1, rng=Longest())
+    times: dict[str, list[float]] = {}
+    async with working(worker):
+        await trio.sleep(1)
+        holding.go_on.set()
+        store.break_down()
+        store.cut.set()
+        store.tell = lambda verb: times.setdefault(verb, []).append(trio.current_time())
+        await trio.sleep(200)
+        store.tell = str
+        store.mend()
+        await trio.sleep(11)
+        assert unwell(worker) == set()
+
+    def pauses(verb: str) -> list[float]:
+        return [round(b - a, 6) for a, b in itertools.pairwise(times[verb])]
+
+    assert pauses("settle")[:8] == [0.25, 0.5, 1, 2, 4, 5, 5, 5]
+    assert pauses("heartbeat") == [0.25, 0.5, 1, 2, 4]
+    assert pauses("deregister")[:30] == [5] * 30  # the lease is gone, and is begun anew
+    assert pauses("listen") == [0.5, 1, 2, 4, 8, 16, *[30] * 5]  # since it was told to end
+    # Whoever does not know what it was given asks that first, and nothing without a lease.
+    assert pauses("give_back_all_but") == [0.5, 1, 2, 4]
+    assert pauses("sweep")[:3] == [0.25 + 5, 0.5 + 5, 1 + 5]  # with the grace for the others
+
+
+# -- a claim, a settlement: late, without an answer, applied without an answer -----------------
+
+
+@pytest.mark.parametrize("fault", ["late", "never", "lost"])
+@pytest.mark.parametrize("verb", ["claim", "settle", "heartbeat"])
+async def test_answers(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    client: nq.Client,
+    store: FaultyStore,
+    starts: list[float],
+    holding: Holding,
+    verb: str,
+    fault: str,
+) -> None:
+    """However a call is answered, each task runs once, and handlers do not notice."""
+    await client.enqueue("hold")
+    worker = nq.Worker(app, client, poll_interval=1, rng=Longest())
+    async with working(worker):
+        await trio.sleep(1)
+        if fault == "late":
+            store.late = {verb: 8.0}
+        elif fault == "never":
+            store.stuck = {verb}
+        else:
+            store.deaf = {verb}
+        refs = [await client.enqueue("note") for _ in range(20)]
+        await trio.sleep(12)
+        store.mend()
+        await trio.sleep(30)
+        assert (holding.running, holding.cancelled) == (1, [])
+        assert (worker.health().held, unwell(worker)) == (1, set())
+
+    assert len(starts) == 20
+    assert [await outcomes(client, ref) for ref in refs] == [["succeeded"]] * 20
+
+
+@pytest.mark.parametrize("verb", ["promote", "give_back_all_but", "sweep"])
+async def test_no_call_hangs_for_ever(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    client: nq.Client,
+    store: FaultyStore,
+    starts: list[float],
+    holding: Holding,
+    verb: str,
+) -> None:
+    """Whatever a loop asks the store, it gives up when there is no answer, and asks again."""
+    await client.enqueue("hold")
+    worker = nq.Worker(app, client, poll_interval=1, rng=Longest())
+    async with working(worker):
+        await trio.sleep(1)
+        store.stuck = {verb}
+        store.down = {"claim"} if verb == "give_back_all_but" else set()
+        refs = [await client.enqueue(app["note"].options(run_after=5)) for _ in range(5)]
+        await trio.sleep(45)
+        store.mend()
+        calls = store.calls[verb]
+        await trio.sleep(50)
+        assert store.calls[verb] > calls
+        assert (holding.running, holding.cancelled, unwell(worker)) == (1, [], set())
+        assert {each.restarts > 0 for each in worker.health().siblings.values()} == {True, False}
+
+    assert [await outcomes(client, ref) for ref in refs] == [["succeeded"]] * 5
+
+
+async def test_a_claim_that_outlives_the_lease(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    client: nq.Client,
+    store: FaultyStore,
+    starts: list[float],
+) -> None:
+    """Tasks that arrive when the lease they were claimed under has ended are not run for that."""
+    worker = nq.Worker(app, client, lease=6, heartbeat=2, rng=Longest())
+    async with working(worker):
+        await trio.sleep(3)  # the last renewal was at 2, so the lease ends at 8
+        store.down = {"heartbeat", "register", "deregister"}
+        store.late = {"claim": 8.0}
+        ref = await client.enqueue("note")
+        await trio.sleep_until(9)
+        store.mend()
+        await trio.sleep_until(11.5)  # there is another lease since 9.75, and the claim came at 11
+        assert worker.health().lease_left > 0
+        assert (starts, await outcomes(client, ref)) == ([], ["running"])
+        await trio.sleep(20)  # in which it is swept
+
+    assert len(starts) == 1
+    assert await outcomes(client, ref) == ["lost", "succeeded"]
+
+
+async def test_more_than_the_store_can_take_at_once(
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, store: FaultyStore
+) -> None:
+    """Outcomes that are too many for one statement are stored in smaller batches."""
+
+    @app.task(name="sleepy")
+    async def sleepy() -> None:
+        await trio.sleep(1)
+
+    store.at_most = 30
+    refs = await client.enqueue_many([nq.TaskRequest.by_name("sleepy")] * 100)
+    async with working(nq.Worker(app, client, concurrency=100, rng=Longest())):
+        await trio.sleep(10)
+
+    assert [await outcomes(client, ref) for ref in refs] == [["succeeded"]] * 100
+
+
+# -- bells and backlogs ------------------------------------------------------------------------
+
+
+async def test_ten_wakeups_are_one_claim(
+    virtual_time: VirtualTime, app: nq.App, store: FaultyStore, somewhere: str | None
+) -> None:
+    """However often the bell rings while the poller sleeps or claims, it claims once more."""
+
+    @app.task(name="slow")
+    async def slow() -> None:
+        await trio.sleep(100)
+
+    async def enqueue_ten() -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(client.enqueue, "slow")
+
+    if somewhere is not None:
+        store.inner = PostgresStore(somewhere)
+    client = nq.Client(store)
+    worker = nq.Worker(app, client, poll_interval=0, rng=Longest())
+    async with client, working(worker):
+        await trio.sleep(1)
+        before = store.calls["claim"]
+        await enqueue_ten()
+        await trio.sleep(0.5)
+        # On PostgreSQL they are ten transactions, and commit one after the other.
+        assert store.calls["claim"] - before <= (1 if somewhere is None else 10)
+
+        before = store.calls["claim"]
+        store.late = {"claim": 1}
+        for _ in range(10):
+            await enqueue_ten()
+            await trio.sleep(0.05)
+        await trio.sleep(10)
+        assert store.calls["claim"] - before == 2
+
+
+async def test_a_backlog_found_at_the_start(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    client: nq.Client,
+    store: FaultyStore,
+) -> None:
+    """A thousand tasks found without notifications or polls: all slots are filled in one turn."""
+    most = 0
+    running = 0
+
+    @app.task(name="slow")
+    async def slow() -> None:
+        nonlocal most, running
+        running += 1
+        most = max(most, running)
+        await trio.sleep(1)
+        running -= 1
+
+    await client.enqueue_many([nq.TaskRequest.by_name("slow")] * 1000)
+    worker = nq.Worker(app, client, concurrency=50, listen=False, poll_interval=0, rng=Longest())
+    async with working(worker):
+        await trio.sleep(0.001)
+        assert (running, store.calls["claim"]) == (50, 1)
+        await trio.sleep(21)
+        stats = await client.stats()
+
+    assert stats.queues["default"] == {nq.State.SUCCEEDED: 1000}
+    assert most == 50
