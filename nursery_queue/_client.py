@@ -59,7 +59,10 @@ class Client:
     async def aclose(self) -> None:
         """Close the connections; may be called again. Using the client then raises `Closed`."""
         self._closed = True
-        await self.store.aclose()
+        try:
+            await self.store.aclose()
+        finally:
+            self._waiting.ask_again()  # they are to get `Closed` at once
 
     # -- enqueuing ----------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import attrs
 import trio
 
-from ._core._errors import TransientError
+from ._core._errors import Closed, TransientError
 from ._core._model import TaskStatus
 from ._core._retry import Backoff
 from ._runtime._chance import new_rng
@@ -45,6 +45,7 @@ class Waiting:
     # Like a set, but in the order of their coming.
     _waiters: dict[_Waiter, None] = attrs.field(factory=dict[_Waiter, None], init=False)
     _led: bool = attrs.field(default=False, init=False)
+    _bell: Wakeup = attrs.field(factory=Wakeup, init=False)
 
     async def final(self, task_id: int, timeout: float = math.inf) -> TaskStatus | None:  # noqa: ASYNC109  # the first look has a limit of its own
         """Wait until the task has ended; None if there is none of that id.
@@ -58,6 +59,10 @@ class Waiting:
             with trio.fail_at(deadline):
                 await self._wait(waiter)
         return waiter.status
+
+    def ask_again(self) -> None:
+        """Make whoever asks for all do so now."""
+        self._bell.ring()
 
     async def _first_look(self, waiter: _Waiter, limit: float, deadline: float) -> bool:
         try:
@@ -82,19 +87,17 @@ class Waiting:
 
     async def _lead(self, me: _Waiter) -> None:
         self._led = True
-        bell, rng = Wakeup(), new_rng()
-        listen = functools.partial(self._store.listen, lambda _: bell.ring(), [Bell.FINISHED])
-        listener, poll = Sibling("waiting"), POLL
+        rng, listener, poll = new_rng(), Sibling("waiting"), POLL
         pause, error = Backoff(maximum=LONGEST_PAUSE), None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(
-                    functools.partial(supervise, listen, listener, backoff=Backoff(), rng=rng)
+                    functools.partial(supervise, self._listen, listener, backoff=Backoff(), rng=rng)
                 )
                 try:
                     while not me.answered:
                         with trio.move_on_after(poll):
-                            await bell.wait()
+                            await self._bell.wait()
                         await insist(
                             self._look_for_all, what="asking for results", backoff=pause, rng=rng
                         )
@@ -106,9 +109,19 @@ class Waiting:
         finally:
             self._led = False
             for waiter in self._waiters:
-                waiter.woken.set()  # somebody else leads now
+                if waiter is not me:  # somebody else leads now, and asks at once
+                    waiter.woken.set()
+                    self._bell.ring()
         if error is not None:
             raise error
+
+    async def _listen(self, *, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            await self._store.listen(
+                lambda _: self._bell.ring(), [Bell.FINISHED], task_status=task_status
+            )
+        except Closed:
+            await trio.sleep_forever()  # whoever asks next is told so
 
     async def _look_for_all(self) -> None:
         await self._look(list(self._waiters))

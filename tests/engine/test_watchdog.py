@@ -79,6 +79,8 @@ class Ear(logging.Handler):
                 ref = await client.enqueue(name)
                 names.append(f" by task {ref.id} ({name}, attempt 1), at ")
                 await final(client, ref)
+                # It may have seen that, and be about to say so.
+                await trio.to_thread.run_sync(self.blocked.wait, 3 * LIMIT)
         await self.all_clear()
         return names
 
@@ -97,16 +99,6 @@ def place(comment: str) -> str:
     return f"{__file__}:{number} "
 
 
-def hard_to_match(seconds: float) -> str:
-    """Return what keeps `re` busy for so long, in C, which lets no other thread run meanwhile."""
-    text, took = "a" * 16 + "b", 0.0
-    while took < seconds / 8:
-        text, began = "a" + text, time.monotonic()  # which takes twice as long
-        re.match("(a+)+$", text)
-        took = time.monotonic() - began
-    return "aaa" + text
-
-
 def watchdogs() -> list[threading.Thread]:
     return [each for each in threading.enumerate() if each.name == "nursery_queue watchdog"]
 
@@ -119,7 +111,7 @@ def worker(app: nq.App, client: nq.Client) -> nq.Worker:
 @pytest.fixture
 def sinners(app: nq.App, ear: Ear) -> nq.App:
     """Task types that block the loop, each in a way of its own."""
-    forever, text = itertools.repeat(0), hard_to_match(2 * LIMIT)
+    forever, sizes = itertools.repeat(0), itertools.count(24)
 
     def helper() -> None:
         ear.block()  # by a helper
@@ -148,7 +140,8 @@ def sinners(app: nq.App, ear: Ear) -> nq.App:
 
     @app.task(name="greedy")
     async def greedy() -> None:
-        re.match("(a+)+$", text)  # by a regular expression
+        # In C, which lets no other thread run until it is through; twice as long each time.
+        re.match("(a+)+$", "a" * next(sizes) + "b")  # by a regular expression
 
     return app
 
