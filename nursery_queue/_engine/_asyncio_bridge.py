@@ -12,6 +12,7 @@ import importlib
 import logging
 import math
 import sys
+import warnings
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextvars import ContextVar
@@ -206,7 +207,11 @@ def _psycopg_came_first() -> bool:
 
 def _import_trio_asyncio() -> Any:
     try:
-        return importlib.import_module("trio_asyncio")
+        with warnings.catch_warnings():
+            # Python 3.12 and later warn of what it patches. Where warnings are errors, it would
+            # stay half imported.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return importlib.import_module("trio_asyncio")
     except ImportError as exc:
         msg = (
             "asyncio handlers need trio-asyncio, which cannot be imported here"

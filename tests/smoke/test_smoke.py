@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.metadata
 import importlib.resources
@@ -10,6 +11,8 @@ import pkgutil
 import pytest
 
 import nursery_queue
+
+from nursery_queue.testing import MemoryStore
 
 
 MODULES = [
@@ -45,3 +48,18 @@ def test_the_sql_is_there(directory: str) -> None:
 def test_the_types_are_there() -> None:
     """Type checkers are told that the package is typed."""
     assert (importlib.resources.files("nursery_queue") / "py.typed").is_file()
+
+
+async def test_an_asyncio_handler() -> None:
+    """What asyncio handlers need is there, and does not warn."""
+    app = nursery_queue.App()
+
+    @app.task(name="doze", asyncio=True)
+    async def doze() -> str:
+        await asyncio.sleep(0)
+        return "rested"
+
+    async with nursery_queue.Client(MemoryStore()) as client:
+        ref = await client.enqueue(doze)
+        await nursery_queue.Worker(app, client).run_until_idle()
+        assert await client.result(ref) == "rested"
