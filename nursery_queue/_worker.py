@@ -156,8 +156,8 @@ class Worker:
         Or after the scope around it is *cancelled*, which leaves out the grace. A claim under
         way is awaited for 10 s, meanwhile handlers have *grace* and then *cleanup*; the last
         outcomes have 5 s to be stored, and leaving has 4 s. PostgreSQL that has fallen silent
-        may add 5 s for a statement under way, 20 s in all. A handler that ignores its
-        cancellation is waited for without end; see `abandoned`.
+        may add 2 s for a statement of ours and 5 s for a handler's, 20 s in all. A handler that
+        ignores its cancellation is waited for without end; see `abandoned`.
         """
         grace = 0.0 if cancelled else self._settings.grace
         return max(grace + self._settings.cleanup, CLAIM_TIMEOUT) + FLUSH + 2 * GOODBYE
@@ -310,7 +310,7 @@ class Worker:
         return nullcontext()
 
     def health(self) -> Health:
-        """Say how the worker is doing; callable at any time, never waits."""
+        """Say how the worker is doing. Never waits; call it at any time, in trio's thread."""
         crew = self._crew
         listening = self._siblings["listener"].state is SiblingState.HEALTHY
         return Health(
