@@ -323,7 +323,7 @@ async def test_a_migration_that_changes_types(
             ref = await pg.enqueue("double", number=3)
             await trio.sleep(3)
             assert await outcomes(pg, ref) == ["succeeded"]
-            assert sibling(worker, "poller").restarts == 1
+            assert 1 <= sibling(worker, "poller").restarts <= 2  # one for each connection
         finally:
             admin.do("alter table nursery_queue.task alter column keep_for type float8")
             await trio.sleep(3)
