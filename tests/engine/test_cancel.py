@@ -173,6 +173,7 @@ async def test_between_claim_and_start(
 ) -> None:
     """A cancel that comes before the answer to the claim is obeyed with the next heartbeat."""
     async with working(nq.Worker(app, client)):
+        await trio.sleep(0.1)  # it has looked again for what came while it began to listen
         store.late = {"claim": 1}
         ref = await client.enqueue("hold")
         await trio.sleep(0.5)
