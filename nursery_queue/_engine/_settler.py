@@ -141,7 +141,7 @@ class Settler:
             reason = ErrorRecord(type="OutcomeNotStored", message=error_record(exc).message)
             failed = attrs.evolve(entry, outcome=Failed(error=reason, retry=False))
             await self._settle([failed])  # raises if it is not
-            log.exception("the outcome of %s cannot be stored", _name(entry.claim))
+            log.exception("the outcome of %s cannot be stored", entry.claim)
 
     async def _settle(self, batch: Sequence[Entry]) -> None:
         """Settle the first entries, as *batch* has them; keep what has to be tried again."""
@@ -158,7 +158,7 @@ class Settler:
                     if self.ledger is not None:
                         self.ledger.stored(settlement)
                 case Refusal.STALE:
-                    log.warning("lost the claim on %s; its outcome is dropped", _name(entry.claim))
+                    log.warning("lost the claim on %s; its outcome is dropped", entry.claim)
                     done.append(entry.claim.fence)
                     if self.ledger is not None:
                         self.ledger.failed(entry.claim.fence, Fate.LEASE_LOST)
@@ -191,13 +191,9 @@ def _tell(claim: Claim, settlement: Settlement) -> None:
     error = f"{settlement.error.type}: {settlement.error.message}"
     match settlement.event:
         case Event.FAIL:
-            log.error("%s %s, for good: %s", _name(claim), settlement.outcome, error)
+            log.error("%s %s, for good: %s", claim, settlement.outcome, error)
         case Event.RETRY:
             delay = settlement.delay
-            log.info("%s %s, again in %.3g s: %s", _name(claim), settlement.outcome, delay, error)
+            log.info("%s %s, again in %.3g s: %s", claim, settlement.outcome, delay, error)
         case _:
-            log.info("%s %s: %s", _name(claim), settlement.outcome, error)
-
-
-def _name(claim: Claim) -> str:
-    return f"task {claim.fence.task_id} ({claim.task_type}, attempt {claim.attempt})"
+            log.info("%s %s: %s", claim, settlement.outcome, error)

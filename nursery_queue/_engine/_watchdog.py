@@ -117,8 +117,7 @@ class _Sight:
 def _report(silence: Silence, sight: _Sight) -> str:
     seconds, who = f"{silence.seconds:.1f} s", "no handler"
     if sight.execution is not None:
-        claim = sight.execution.claim
-        who = f"task {claim.fence.task_id} ({claim.task_type}, attempt {claim.attempt})"
+        who = str(sight.execution.claim)
     if not silence.alone:
         return (
             f"this process has not run for {seconds}: stopped, out of CPU, or something waited"
