@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
 
 import pytest
+
+import nursery_queue as nq
 
 from nursery_queue.testing import _pytest_plugin
 from tests.databases import Stock
@@ -89,3 +91,21 @@ def migrated(migrated_databases: Stock) -> Generator[str]:
     with migrated_databases.lend() as database:
         yield database.dsn
         assert database.connections_left() == []
+
+
+@pytest.fixture
+def app() -> nq.App:
+    return nq.App()
+
+
+@pytest.fixture
+async def pg(migrated: str) -> AsyncGenerator[nq.Client]:
+    """A client of a real database."""
+    async with nq.connect(migrated) as client:
+        yield client
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def somewhere(request: pytest.FixtureRequest) -> str | None:
+    """DSN of a migrated database, or None for a store in memory, which needs none."""
+    return None if request.param == "memory" else str(request.getfixturevalue("migrated"))

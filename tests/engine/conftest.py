@@ -12,11 +12,6 @@ from tests.engine.support import FlakyStore
 
 
 @pytest.fixture
-def app() -> nq.App:
-    return nq.App()
-
-
-@pytest.fixture
 def store() -> FlakyStore:
     return FlakyStore()
 
@@ -24,19 +19,6 @@ def store() -> FlakyStore:
 @pytest.fixture
 def client(store: FlakyStore) -> nq.Client:
     return nq.Client(store)
-
-
-@pytest.fixture
-async def pg(migrated: str) -> AsyncGenerator[nq.Client]:
-    """A client of a real database."""
-    async with nq.connect(migrated) as client:
-        yield client
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def somewhere(request: pytest.FixtureRequest) -> str | None:
-    """DSN of a migrated database, or None for a store in memory, which needs none."""
-    return None if request.param == "memory" else str(request.getfixturevalue("migrated"))
 
 
 @pytest.fixture
