@@ -17,6 +17,13 @@ from ._app import App as App
 from ._client import Client as Client
 from ._connect import connect as connect, migrate as migrate
 from ._context import CancelReason as CancelReason, TaskContext as TaskContext
+from ._core._completion import (
+    Cancelled as Cancelled,
+    Failed as Failed,
+    Result as Result,
+    Succeeded as Succeeded,
+)
+from ._core._counters import Counters as Counters
 from ._core._errors import (
     Closed as Closed,
     CommitOutcomeUnknown as CommitOutcomeUnknown,
@@ -38,11 +45,19 @@ from ._core._errors import (
     UnknownTask as UnknownTask,
     UnknownTaskType as UnknownTaskType,
 )
+from ._core._events import (
+    Completed as Completed,
+    Enqueued as Enqueued,
+    Report as Report,
+    Started as Started,
+)
 from ._core._model import (
     Attempt as Attempt,
     Fence as Fence,
     Outcome as Outcome,
+    QueueStatus as QueueStatus,
     Stats as Stats,
+    Stranded as Stranded,
     TaskRef as TaskRef,
     TaskStatus as TaskStatus,
     WorkerStatus as WorkerStatus,
@@ -56,7 +71,12 @@ from ._engine._exit_report import (
     Fate as Fate,
     TaskExit as TaskExit,
 )
+from ._runtime._instruments import Instrument as Instrument, LogEvents as LogEvents
+from ._runtime._log_level import log_level as _log_level
 from ._store import Store as Store
 from ._task_type import TaskRequest as TaskRequest, TaskType as TaskType
 from ._transaction import Transaction as Transaction
 from ._worker import Health as Health, SiblingHealth as SiblingHealth, Worker as Worker
+
+
+_log_level.obey()

@@ -17,6 +17,7 @@ import attrs
 from ._core._checks import label
 from ._core._errors import UnknownTaskType
 from ._core._json import is_of
+from ._core._on_complete import as_on_complete
 from ._core._options import (
     Options,
     Retry,
@@ -63,6 +64,10 @@ def _as_name(value: Any) -> str | None:
     return None if value is None else label(value, "name")
 
 
+def _as_on_complete(value: Any) -> str | None:
+    return as_on_complete(value) or None
+
+
 @attrs.frozen(kw_only=True)
 class _Declaration:
     """The keywords of `App.task`, checked."""
@@ -73,6 +78,7 @@ class _Declaration:
     timeout: float = attrs.field(converter=as_timeout)
     retry: RetryPolicy = attrs.field(converter=as_retry)
     keep_for: float = attrs.field(converter=as_keep_for)
+    on_complete: str | None = attrs.field(converter=_as_on_complete)
     transactional: bool
     asyncio: bool
     nursery: bool
@@ -133,6 +139,7 @@ class App:
         timeout: Seconds | None = 900.0,
         retry: Retry = _DEFAULT_RETRY,
         keep_for: Seconds = 86_400.0,
+        on_complete: TaskType[..., Any] | str | None = None,
         transactional: bool = False,
         asyncio: bool = False,
         nursery: bool = False,
@@ -149,6 +156,7 @@ class App:
         timeout: Seconds | None = 900.0,
         retry: Retry = _DEFAULT_RETRY,
         keep_for: Seconds = 86_400.0,
+        on_complete: TaskType[..., Any] | str | None = None,
         transactional: bool = False,
         asyncio: bool = False,
         nursery: bool = False,
@@ -169,12 +177,17 @@ class App:
             timeout: Seconds an attempt may take; None: no limit.
             retry: How often to attempt it, and how long to wait; None or False: once.
             keep_for: Seconds to keep a finished task; 0: not at all.
+            on_complete: A task type, with its options, or the name of one. When a task has
+                ended for good, however and by whomever, one of that type is stored in the same
+                transaction. Its handler takes ``task_id``, ``context`` and ``result``, which
+                is `Succeeded`, `Failed` or `Cancelled`.
             transactional: Give the handler ``ctx.tx``, whose writes commit with the outcome.
             asyncio: The handler needs asyncio, and runs on a loop inside trio.
             nursery: Give each attempt a nursery of its own, ``ctx.nursery``.
 
         Raises:
-            TypeError: What is given is no handler; the message says what to write.
+            TypeError: What is given is no handler, or *on_complete* cannot be told; the
+                message says what to write.
             ValueError: An option out of its bounds, or a name that is taken.
         """
         declaration = _Declaration(
@@ -184,6 +197,7 @@ class App:
             timeout=timeout,
             retry=retry,
             keep_for=keep_for,
+            on_complete=on_complete,
             transactional=transactional,
             asyncio=asyncio,
             nursery=nursery,

@@ -11,14 +11,17 @@ from typing import Any, ParamSpec, Self, overload
 
 import attrs
 
+from ._core import _events
 from ._core._checks import duration, whole
 from ._core._errors import Closed, TaskCancelled, TaskFailed, UnknownTask
-from ._core._model import Attempt, Stats, TaskFilter, TaskRef, TaskStatus
+from ._core._model import Attempt, Held, Settlement, Stats, TaskFilter, TaskRef, TaskStatus
 from ._core._outcome import MAX_LOST
 from ._core._states import State
-from ._store import Store
+from ._runtime._instruments import Audience, Instrument, LogEvents
+from ._runtime._log_level import log_level
+from ._steering import Steering, name_of
 from ._task_type import MAX_PARAMS_BYTES, TaskRequest, TaskType, as_request
-from ._transaction import Transaction, opened, task_id
+from ._transaction import Transaction, new_tasks, opened, task_id
 from ._waiting import Waiting
 
 
@@ -26,7 +29,7 @@ P = ParamSpec("P")
 
 
 @attrs.define(eq=False)
-class Client:
+class Client(Steering):
     """Enqueues tasks and asks about them. `connect()` makes one on PostgreSQL.
 
     Every method raises `TransientError` if the database cannot be reached or does not
@@ -35,15 +38,25 @@ class Client:
     Args:
         store: Where the tasks are, for instance `testing.MemoryStore()`.
         max_params_bytes: The largest params of one task, in bytes of JSON; 1,000,000.
+        instruments: Who hears of what happens to tasks, here and in workers with this client;
+            by default `LogEvents()` alone.
+
+    Raises:
+        TypeError: One of *instruments* is none.
     """
 
-    store: Store
     max_params_bytes: int = attrs.field(default=MAX_PARAMS_BYTES, kw_only=True)
+    instruments: Sequence[Instrument] = attrs.field(
+        factory=lambda: (LogEvents(),), converter=tuple[Instrument, ...], kw_only=True
+    )
+    audience: Audience = attrs.field(init=False, repr=False)
     _waiting: Waiting = attrs.field(init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.audience = Audience(self.instruments)
         self._waiting = Waiting(self.store)
+        log_level.complain()
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,11 +107,28 @@ class Client:
         (ref,) = await self.enqueue_many([as_request(task, *args, **kwargs)])
         return ref
 
-    async def enqueue_many(self, requests: Sequence[TaskRequest]) -> list[TaskRef]:
-        """Store tasks in one statement, all or none; ids come back in order."""
+    async def enqueue_many(
+        self, requests: Sequence[TaskRequest], *, copy: bool = False
+    ) -> list[TaskRef]:
+        """Store tasks, all or none; their ids come back in order.
+
+        Args:
+            requests: What `bind()` returned, of any task types, with any options.
+            copy: Store them by COPY instead of one statement: for 100,000 at a time, which
+                takes two thirds of the time. Needs the right to use the sequence of task ids.
+
+        Raises:
+            PayloadTooLarge: Params are larger than `max_params_bytes`.
+            ValueError: One has a dedup key, and *copy* is given: COPY cannot look for others.
+            CommitOutcomeUnknown: With *copy*, the connection was lost during the commit.
+        """
         self._check_open()
-        tasks = [as_request(each).to_new_task(self.max_params_bytes) for each in requests]
-        return await self.store.enqueue(tasks)
+        tasks = new_tasks(requests, self.max_params_bytes, copy=copy)
+        refs = await self.store.enqueue(tasks, copy=copy)
+        if self.audience.enqueued.wanted:
+            for event in _events.enqueued(tasks, refs):
+                self.audience.enqueued.tell(event)
+        return refs
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncGenerator[Transaction]:
@@ -108,24 +138,34 @@ class Client:
         `CommitOutcomeUnknown` if the connection is lost during the commit.
         """
         self._check_open()
+        complete = False  # psycopg.Rollback ends the block without an error
         async with self.store.transaction() as inner:
-            tx = opened(inner, self.max_params_bytes)
+            tx = opened(inner, self.max_params_bytes, self.audience)
             try:
                 yield tx
+                complete = True
             finally:
                 tx.end()
+        if complete:
+            tx.committed()
 
     # -- asking -------------------------------------------------------------------
 
-    async def status(self, task: TaskRef | int) -> TaskStatus | None:
-        """Say where a task is. None: it never existed, or has been pruned."""
-        (status,) = await self.status_many([task])
+    async def status(self, task: TaskRef | int, *, payloads: bool = False) -> TaskStatus | None:
+        """Say where a task is. None: it never existed, or has been pruned.
+
+        *payloads*: with its params and its context.
+        """
+        (status,) = await self.status_many([task], payloads=payloads)
         return status
 
-    async def status_many(self, tasks: Sequence[TaskRef | int]) -> list[TaskStatus | None]:
-        """Say where tasks are, in the order asked."""
+    async def status_many(
+        self, tasks: Sequence[TaskRef | int], *, payloads: bool = False
+    ) -> list[TaskStatus | None]:
+        """Say where tasks are, in the order asked, all at one moment; see `status`."""
         self._check_open()
-        return await self.store.status_many([task_id(task) for task in tasks])
+        ids = [task_id(task) for task in tasks]
+        return await self.store.status_many(ids, payloads=payloads)
 
     async def attempts(self, task: TaskRef | int) -> list[Attempt]:
         """Return every execution of a task, oldest first, a running one included."""
@@ -182,21 +222,30 @@ class Client:
         *,
         state: State | str | None = None,
         queue: str | None = None,
-        task_type: str | None = None,
+        task_type: TaskType[..., Any] | str | None = None,
         limit: int = 100,
-        after: int | None = None,
+        after: TaskRef | int | None = None,
+        payloads: bool = False,
     ) -> list[TaskStatus]:
-        """Return a page of tasks, newest first.
+        """Return a page of tasks, newest first, without what can be large.
 
-        For the next page, pass the last id as *after*. *limit*: 1 to 10,000.
+        Args:
+            state: Only tasks in this state.
+            queue: Only tasks of this queue.
+            task_type: Only of this type.
+            limit: How many at most, 1 to 10,000.
+            after: Only those below this id: for the next page, the last id of this one. So no
+                task comes twice, whatever is enqueued meanwhile.
+            payloads: With their params, contexts and results, which are not read otherwise.
         """
         self._check_open()
         which = TaskFilter(
             state=None if state is None else State(state),
             queue=queue,
-            task_type=task_type,
+            task_type=None if task_type is None else str(name_of(task_type)),
             limit=whole(limit, "limit", minimum=1, maximum=10_000),
-            after=after,
+            after=None if after is None else task_id(after),
+            payloads=payloads,
         )
         return await self.store.list_tasks(which)
 
@@ -232,7 +281,7 @@ class Client:
     async def sweep(self, *, max_lost: int = MAX_LOST) -> int:
         """Settle as lost what dead workers hold, and return how many; workers do so too."""
         self._check_open()
-        return await self.store.sweep(max_lost=max_lost)
+        return await self.store.sweep(max_lost=max_lost, tell=self._lost)
 
     async def prune(self) -> int:
         """Delete tasks that ended longer ago than they are kept, and return how many.
@@ -241,6 +290,10 @@ class Client:
         """
         self._check_open()
         return await self.store.prune()
+
+    def _lost(self, held: Held, settlement: Settlement) -> None:
+        if self.audience.completed.wanted:
+            self.audience.completed.tell(_events.lost(held, settlement))
 
     def _check_open(self) -> None:
         if self._closed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, ParamSpec, TypeVar, Unpack
 
@@ -9,6 +11,7 @@ import attrs
 
 from ._core._checks import label
 from ._core._codec import Params, dump_result
+from ._core._completion import PARAMETERS
 from ._core._errors import PayloadTooLarge
 from ._core._model import Claim, NewTask
 from ._core._options import Options, Overrides
@@ -35,6 +38,7 @@ class TaskRequest:
     overrides: Overrides = attrs.field(factory=Overrides)
     queue: str = "default"
     priority: int = 0
+    on_complete: str | None = None  # JSON text: what is stored when it has ended, if not overridden
     # Where its handler is, if it is known here.
     made_by: TaskType[..., Any] | None = attrs.field(default=None, eq=False, repr=False)
 
@@ -58,11 +62,12 @@ class TaskRequest:
         """Return this call with *overrides*, which win over earlier ones.
 
         Giving `run_at` drops an earlier `run_after`, and the other way round; giving `retry`
-        drops an earlier `max_attempts`.
+        drops an earlier `max_attempts`; `on_complete=None` drops an earlier `context`.
 
         Raises:
             ValueError: A value out of its bounds; `run_at` and `run_after` at once.
             TypeError: An unknown option, or a value of the wrong type.
+            ParamsError: A context that cannot be written as JSON.
         """
         return attrs.evolve(self, overrides=self.overrides.merged(overrides))
 
@@ -70,16 +75,20 @@ class TaskRequest:
         """Return what a store stores.
 
         Raises:
-            PayloadTooLarge: The params are longer than *max_params_bytes* in UTF-8.
+            PayloadTooLarge: The params, the context or, with the contexts in it, what is to be
+                told are longer than *max_params_bytes* in UTF-8.
+            ValueError: There is a context, but no `on_complete`.
         """
-        size = len(self.params) if self.params.isascii() else len(self.params.encode())
-        if size > max_params_bytes:
-            msg = (
-                f"the params of {self.task_type} are {size} bytes, the limit is "
-                f"{max_params_bytes}: store large data elsewhere and pass a reference"
-            )
-            raise PayloadTooLarge(msg)
         given = self.overrides
+        on_complete = self.on_complete if given.on_complete is None else given.on_complete or None
+        self._check_size("the params of {} are", self.params, max_params_bytes)
+        if on_complete is not None:
+            self._check_size("the on_complete of {} is", on_complete, max_params_bytes)
+        if given.context is not None:
+            if on_complete is None:
+                msg = f"{self.task_type} has a context, but no on_complete that would be told it"
+                raise ValueError(msg)
+            self._check_size("the context of {} is", given.context, max_params_bytes)
         attempts = given.max_attempts
         if attempts is None and given.retry is not None:
             attempts = given.retry.max_attempts
@@ -95,7 +104,18 @@ class TaskRequest:
             timeout=given.timeout,
             keep_for=given.keep_for,
             dedup_key=given.dedup_key,
+            on_complete=on_complete,
+            context=given.context,
         )
+
+    def _check_size(self, what: str, text: str, limit: int) -> None:
+        size = len(text) if text.isascii() else len(text.encode())
+        if size > limit:
+            msg = (
+                f"{what.format(self.task_type)} {size} bytes, the limit is {limit}: "
+                f"store large data elsewhere and pass a reference"
+            )
+            raise PayloadTooLarge(msg)
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -113,6 +133,7 @@ class TaskType(Generic[P, R]):
         timeout: Seconds an attempt may take; infinity: no limit.
         retry: How often it is attempted, and how long to wait in between.
         keep_for: Seconds a finished task is kept.
+        on_complete: What is stored when one of its tasks has ended: JSON text; None: nothing.
         transactional: Whether its writes and its outcome commit together.
         asyncio: Whether the handler is written for asyncio.
         nursery: Whether each attempt has a nursery of its own.
@@ -127,6 +148,7 @@ class TaskType(Generic[P, R]):
     timeout: float
     retry: RetryPolicy
     keep_for: float
+    on_complete: str | None
     transactional: bool
     asyncio: bool
     nursery: bool
@@ -157,19 +179,52 @@ class TaskType(Generic[P, R]):
         """
         values = self.signature.bind(args, kwargs)
         text = self.signature.resolve().params.dump(values)
-        return TaskRequest(self.name, text, self.overrides, self.queue, self.priority, self)
+        return self._request(text)
 
     def options(self, **overrides: Unpack[Options]) -> TaskType[P, R]:
         """Return this task type with *overrides* for what is enqueued through it.
 
         Later ones win. Giving `run_at` drops an earlier `run_after`, and the other way round;
-        giving `retry` drops an earlier `max_attempts`. The registered task type stays as it is.
+        giving `retry` drops an earlier `max_attempts`; `on_complete=None` drops an earlier
+        `context`, and what the task type declares. The registered task type stays as it is.
 
         Raises:
             ValueError: A value out of its bounds; `run_at` and `run_after` at once.
             TypeError: An unknown option, or a value of the wrong type.
+            ParamsError: A context that cannot be written as JSON.
         """
         return attrs.evolve(self, overrides=self.overrides.merged(overrides))
+
+    def to_completion(self) -> NewTask:
+        """Return what is stored, but for the params, when a task has ended that asked for this.
+
+        Raises:
+            TypeError: The handler cannot be called with task_id, context and result.
+            ValueError: A dedup_key or run_at among the options, or a context without on_complete.
+        """
+        if (why := self.signature.why_not(PARAMETERS)) is not None:
+            msg = f"on_complete: {self.name} {why}: it is given task_id, context and result"
+            raise TypeError(msg)
+        for option in ("dedup_key", "run_at"):
+            if (value := getattr(self.overrides, option)) is not None:
+                msg = (
+                    f"on_complete: {self.name} has {option}={value!r}, but each task that ends "
+                    f"has one of its own to tell of it, stored then; queue, priority, retry, "
+                    f"max_attempts, timeout, keep_for and run_after make sense"
+                )
+                raise ValueError(msg)
+        return self._request("{}").to_new_task(sys.maxsize)  # its size counts where it goes
+
+    def _request(self, params: str) -> TaskRequest:
+        return TaskRequest(
+            self.name,
+            params,
+            self.overrides,
+            self.queue,
+            self.priority,
+            self.on_complete,
+            made_by=self,
+        )
 
     def load(self, params: str) -> dict[str, Any]:
         """Return the arguments in *params*, a JSON object as text, by parameter name.

@@ -11,7 +11,9 @@ import attrs
 import trio
 
 from ._core._errors import TransactionEnded
-from ._core._model import Settlement, TaskRef
+from ._core._events import Enqueued, enqueued
+from ._core._model import NewTask, Settlement, TaskRef
+from ._runtime._instruments import Audience
 from ._store import StoreTransaction
 from ._task_type import TaskRequest, TaskType, as_request
 
@@ -29,9 +31,12 @@ class Transaction:
 
     _open: Callable[[], Awaitable[StoreTransaction]]
     _max_params_bytes: int
+    _audience: Audience
     _inner: StoreTransaction | None = None
     _opening: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     _ended: bool = attrs.field(default=False, init=False)
+    # What there will be to tell when it is committed.
+    _enqueued: list[Enqueued] = attrs.field(factory=list[Enqueued], init=False)
 
     @property
     def is_open(self) -> bool:
@@ -69,10 +74,15 @@ class Transaction:
         (ref,) = await self.enqueue_many([as_request(task, *args, **kwargs)])
         return ref
 
-    async def enqueue_many(self, requests: Sequence[TaskRequest]) -> list[TaskRef]:
-        """Store tasks with this transaction, in one statement; see `Client.enqueue_many`."""
-        tasks = [as_request(each).to_new_task(self._max_params_bytes) for each in requests]
-        return await (await self._current()).enqueue(tasks)
+    async def enqueue_many(
+        self, requests: Sequence[TaskRequest], *, copy: bool = False
+    ) -> list[TaskRef]:
+        """Store tasks with this transaction, all or none; see `Client.enqueue_many`."""
+        tasks = new_tasks(requests, self._max_params_bytes, copy=copy)
+        refs = await (await self._current()).enqueue(tasks, copy=copy)
+        if self._audience.enqueued.wanted:
+            self._enqueued += enqueued(tasks, refs)
+        return refs
 
     async def cancel(self, task: TaskRef | int, *, running: bool = True) -> bool:
         """Cancel a task with this transaction; see `Client.cancel`."""
@@ -81,8 +91,15 @@ class Transaction:
     @contextlib.asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None]:
         """A block that is rolled back alone when it raises; the error goes on."""
-        async with (await self._current()).savepoint():
-            yield
+        before, complete, kept = len(self._enqueued), False, False
+        try:
+            async with (await self._current()).savepoint():
+                yield
+                complete = True  # psycopg.Rollback ends the block without an error
+            kept = complete
+        finally:
+            if not kept:
+                del self._enqueued[before:]
 
     async def _current(self) -> StoreTransaction:
         if self._ended:
@@ -103,19 +120,46 @@ class Transaction:
         """Refuse further use."""
         self._ended = True
 
+    def committed(self) -> None:
+        """Tell what has been enqueued."""
+        for event in self._enqueued:
+            self._audience.enqueued.tell(event)
 
-def opened(inner: StoreTransaction, max_params_bytes: int) -> Transaction:
+
+def opened(inner: StoreTransaction, max_params_bytes: int, audience: Audience) -> Transaction:
     """Return a `Transaction` that is open already."""
 
     async def never() -> StoreTransaction:
         raise AssertionError
 
-    return Transaction(never, max_params_bytes, inner)
+    return Transaction(never, max_params_bytes, audience, inner)
+
+
+def new_tasks(
+    requests: Sequence[TaskRequest], max_params_bytes: int, *, copy: bool
+) -> list[NewTask]:
+    """Return what a store stores, or raise for one that cannot be, or not by *copy*."""
+    tasks = [as_request(each).to_new_task(max_params_bytes) for each in requests]
+    for task in tasks if copy else ():
+        if task.dedup_key is not None:
+            msg = (
+                f"copy=True cannot look for tasks with the same dedup_key, and a {task.task_type}"
+                f" has the dedup_key {task.dedup_key!r}: enqueue those that have one without it"
+            )
+            raise ValueError(msg)
+    return tasks
 
 
 def task_id(task: TaskRef | int) -> int:
-    """Return the id of a task named either way."""
-    return task.id if isinstance(task, TaskRef) else task
+    """Return the id of a task named either way. Raises `TypeError` for anything else."""
+    return _whole(task.id if isinstance(task, TaskRef) else task)
+
+
+def _whole(given: object) -> int:
+    if isinstance(given, bool) or not isinstance(given, int):
+        msg = f"a task is named by its id or what enqueue returned, not {given!r:.100}"
+        raise TypeError(msg)
+    return given
 
 
 _UNOPENED = "nothing has been done in this transaction yet: await its begin() first"

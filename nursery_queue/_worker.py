@@ -32,7 +32,7 @@ from ._runtime._supervisor import Sibling, SiblingState
 log = logging.getLogger("nursery_queue")
 Ts = TypeVarTuple("Ts")
 
-SIBLINGS = ("lease", "heartbeat", "settler", "listener", "poller", "janitor")
+SIBLINGS = ("lease", "heartbeat", "settler", "listener", "poller", "janitor", "reporter")
 
 
 @attrs.frozen(kw_only=True)

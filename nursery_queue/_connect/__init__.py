@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from nursery_queue._client import Client
 from nursery_queue._core._checks import whole
 from nursery_queue._pg._sql import DEFAULT_SCHEMA
 from nursery_queue._pg._store import PostgresStore
+from nursery_queue._runtime._instruments import Instrument, LogEvents
 from nursery_queue._task_type import MAX_PARAMS_BYTES
 
 from ._admin import migrate_up
@@ -22,6 +23,7 @@ async def connect(
     schema: str = DEFAULT_SCHEMA,
     pool_size: int = 4,
     max_params_bytes: int = MAX_PARAMS_BYTES,
+    instruments: Sequence[Instrument] | None = None,
 ) -> AsyncGenerator[Client]:
     """Open a client on a PostgreSQL database, and close it when the block ends.
 
@@ -31,8 +33,11 @@ async def connect(
         pool_size: Connections at most, at least 1; they are opened when needed. A worker adds
             two.
         max_params_bytes: The largest params of one task, in bytes of JSON.
+        instruments: Who hears of what happens to tasks, here and in workers with this client;
+            None: `LogEvents()` alone.
 
     Raises:
+        TypeError: One of *instruments* is none.
         SchemaError: The schema is missing, older or newer than this code: it says what to do.
         TransientError: The database cannot be reached.
         psycopg.Error: It refuses us, for instance for a wrong password.
@@ -41,7 +46,8 @@ async def connect(
         dsn, schema=schema, pool_size=whole(pool_size, "pool_size", minimum=1, maximum=1000)
     )
     limit = whole(max_params_bytes, "max_params_bytes", minimum=2)
-    async with Client(store, max_params_bytes=limit) as client:
+    heard = (LogEvents(),) if instruments is None else instruments
+    async with Client(store, max_params_bytes=limit, instruments=heard) as client:
         await store.check()
         yield client
 

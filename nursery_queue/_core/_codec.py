@@ -134,19 +134,36 @@ def dump_result(value: Any, hint: Any, owner: str) -> str | None:
     Raises:
         ResultError: It is not JSON, even after conversion: the message says where.
     """
-    if value is None:
-        return None
-    deep = type(value) not in SCALARS
     # `-> None` says nothing about what came back all the same.
     hint = None if hint is type(None) else hint
     try:
-        if deep:
-            value = CONVERTER.unstructure(value, hint)
-        return to_text(value, "result", deep=deep)
+        return _dump(value, hint, "result")
     except NotJsonError as error:
         msg = f"{owner}: {error}"
-        raise ResultError(msg) from None
+        raise ResultError(msg) from error.__cause__
+
+
+def dump_context(value: Any) -> str | None:
+    """Return what a completion task is to be told besides, as JSON text; None for None.
+
+    Raises:
+        ParamsError: It is not JSON, even after conversion: the message says where.
+    """
+    try:
+        return _dump(value, None, "context")
+    except NotJsonError as error:
+        raise ParamsError(str(error)) from error.__cause__
+
+
+def _dump(value: Any, hint: Any, path: str) -> str | None:
+    """Return *value* as JSON text, None for None; raise `NotJsonError` with the cause, if any."""
+    if value is None:
+        return None
+    deep = type(value) not in SCALARS
+    try:
+        plain = CONVERTER.unstructure(value, hint) if deep else value
     except Exception as error:  # hooks run the attributes of whatever they are given
-        why = reasons(error, "result")
-        msg = f"{owner}: {why}: a {type(value).__qualname__} cannot be written as {named(hint)}"
-        raise ResultError(msg) from error
+        why = reasons(error, path)
+        msg = f"{why}: a {type(value).__qualname__} cannot be written as {named(hint)}"
+        raise NotJsonError(msg) from error
+    return to_text(plain, path, deep=deep)

@@ -17,6 +17,14 @@ import cattrs
 
 from cattrs.errors import ForbiddenExtraKeysError
 
+from ._completion import (
+    dump_ending,
+    is_any_result,
+    is_dumpable_ending,
+    is_ending,
+    load_any_result,
+    load_ending,
+)
 from ._leaves import DUMPS, LOADS, Dump, Load, MisfitError, load_enum, load_literal, shortened
 from ._shapes import (
     dump_array,
@@ -106,6 +114,8 @@ def _make() -> cattrs.Converter:
         (is_object, load_mapping),
         (is_typed_dict, load_typed_dict),
         (is_mixed_union, load_union),
+        (is_ending, load_ending),
+        (is_any_result, load_any_result),
     ]
     for predicate, make_load in loads:
         converter.register_structure_hook_factory(predicate, make_load)
@@ -114,6 +124,8 @@ def _make() -> cattrs.Converter:
         (is_array, dump_array),
         (is_fixed, dump_fixed),
         (is_typed_dict, dump_typed_dict),
+        (is_dumpable_ending, dump_ending),
+        (is_any_result, _dump_anything),
     ]
     for predicate, make_dump in dumps:
         converter.register_unstructure_hook_factory(predicate, make_dump)

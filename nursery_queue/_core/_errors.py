@@ -61,7 +61,7 @@ class UnknownTaskType(NurseryQueueError):
 
 
 class PayloadTooLarge(NurseryQueueError, ValueError):
-    """Params are larger than `max_params_bytes`; nothing was stored."""
+    """Params, or a context, are larger than `max_params_bytes`; nothing was stored."""
 
 
 class ParamsError(NurseryQueueError, ValueError):

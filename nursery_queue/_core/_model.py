@@ -11,6 +11,7 @@ from uuid import UUID
 
 import attrs
 
+from ._counters import Counters
 from ._retry import RetryPolicy
 from ._states import Event, State, transition
 
@@ -38,6 +39,10 @@ class NewTask:
     timeout: float | None = None  # math.inf: no limit
     keep_for: float | None = None
     dedup_key: str | None = None
+    # A JSON object, as text: the task to be stored when this one has ended. Task type, queue,
+    # priority, and what else was said of it.
+    on_complete: str | None = None
+    context: str | None = None  # JSON text, for that task
 
 
 @attrs.frozen
@@ -66,6 +71,9 @@ class Claim:
     backoff: RetryPolicy | None = None
     timeout: float | None = None
     keep_for: float | None = None
+    lag: float = 0.0  # seconds from when it was due until now, by the store's clock
+    on_complete: bool = False  # another task is to tell how it ended
+    completes: int | None = None  # it tells how that one ended
 
     def __str__(self) -> str:
         return f"task {self.fence.task_id} ({self.task_type}, attempt {self.attempt})"
@@ -81,10 +89,19 @@ class Lane:
 
 @attrs.frozen(kw_only=True)
 class Claimed:
-    """The answer to a claim, with the seconds until a scheduled task is due (None: none is)."""
+    """The answer to a claim.
+
+    *next_due*: seconds until a scheduled task is due (None: none is). *contended*: there are
+    more, which somebody else was just looking at. *held_back*: there are more of a queue whose
+    limit has been reached, or that would not have started at once. *strangers*: some queue is
+    headed by a task of a type that was not asked for.
+    """
 
     claims: Sequence[Claim]
     next_due: float | None = None
+    contended: bool = False
+    held_back: bool = False
+    strangers: bool = False
 
 
 class Outcome(enum.StrEnum):
@@ -123,6 +140,7 @@ class Settlement:
     delay: float = 0.0
     result: str | None = None  # JSON text
     error: ErrorRecord | None = None
+    on_complete: bool = False  # if it ends, another task tells how
 
     @property
     def state(self) -> State:
@@ -178,11 +196,18 @@ class Held:
     worker_id: UUID
     cancel_requested: bool
     keep_for: float | None
+    on_complete: bool = False
+    task_type: str = ""
+    queue: str = ""
+    age: float = 0.0  # seconds since it was claimed, by the store's clock
 
 
 @attrs.frozen(kw_only=True)
 class TaskStatus:
-    """A task as it stands. Instants are timezone-aware; `run_at` is when it is or was due."""
+    """A task as it stands. Instants are timezone-aware; `run_at` is when it is or was due.
+
+    `params` and `context` are None unless they were asked for; so is `result` in a list.
+    """
 
     id: int
     task_type: str
@@ -200,6 +225,10 @@ class TaskStatus:
     priority: int = 0
     lost: int = 0
     cancel_requested: bool = False
+    on_complete: str | None = None  # type of the task that is to tell how it ended
+    completes: int | None = None  # it tells how that one ended
+    params: Any = None
+    context: Any = None
 
     @property
     def error(self) -> str | None:
@@ -209,7 +238,10 @@ class TaskStatus:
 
 @attrs.frozen(kw_only=True)
 class Attempt:
-    """One execution of a task. Numbers count executions from 1, also refunded ones."""
+    """One execution of a task. Numbers count executions from 1, also refunded ones.
+
+    `final`: the task ended with it; it may have gone again since, if somebody asked for that.
+    """
 
     task_id: int
     number: int
@@ -221,17 +253,43 @@ class Attempt:
     error_message: str | None = None
     error_traceback: str | None = None
     error_details: Any = None
+    final: bool = False
 
 
 @attrs.frozen(kw_only=True)
 class TaskFilter:
-    """Which tasks to list: newest first, those with an id below *after*."""
+    """Which tasks to list: newest first, those with an id below *after*.
+
+    *payloads*: with params, context and result.
+    """
 
     state: State | None = None
     queue: str | None = None
     task_type: str | None = None
     limit: int = 100
     after: int | None = None
+    payloads: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class CancelFilter:
+    """Which tasks to cancel: those that fit all that is given."""
+
+    queue: str | None = None
+    task_type: str | None = None
+    before: dt.datetime | None = None  # created earlier
+
+
+@attrs.frozen(kw_only=True)
+class QueueStatus:
+    """A queue: how it is set, and how many live tasks it has."""
+
+    name: str
+    paused: bool  # nothing starts
+    max_running: int | None  # over all workers; None: no limit
+    scheduled: int
+    ready: int
+    running: int
 
 
 @attrs.frozen(kw_only=True)
@@ -251,13 +309,84 @@ class WorkerStatus:
     running: int  # tasks it holds
 
 
+@attrs.frozen
+class Stranded:
+    """Ready tasks of one type that no live worker knows."""
+
+    count: int
+    since: dt.datetime  # when the oldest of them fell due
+
+
 @attrs.frozen(kw_only=True)
 class Stats:
-    """How many tasks there are, by queue and state, and who works on them.
+    """How many tasks there are, who works on them, and how it goes; properties add queues up.
 
-    `unknown_task_types` counts ready tasks whose type no live worker knows: they wait.
+    Counted anew from what is stored, so tasks that have been deleted are not in it: a day
+    after their end unless `keep_for` says otherwise.
+
+    Attributes:
+        queues: How many tasks are in each state, by queue.
+        workers: Everybody who is registered.
+        unknown_task_types: Ready tasks whose type no live worker knows: they wait.
+        counters: What became of attempts, and what runs and is due, by queue.
     """
 
     queues: Mapping[str, Mapping[State, int]]
     workers: Sequence[WorkerStatus]
-    unknown_task_types: Mapping[str, int]
+    unknown_task_types: Mapping[str, Stranded]
+    counters: Mapping[str, Counters] = attrs.field(factory=dict[str, Counters])
+
+    @property
+    def total(self) -> Counters:
+        """The counters of all queues together."""
+        return sum(self.counters.values(), Counters())
+
+    @property
+    def completed(self) -> int:
+        """Attempts that succeeded, failed, were cancelled, or are to be retried."""
+        return self.total.completed
+
+    @property
+    def succeeded(self) -> int:
+        """Attempts whose handler returned."""
+        return self.total.succeeded
+
+    @property
+    def failed(self) -> int:
+        """Attempts that failed, timed out or were lost, and no other was to follow."""
+        return self.total.failed
+
+    @property
+    def cancelled(self) -> int:
+        """Attempts that were cancelled while they ran."""
+        return self.total.cancelled
+
+    @property
+    def retries(self) -> int:
+        """Attempts that failed or timed out, and another was to follow."""
+        return self.total.retries
+
+    @property
+    def lost(self) -> int:
+        """Attempts whose worker died or lost its lease."""
+        return self.total.lost
+
+    @property
+    def running(self) -> int:
+        """Tasks that run now."""
+        return self.total.running
+
+    @property
+    def backlog(self) -> int:
+        """Tasks that are due and wait for a worker."""
+        return self.total.backlog
+
+    @property
+    def failure_rate(self) -> float:
+        """The part of `completed` that failed, whether for good or not; 0 if there are none."""
+        return self.total.failure_rate
+
+    @property
+    def permanent_failure_rate(self) -> float:
+        """The part of those without a next attempt that failed; 0 if there are none."""
+        return self.total.permanent_failure_rate

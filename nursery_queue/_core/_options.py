@@ -6,13 +6,18 @@ import datetime as dt
 import math
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import attrs
 
 from ._checks import duration, instant, label, whole
+from ._codec import dump_context
+from ._on_complete import as_on_complete
 from ._retry import ONCE, RetryPolicy
 
+
+if TYPE_CHECKING:
+    from nursery_queue._task_type import TaskType
 
 LOWEST_PRIORITY = -(2**31)
 
@@ -33,6 +38,8 @@ class Options(TypedDict, total=False):
         timeout: Seconds an attempt may take; None: no limit.
         keep_for: Seconds the finished task is kept; 0: not at all.
         dedup_key: Unique among live tasks: a second enqueue returns the first one's task.
+        on_complete: The task type, or its name, that is told how the task ended; None: nobody.
+        context: What it is told besides: anything that can be written as JSON.
     """
 
     queue: str
@@ -44,6 +51,8 @@ class Options(TypedDict, total=False):
     timeout: Seconds | None
     keep_for: Seconds
     dedup_key: str | None
+    on_complete: TaskType[..., Any] | str | None
+    context: Any
 
 
 def as_retry(value: Any) -> RetryPolicy:
@@ -99,6 +108,8 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "timeout": as_timeout,
     "keep_for": as_keep_for,
     "dedup_key": as_dedup_key,
+    "on_complete": as_on_complete,
+    "context": dump_context,
 }
 # None takes these back; for the others it has a meaning of its own, or none.
 _CLEARED_BY_NONE = frozenset({"run_at", "run_after", "max_attempts", "dedup_key"})
@@ -117,6 +128,8 @@ class Overrides:
     timeout: float | None = None
     keep_for: float | None = None
     dedup_key: str | None = None
+    on_complete: str | Literal[False] | None = None  # JSON text; False: nobody is to be told
+    context: str | None = None  # JSON text
 
     def merged(self, options: Mapping[str, Any]) -> Overrides:
         """Return these with *options* on top.
@@ -151,4 +164,6 @@ def _superseded(changes: Mapping[str, Any]) -> dict[str, None]:
         gone["run_at"] = None
     if "retry" in changes:  # a whole policy, its max_attempts included
         gone["max_attempts"] = None
+    if changes.get("on_complete") is False:
+        gone["context"] = None
     return gone

@@ -87,6 +87,7 @@ class _Position:
     attempt: int
     lost: int
     keep_for: float
+    on_complete: bool
 
     def to(
         self,
@@ -109,6 +110,7 @@ class _Position:
             delay=delay,
             result=result,
             error=error,
+            on_complete=self.on_complete,
         )
 
 
@@ -126,7 +128,11 @@ def settle(
     round again; what has ended for good ends as it would have.
     """
     here = _Position(
-        fence=claim.fence, attempt=claim.attempt, lost=claim.lost, keep_for=policy.keep_for
+        fence=claim.fence,
+        attempt=claim.attempt,
+        lost=claim.lost,
+        keep_for=policy.keep_for,
+        on_complete=claim.on_complete,
     )
     decided = _decide(here, outcome, policy.retry, rng)
     return _stopped(decided) if cancel_requested else decided
@@ -156,6 +162,7 @@ def _held_position(held: Held) -> _Position:
         attempt=held.attempt,
         lost=held.lost,
         keep_for=KEEP_FOR if held.keep_for is None else held.keep_for,
+        on_complete=held.on_complete,
     )
 
 

@@ -6,17 +6,19 @@ import functools
 import inspect
 import re
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, get_origin, get_type_hints
 
 import attrs
 
 from ._codec import Params
+from ._completion import PARAMETERS, AnyResult
 from ._errors import ParamsError
 
 
 _KINDS = inspect.Parameter
 _NOTHING = inspect.Parameter.empty
+_ANYTHING = (Any, object)
 
 
 class UnresolvedError(NameError):
@@ -112,6 +114,19 @@ class Signature:
             args += [values.pop(parameter.name, parameter.default) for parameter in first]
         return self.handler(*args, **values)
 
+    def why_not(self, names: Collection[str]) -> str | None:
+        """Say why the handler cannot be called with arguments of these names; None: it can."""
+        parameters = list(self._raw.parameters.values())
+        if parameters and self._is_context(parameters[0]):
+            parameters = parameters[1:]
+        rest = [p for p in parameters if p.kind is _KINDS.VAR_KEYWORD]
+        named = {p.name: p for p in parameters if p.kind is not _KINDS.VAR_KEYWORD}
+        missing = [name for name in names if not rest and name not in named]
+        if missing:
+            return f"takes no parameter {', '.join(missing)}"
+        more = [p.name for p in named.values() if p.default is _NOTHING and p.name not in names]
+        return f"requires {', '.join(more)}, too" if more else None
+
     def _resolve(self) -> Resolved:
         parameters = list(self._raw.parameters.values())
         takes_context = bool(parameters) and self._is_context(parameters[0])
@@ -120,12 +135,12 @@ class Signature:
             parameters = parameters[1:]
         rest = [p for p in parameters if p.kind is _KINDS.VAR_KEYWORD]
         named = [p for p in parameters if p.kind is not _KINDS.VAR_KEYWORD]
-        params = Params(
-            self.owner,
-            {p.name: self._hint(p.annotation, f"parameter {p.name}") for p in named},
-            frozenset(p.name for p in named if p.default is _NOTHING),
-            others=self._hint(rest[0].annotation, f"**{rest[0].name}") if rest else None,
-        )
+        hints = {p.name: self._hint(p.annotation, f"parameter {p.name}") for p in named}
+        others = self._hint(rest[0].annotation, f"**{rest[0].name}") if rest else None
+        if self.why_not(PARAMETERS) is None and hints.get("result", others) in _ANYTHING:
+            hints["result"] = AnyResult
+        required = frozenset(p.name for p in named if p.default is _NOTHING)
+        params = Params(self.owner, hints, required, others=others)
         try:
             returns = self._look_up(self._raw.return_annotation)
         except UnresolvedError:

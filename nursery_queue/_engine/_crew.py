@@ -27,6 +27,7 @@ from ._exit_report import ExitReport
 from ._hands import Execution, Hands
 from ._janitor import Janitor
 from ._poller import Poller
+from ._reporter import Reporter
 from ._settler import Settler
 from ._stage import Stage
 from ._tenancy import GOODBYE, Tenancy
@@ -69,6 +70,7 @@ class Crew:
     settler: Settler = attrs.field(init=False)
     poller: Poller = attrs.field(init=False)
     tenancy: Tenancy = attrs.field(init=False)
+    reporter: Reporter = attrs.field(init=False)
     janitor: Janitor = attrs.field(init=False)
     stage: Stage = attrs.field(init=False)
     executor: Executor = attrs.field(init=False)
@@ -77,19 +79,32 @@ class Crew:
     drain: Drain = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._hire_for_work()
+        self._hire_for_intake()
+        self.watchdog = Watchdog(min(SILENCE, self.info.lease / 10))
+
+    def _hire_for_work(self) -> None:
         settings, store, rng = self.settings, self.client.store, self.settings.rng
         self.hands = Hands(
             concurrency=settings.concurrency,
             queues=settings.queues,
             prefetch=settings.prefetch,
             start=self._start,
+            taken=self._taken,
             freed=self._freed,
+        )
+        self.reporter = Reporter(
+            store=store,
+            hands=self.hands,
+            audience=self.client.audience,
+            info=lambda: self.tenancy.info,
         )
         self.settler = Settler(
             store=store,
             limit=self.info.lease / 3,
             rng=rng,
             settled=self.hands.settled,
+            stored=self.reporter.stored,
             requeued=self._requeued,
         )
         self.stage = Stage(
@@ -98,7 +113,12 @@ class Crew:
             leased=lambda: self.tenancy.holds,
             threads=trio.CapacityLimiter(settings.concurrency),
         )
-        self.executor = Executor(stage=self.stage, hands=self.hands, settler=self.settler)
+        self.executor = Executor(
+            stage=self.stage,
+            hands=self.hands,
+            settler=self.settler,
+            starts=self.client.audience.started,
+        )
         self.drain = Drain(
             hands=self.hands,
             executor=self.executor,
@@ -108,6 +128,9 @@ class Crew:
             on_idle=self.on_idle,
             on_abandoned=self.on_abandoned,
         )
+
+    def _hire_for_intake(self) -> None:
+        settings, store, rng = self.settings, self.client.store, self.settings.rng
         self.poller = Poller(
             store=store,
             app=self.app,
@@ -116,10 +139,17 @@ class Crew:
             rng=rng,
             worker_id=lambda: self.tenancy.info.id if self.tenancy.holds else None,
             hand_back=self.executor.give_back,
+            on_strangers=self._strangers,
             on_idle=self.on_idle,
         )
         self.janitor = Janitor(
-            store=store, max_lost=MAX_LOST, heartbeat=settings.heartbeat, rng=rng
+            store=store,
+            app=self.app,
+            max_lost=MAX_LOST,
+            heartbeat=settings.heartbeat,
+            rng=rng,
+            on_work=self.poller.news,
+            on_lost=self.reporter.lost,
         )
         self.tenancy = Tenancy(
             store=store,
@@ -127,18 +157,18 @@ class Crew:
             interval=settings.heartbeat,
             hands=self.hands,
             rng=rng,
-            on_lease=self.poller.news,
-            on_death=self.janitor.bell.ring,
+            on_lease=self._leased,
+            on_death=self.janitor.sweep_soon,
             on_recovery=self._recovered,
         )
-        self.watchdog = Watchdog(min(SILENCE, self.info.lease / 10))
 
     # -- the four levels, from the outside in ----------------------------------------
 
     async def keep_lease(self, tenancy: trio.Nursery) -> None:
-        """Renew the lease, and watch it."""
+        """Renew the lease, and watch it; report, as long as there may be outcomes."""
         await self._supervise(tenancy, "lease", self._watch)
         await self._supervise(tenancy, "heartbeat", self.tenancy.heartbeat, self._impatient())
+        await self._supervise(tenancy, "reporter", self.reporter.run)
 
     async def keep_books(self, flushing: trio.CancelScope) -> None:
         """Store outcomes until the books are closed."""
@@ -180,7 +210,9 @@ class Crew:
                     await self.poller.reconcile(self.tenancy.info.id)
                 except (TransientError, DatabaseRefused) as exc:
                     log.warning("could not give back what may be ours; it is swept: %s", exc)
+        until = trio.current_time() + GOODBYE
         await self.tenancy.end()
+        await self.reporter.end(until)
 
     # -- helpers -----------------------------------------------------------------------
 
@@ -190,9 +222,19 @@ class Crew:
             execution.cancel(CancelReason.SHUTDOWN)
         self.work.start_soon(self.executor.execute, execution, name=task_name(execution))
 
+    def _taken(self) -> None:
+        self.reporter.busy()
+
     def _freed(self) -> None:
         self.poller.freed()
         self.drain.freed()
+
+    def _strangers(self) -> None:
+        self.janitor.park_soon()
+
+    def _leased(self) -> None:
+        self.poller.news()
+        self.janitor.bring_back()
 
     def _requeued(self) -> None:
         self.poller.news()

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import assert_never
 
 import attrs
+import trio
 
 from nursery_queue._context import CancelReason
 from nursery_queue._core._error_text import error_record
@@ -19,6 +20,7 @@ from nursery_queue._core._errors import (
     RetryAfter,
     Snooze,
 )
+from nursery_queue._core._events import Started
 from nursery_queue._core._groups import leaves
 from nursery_queue._core._model import ErrorRecord
 from nursery_queue._core._outcome import (
@@ -31,6 +33,7 @@ from nursery_queue._core._outcome import (
     Succeeded,
     TimedOut,
 )
+from nursery_queue._runtime._instruments import Topic
 from nursery_queue._transaction import Transaction
 
 from ._hands import Execution, Hands
@@ -50,6 +53,7 @@ class Executor:
     stage: Stage
     hands: Hands
     settler: Settler
+    starts: Topic[Started]  # who wants to hear of them
 
     async def execute(self, execution: Execution) -> None:
         """Run one attempt and hand in its outcome."""
@@ -57,6 +61,8 @@ class Executor:
         try:
             if execution.reason is None and not self.stage.lost(execution):
                 outcome = _INTERRUPTED
+                if self.starts.wanted:
+                    self.starts.tell(self._started(execution))
                 outcome = _meaning(execution, await self.stage.run(execution, self._settle))
         except BaseException:
             # It ends the worker: the other handlers are to learn why they are cancelled.
@@ -66,7 +72,7 @@ class Executor:
         finally:
             # Nothing in here waits, so it happens also while we are being cancelled.
             if execution.stored:
-                self.hands.settled([execution.claim.fence])
+                self._has_stored(_entry(execution, Succeeded()))
             elif not execution.released:
                 self._hand_in(execution, outcome)
             execution.ended = True
@@ -88,15 +94,29 @@ class Executor:
             log.warning("lost the claim on %s; its outcome is dropped", execution.claim)
         self.hands.settled([execution.claim.fence])
 
+    def _has_stored(self, entry: Entry) -> None:
+        self.hands.settled([entry.execution.claim.fence])
+        self.settler.stored([entry], [self.settler.decide(entry)], ())
+
+    def _started(self, execution: Execution) -> Started:
+        claim = execution.claim
+        return Started(
+            task_id=claim.fence.task_id,
+            task_type=claim.task_type,
+            queue=claim.queue,
+            attempt=claim.attempt,
+            worker_id=self.stage.worker_id(),
+            lag=claim.lag + trio.current_time() - execution.claimed_at,
+        )
+
     async def _settle(self, tx: Transaction, execution: Execution, success: Succeeded) -> None:
         await tx.settle(self.settler.decide(_entry(execution, success)))
 
 
 def _entry(execution: Execution, outcome: AttemptOutcome) -> Entry:
     return Entry(
-        claim=execution.claim,
+        execution=execution,
         outcome=outcome,
-        policy=execution.policy,
         cancel_requested=execution.cancel_requested,
     )
 

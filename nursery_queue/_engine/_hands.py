@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from collections import Counter, deque
@@ -25,6 +26,7 @@ class Execution:
     policy: Policy
     claimed_at: float
     started_at: float = math.inf  # on trio's clock, as is claimed_at
+    ended_at: float = math.inf  # the handler, whatever became of it
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     reason: CancelReason | None = None
     cancel_requested: bool = False
@@ -58,41 +60,40 @@ class Pace:
     take seconds, since a task waiting in our hands is one that nobody else can run.
     """
 
-    concurrency: int
     horizon: float = 0.05  # seconds
     most: int = 2000
-    _seconds: float | None = None
+    _seconds: float = 2.0  # slow, until a number of them have been quick
+    _known: int = 0  # of how many we know
 
     def took(self, seconds: float) -> None:
         """Note how long a handler took."""
-        old = self._seconds
         # Slows down at once and speeds up slowly: holding too many is what does harm.
-        weight = 0.05 if old is not None and seconds < old else 0.5
-        self._seconds = seconds if old is None else old + weight * (seconds - old)
+        self._known += 1
+        weight = 0.05 if seconds < self._seconds and self._known > 16 else 0.5
+        self._seconds += weight * (seconds - self._seconds)
 
     def stalled(self, seconds: float) -> None:
         """Note that handlers have been running for so long and have not ended."""
-        self._seconds = max(self._seconds or 0.0, seconds)
+        self._seconds = max(self._seconds, seconds)
 
-    @property
-    def ahead(self) -> int:
-        """How many tasks to hold beyond those that run."""
-        if self._seconds is None:
-            return 0
-        return int(min(self.most, self.concurrency * self.horizon / max(self._seconds, 1e-6)))
+    def ahead(self, turning: int) -> int:
+        """How many tasks to hold beyond those that run, if so many at once are soon over."""
+        return int(min(self.most, turning * self.horizon / max(self._seconds, 1e-6)))
 
 
 @attrs.define(eq=False)
 class Hands:
     """Every claim this worker holds. At most *concurrency* of them run.
 
-    *start* begins an execution, in a task of its own; *freed* is called when room was made.
+    *start* begins an execution, in a task of its own; *taken* is called when there are new ones,
+    *freed* when room was made.
     """
 
     concurrency: int
     queues: Mapping[str, int] | None
     prefetch: int | None  # None: adapt
     start: Callable[[Execution], None]
+    taken: Callable[[], None]
     freed: Callable[[], None]
     held: dict[Fence, Execution] = attrs.field(factory=dict[Fence, Execution], init=False)
     # Like a set, but in the order of their start.
@@ -100,12 +101,9 @@ class Hands:
     _backlog: deque[Execution] = attrs.field(factory=deque[Execution], init=False)
     _by_queue: Counter[str] = attrs.field(factory=Counter[str], init=False)
     _quiet: trio.Event = attrs.field(factory=trio.Event, init=False)
-    pace: Pace = attrs.field(init=False)
+    pace: Pace = attrs.field(factory=Pace, init=False)
     # Claims had to be handed back unstarted: until a handler ends, we would only take them again.
     _stalled: bool = attrs.field(default=False, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.pace = Pace(self.concurrency)
 
     # -- room ----------------------------------------------------------------------
 
@@ -114,7 +112,16 @@ class Hands:
         """How many claims may be held."""
         if self._stalled:
             return self.concurrency
-        return self.concurrency + (self.pace.ahead if self.prefetch is None else self.prefetch)
+        if self.prefetch is not None:
+            return self.concurrency + self.prefetch
+        return self.concurrency + self.pace.ahead(self._turning)
+
+    @property
+    def _turning(self) -> int:
+        """How many handlers run or could run that are not among those that take long."""
+        since = trio.current_time() - self.pace.horizon
+        young = itertools.takewhile(lambda one: one.started_at >= since, reversed(self._running))
+        return self.idle + sum(1 for _ in young)
 
     @property
     def room(self) -> int:
@@ -122,10 +129,14 @@ class Hands:
         return max(0, self.capacity - len(self.held))
 
     @property
+    def idle(self) -> int:
+        """How many tasks would start at once if they came now."""
+        return self.concurrency - len(self._running)  # whoever waits keeps none of these free
+
+    @property
     def wants_more(self) -> bool:
         """Whether a claim is worth a statement: something would start at once, or half is free."""
-        idle = len(self._running) < self.concurrency and not self._backlog
-        return self.room > 0 and (idle or self.room >= self.capacity // 2)
+        return self.room > 0 and (self.idle > 0 or self.room >= self.capacity // 2)
 
     def room_in(self, queue: str, limit: int) -> int:
         """How many more tasks of a queue may be held."""
@@ -144,12 +155,15 @@ class Hands:
             self.held[execution.claim.fence] = execution
             self._by_queue[execution.claim.queue] += 1
             self._backlog.append(execution)
+        if self._backlog:
+            self.taken()
         self._start_next()
 
     def finished(self, execution: Execution) -> None:
         """Note that a handler has ended; its claim is held until it is settled."""
         self._running.pop(execution, None)
-        self.pace.took(trio.current_time() - execution.started_at)
+        execution.ended_at = trio.current_time()
+        self.pace.took(execution.ended_at - execution.started_at)
         self._stalled = False
         self._start_next()
         if not self._running:

@@ -1,4 +1,4 @@
-"""Tidies up after others: dead workers' tasks, and tasks kept long enough."""
+"""Tidies up after others: dead workers' tasks, tasks kept long enough, tasks in the way."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import logging
 import math
 import random
 
+from collections.abc import Callable
+
 import attrs
 import trio
 
+from nursery_queue._app import App
+from nursery_queue._core._model import Held, Settlement
 from nursery_queue._runtime._patience import answered_within
 from nursery_queue._runtime._wakeup import Wakeup
 from nursery_queue._store import Store
@@ -19,50 +23,118 @@ log = logging.getLogger("nursery_queue")
 SWEEP_EVERY = 10  # heartbeats; sooner when one sees a worker overdue
 PRUNE_EVERY = 20  # heartbeats
 TIMEOUT = 30.0  # seconds for one statement
+MANY = 1000  # tasks parked in one go, from which on we go on at once
 
 
 @attrs.define(eq=False, kw_only=True)
 class Janitor:
-    """Sweeps and prunes. Any worker's janitor does so for all."""
+    """Sweeps, prunes, and parks tasks of types nobody knows. Any worker's does so for all.
+
+    What is parked and this worker knows, it brings back: when it begins, and at each sweep.
+    """
 
     store: Store
+    app: App
     max_lost: int
     heartbeat: float  # seconds; after an outage, living workers renew their leases first
     rng: random.Random
-    bell: Wakeup = attrs.field(factory=Wakeup, init=False)
+    on_work: Callable[[], None]  # something has been brought back
+    on_lost: Callable[[Held, Settlement], None]  # an attempt of a dead worker has been settled
+    _bell: Wakeup = attrs.field(factory=Wakeup, init=False)
     _not_before: float = attrs.field(default=-math.inf, init=False)
+    # All on trio's clock.
+    _unpark_at: float = attrs.field(default=-math.inf, init=False)
+    _sweep_at: float = attrs.field(default=-math.inf, init=False)
+    _park_at: float = attrs.field(default=math.inf, init=False)
     _prune_at: float = attrs.field(default=math.inf, init=False)
+    _parked_at: float = attrs.field(default=-math.inf, init=False)
     _well: bool = attrs.field(default=True, init=False)
 
     def hold_off(self) -> None:
         """Give living workers the time to show that they are alive: there was an outage."""
         self._not_before = trio.current_time() + self.heartbeat
 
+    def sweep_soon(self) -> None:
+        """Another worker seems to be dead."""
+        self._sweep_at = -math.inf
+        self._bell.ring()
+
+    def park_soon(self) -> None:
+        """Tasks of types that this worker does not know are first in line."""
+        # Not more often: it may be that others know them, and are busy.
+        self._park_at = min(self._park_at, self._parked_at + self.heartbeat)
+        self._bell.ring()
+
+    def bring_back(self) -> None:
+        """This worker was not known for a while, so what only it knows may have been parked."""
+        self._unpark_at = -math.inf
+        self._bell.ring()
+
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Tidy up until cancelled. Ready means: as far as we know, or the store has answered."""
-        if self._well:
+        """Tidy up until cancelled. Ready means: as far as we know, or the store has swept."""
+        if told := self._well:
             task_status.started()
         self._prune_at = min(self._prune_at, self._in(PRUNE_EVERY))
+        self._sweep_at = -math.inf  # first: it is not to fail with anything else
         self.hold_off()
         while True:
-            while trio.current_time() < self._not_before:  # noqa: ASYNC110  # it may be put off
-                await trio.sleep_until(self._not_before)
-            was_well, self._well = self._well, False
+            well, self._well = self._well, False
             await self._turn()
-            self._well = True
-            if not was_well:
+            self._well = well or self._sweep_at > trio.current_time()
+            if self._well and not told:
+                told = True
                 task_status.started()
-            with trio.CancelScope(deadline=self._in(SWEEP_EVERY)):
-                await self.bell.wait()
+            with trio.CancelScope(deadline=self._next):
+                await self._bell.wait()
+
+    @property
+    def _next(self) -> float:
+        for_all = min(self._sweep_at, self._park_at, self._prune_at)
+        return min(self._unpark_at, max(self._not_before, for_all))
 
     async def _turn(self) -> None:
-        with answered_within(TIMEOUT, "a sweep"):
-            swept = await self.store.sweep(max_lost=self.max_lost)
-        if swept:
-            log.warning("swept %d tasks of dead workers", swept)
-        if trio.current_time() >= self._prune_at:
+        """Do what is due, a batch of it: nothing of this waits for the end of another."""
+        if self._unpark_at <= trio.current_time():
+            await self._unpark()
+        if self._is_time(self._sweep_at):
+            await self._sweep()
+        if self._is_time(self._park_at):
+            await self._park()
+        if self._is_time(self._prune_at):
             await self._prune()
             self._prune_at = self._in(PRUNE_EVERY)
+
+    def _is_time(self, at: float) -> bool:
+        return max(at, self._not_before) <= trio.current_time()  # which may have been put off
+
+    async def _sweep(self) -> None:
+        # Before it begins, so that nobody who rings meanwhile is forgotten.
+        self._sweep_at = math.inf
+        with answered_within(TIMEOUT, "a sweep"):
+            swept = await self.store.sweep(max_lost=self.max_lost, tell=self.on_lost)
+        if swept:
+            log.warning("swept %d tasks of dead workers", swept)
+        self._sweep_at = min(self._sweep_at, self._in(SWEEP_EVERY))
+        self._unpark_at = -math.inf
+
+    async def _park(self) -> None:
+        self._park_at = math.inf
+        with answered_within(TIMEOUT, "putting aside tasks of types nobody knows"):
+            parked = await self.store.park()
+        self._parked_at = trio.current_time()
+        if parked:
+            log.info("put aside %d tasks of types that no worker knows", parked)
+        if parked >= MANY:
+            self._park_at = -math.inf
+
+    async def _unpark(self) -> None:
+        self._unpark_at = math.inf
+        with answered_within(TIMEOUT, "bringing back what was put aside"):
+            brought = await self.store.unpark(list(self.app.task_types))
+        if brought:
+            log.info("brought back %d tasks that had been put aside", brought)
+            self._unpark_at = -math.inf
+            self.on_work()
 
     async def _prune(self) -> None:
         total, pruned = 0, math.inf

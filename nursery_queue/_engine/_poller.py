@@ -27,6 +27,10 @@ CLAIM_TIMEOUT = 10.0  # seconds; a claim is shielded for so long
 # A claim whose connection was cut may commit after we have reconciled: look again now and then.
 RECONCILE_EVERY = 60.0  # seconds
 LOCKED_WAIT = 0.1  # seconds before trying again to promote what is due and does not move
+CONTENDED_WAIT = 0.1  # seconds before looking again at what somebody else was just looking at
+# A slot of a queue that is full rings for everybody when it is free, and one of them gets it:
+# the others come ever more slowly, at last after so long.
+HELD_BACK_WAIT = (0.005, 0.08)  # seconds
 HAND_BACK_AFTER = 1.0  # seconds a task may wait in our hands before others may have it
 
 
@@ -41,16 +45,21 @@ class Poller:
     rng: random.Random
     worker_id: Callable[[], UUID | None]  # None: not registered, so nothing may be claimed
     hand_back: Callable[[Sequence[Execution]], None]
+    on_strangers: Callable[[], None]  # tasks of types that we do not know are first in line
     on_idle: Callable[[], None] | None = None
     _bell: Wakeup = attrs.field(factory=Wakeup, init=False)
     _maybe_more: bool = attrs.field(default=True, init=False)
     _due: float = attrs.field(default=math.inf, init=False)  # on trio's clock
+    _look_again: float = attrs.field(default=math.inf, init=False)  # on trio's clock
     # Set before a claim and cleared when what it gave us is in hand: else the store may have
     # given us tasks that we do not know of.
     must_reconcile: bool = attrs.field(default=False, init=False)
     _reconciled_at: float = attrs.field(factory=trio.current_time, init=False)
     _stuck: bool = attrs.field(default=False, init=False)  # what is due could not be promoted
-    _full: set[str] = attrs.field(factory=set[str], init=False)  # queues at their limit
+    _full: set[str] = attrs.field(factory=set[str], init=False)  # queues at our limit of them
+    _held_back: bool = attrs.field(default=False, init=False)  # a limit for all workers was reached
+    _calm: float = attrs.field(default=0.0, init=False)  # seconds to wait after the last claim
+    _not_before: float = attrs.field(default=-math.inf, init=False)  # on trio's clock
 
     def news(self) -> None:
         """There may be something to claim."""
@@ -61,8 +70,9 @@ class Poller:
         """There is room; worth a claim if the last one left something behind."""
         if self.on_idle is not None and not self.hands.held:
             self._maybe_more = True  # make sure that nothing is left before calling it idle
-        if any(self._room_in(queue) for queue in self._full):
+        if self._held_back or any(self._room_in(queue) for queue in self._full):
             self._maybe_more = True  # nobody has asked for more of that queue
+            self._not_before = -math.inf  # the slot is ours, unless somebody is faster
         self._bell.ring()
 
     def poll_anyhow(self, seconds: float) -> None:
@@ -86,23 +96,42 @@ class Poller:
 
     def _pause(self) -> float:
         interval = self.interval * self.rng.uniform(0.9, 1.1) if self.interval else math.inf
-        until = min(self._due, self.hands.oldest + HAND_BACK_AFTER)
+        until = min(self._due, self._look_again, self.hands.oldest + HAND_BACK_AFTER)
+        if self._wants_more and trio.current_time() < self._not_before:
+            until = min(until, self._not_before)
         return max(0.0, min(interval, until - trio.current_time()))
 
     async def _turn(self) -> None:
-        """Claim until there is no room, or nothing left."""
         if late := self.hands.unstarted(waiting=HAND_BACK_AFTER):
             self.hand_back(late)
+        if self._look_again <= trio.current_time():
+            self._maybe_more, self._look_again = True, math.inf
+        await self._claim_on()
+        while self.on_idle is not None and self._seems_idle():
+            with answered_within(CLAIM_TIMEOUT, "bringing back what was put aside"):
+                self._maybe_more = await self.store.unpark(list(self.app.task_types)) > 0
+            if self._seems_idle():
+                self.on_idle()
+                break
+            await self._claim_on()
+
+    def _seems_idle(self) -> bool:
+        return not (self._maybe_more or self.hands.held or self._look_again < math.inf)
+
+    @property
+    def _wants_more(self) -> bool:
+        return self._maybe_more and self.hands.wants_more
+
+    async def _claim_on(self) -> None:
+        """Claim until there is no room, or nothing left."""
         while (worker_id := self.worker_id()) is not None:
             if self._due <= trio.current_time():
                 with answered_within(CLAIM_TIMEOUT, "promoting what is due"):
                     self._stuck = not await self.store.promote()
                 self._due, self._maybe_more = math.inf, True
-            if not (self._maybe_more and self.hands.wants_more):
+            if not self._wants_more or trio.current_time() < self._not_before:
                 break
             await self._claim(worker_id)
-        if self.on_idle is not None and not self._maybe_more and not self.hands.held:
-            self.on_idle()
 
     async def reconcile(self, worker_id: UUID) -> None:
         """Give back what the store thinks we hold and we do not know of."""
@@ -118,12 +147,13 @@ class Poller:
             await self.reconcile(worker_id)
         limit = self.hands.room
         lanes = self._lanes(limit)
-        self._maybe_more = False  # a ring from now on counts
+        self._maybe_more, self._look_again = False, math.inf  # a ring from now on counts
         if lanes != []:
             claimed = await self._ask(worker_id, limit, lanes)
             if self.worker_id() != worker_id:
                 return  # the lease ran out meanwhile: what came is not ours any more
             self._note_due(claimed)
+            self._note_others(claimed)
             self.hands.take([self._execution(claim) for claim in claimed.claims])
             self.must_reconcile = False
             if self._left_something(claimed.claims, limit, lanes):
@@ -136,7 +166,11 @@ class Poller:
         # Shielded: once the store may have given us tasks, we must take them.
         with answered_within(CLAIM_TIMEOUT, "a claim", shield=True):
             return await self.store.claim(
-                worker_id, list(self.app.task_types), limit=limit, lanes=lanes
+                worker_id,
+                list(self.app.task_types),
+                limit=limit,
+                lanes=lanes,
+                at_once=self.hands.idle,
             )
 
     def _lanes(self, limit: int) -> list[Lane] | None:
@@ -166,6 +200,18 @@ class Poller:
         else:
             self._due = trio.current_time() + max(0.0, claimed.next_due)
         self._stuck = False
+
+    def _note_others(self, claimed: Claimed) -> None:
+        """Note what is in the way of a claim."""
+        self._held_back = claimed.held_back
+        in_vain = claimed.held_back and not claimed.claims
+        first, last = HELD_BACK_WAIT
+        self._calm = min(last, max(first, 2 * self._calm)) if in_vain else 0.0
+        self._not_before = trio.current_time() + self._calm
+        if claimed.contended:
+            self._look_again = trio.current_time() + CONTENDED_WAIT
+        if claimed.strangers:
+            self.on_strangers()
 
     def _execution(self, claim: Claim) -> Execution:
         task_type = self.app[claim.task_type]

@@ -6,7 +6,7 @@ import logging
 import math
 import random
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import attrs
 import trio
@@ -14,13 +14,14 @@ import trio
 from nursery_queue._core._error_text import error_record
 from nursery_queue._core._errors import DatabaseRefused, TransientError
 from nursery_queue._core._model import Claim, ErrorRecord, Fence, Refusal, Settlement
-from nursery_queue._core._outcome import AttemptOutcome, Failed, Policy, settle
+from nursery_queue._core._outcome import AttemptOutcome, Failed, settle
 from nursery_queue._core._states import Event
 from nursery_queue._runtime._patience import answered_within
 from nursery_queue._runtime._wakeup import Wakeup
 from nursery_queue._store import Store
 
 from ._exit_report import Fate, Ledger
+from ._hands import Execution
 
 
 log = logging.getLogger("nursery_queue")
@@ -33,9 +34,8 @@ LOCKED_WAIT = 0.1  # seconds before trying a row again that somebody's transacti
 class Entry:
     """What became of a claim, with all that is needed to decide again."""
 
-    claim: Claim
+    execution: Execution
     outcome: AttemptOutcome
-    policy: Policy
     cancel_requested: bool = False
 
 
@@ -45,13 +45,15 @@ class Settler:
 
     An entry leaves only when its fate is known, so whatever goes wrong in here, nothing is
     lost, and `run` can be started again. *settled* is called with the fences that need no
-    longer be held, *requeued* when some of them may be claimed again.
+    longer be held, *stored* with what was written and what of it was refused, *requeued* when
+    some of them may be claimed again.
     """
 
     store: Store
     limit: float  # seconds to wait for an answer
     rng: random.Random
     settled: Callable[[Iterable[Fence]], None]
+    stored: Callable[[Sequence[Entry], Sequence[Settlement], Collection[Fence]], None]
     requeued: Callable[[], None]
     ledger: Ledger | None = attrs.field(default=None, init=False)  # once the worker is stopped
     _entries: list[Entry] = attrs.field(factory=list[Entry], init=False)
@@ -141,7 +143,7 @@ class Settler:
             reason = ErrorRecord(type="OutcomeNotStored", message=error_record(exc).message)
             failed = attrs.evolve(entry, outcome=Failed(error=reason, retry=False))
             await self._settle([failed])  # raises if it is not
-            log.exception("the outcome of %s cannot be stored", entry.claim)
+            log.exception("the outcome of %s cannot be stored", entry.execution.claim)
 
     async def _settle(self, batch: Sequence[Entry]) -> None:
         """Settle the first entries, as *batch* has them; keep what has to be tried again."""
@@ -151,17 +153,18 @@ class Settler:
             refused = await self.store.settle(settlements)
         done, again, locked = list[Fence](), list[Entry](), list[Entry]()
         for entry, settlement in zip(batch, settlements, strict=True):
-            match refused.get(entry.claim.fence):
+            claim = entry.execution.claim
+            match refused.get(claim.fence):
                 case None:
-                    _tell(entry.claim, settlement)
-                    done.append(entry.claim.fence)
+                    _tell(claim, settlement)
+                    done.append(claim.fence)
                     if self.ledger is not None:
                         self.ledger.stored(settlement)
                 case Refusal.STALE:
-                    log.warning("lost the claim on %s; its outcome is dropped", entry.claim)
-                    done.append(entry.claim.fence)
+                    log.warning("lost the claim on %s; its outcome is dropped", claim)
+                    done.append(claim.fence)
                     if self.ledger is not None:
-                        self.ledger.failed(entry.claim.fence, Fate.LEASE_LOST)
+                        self.ledger.failed(claim.fence, Fate.LEASE_LOST)
                 case Refusal.CANCEL_REQUESTED:
                     again.append(attrs.evolve(entry, cancel_requested=True))
                 case Refusal.LOCKED:
@@ -170,15 +173,16 @@ class Settler:
         del self._entries[: len(batch)]
         self._entries += again
         self._locked += locked
+        self.stored(batch, settlements, refused)
         if not all(settlement.state.is_final for settlement in settlements):
             self.requeued()
 
     def decide(self, entry: Entry) -> Settlement:
         """Decide what an outcome means, without writing it."""
         return settle(
-            entry.claim,
+            entry.execution.claim,
             entry.outcome,
-            entry.policy,
+            entry.execution.policy,
             rng=self.rng,
             cancel_requested=entry.cancel_requested,
         )

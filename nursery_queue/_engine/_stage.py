@@ -107,6 +107,7 @@ class Stage:
             tx = Transaction(
                 lambda: stack.enter_async_context(store.transaction()),
                 self.client.max_params_bytes,
+                self.client.audience,
             )
             stack.callback(tx.end)
             context = self._context(execution, values, tx)
@@ -119,6 +120,7 @@ class Stage:
                 await self._insist_on_settling(settle, tx, execution, success)
                 await stack.aclose()  # commits, within the bounds of the store
             execution.stored = True
+            tx.committed()
             return success
 
     async def _insist_on_settling(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,15 +16,20 @@ from nursery_queue._core._model import (
     Held,
     NewTask,
     Outcome,
+    QueueStatus,
     Settlement,
+    Stats,
+    Stranded,
     TaskStatus,
     WorkerStatus,
 )
 from nursery_queue._core._retry import RetryPolicy
 from nursery_queue._core._states import State
+from nursery_queue._core._tally import Way, counters_of
 
 
 Row = tuple[Any, ...]
+IDS = range(-(2**63), 2**63)  # no task has any other
 
 
 def enqueue_params(tasks: Sequence[NewTask]) -> dict[str, list[Any]]:
@@ -36,10 +42,12 @@ def enqueue_params(tasks: Sequence[NewTask]) -> dict[str, list[Any]]:
         "run_ats": [task.run_at for task in tasks],
         "run_afters": _floats(task.run_after for task in tasks),
         "max_attempts": [task.max_attempts for task in tasks],
-        "backoffs": [_backoff_text(task.backoff) for task in tasks],
+        "backoffs": [backoff_text(task.backoff) for task in tasks],
         "timeouts": _floats(task.timeout for task in tasks),
         "keep_fors": _floats(task.keep_for for task in tasks),
         "dedup_keys": [task.dedup_key for task in tasks],
+        "on_completes": [task.on_complete for task in tasks],
+        "contexts": [task.context for task in tasks],
     }
 
 
@@ -65,18 +73,19 @@ def settle_params(settlements: Sequence[Settlement]) -> dict[str, list[Any]]:
         "error_messages": [error and error.message for error in errors],
         "error_tracebacks": [error and error.traceback for error in errors],
         "error_details": [error and error.details for error in errors],
+        "on_completes": [settlement.on_complete for settlement in settlements],
     }
 
 
 def claimed(rows: Iterable[Row]) -> Claimed:
     """Read the answer of `claim.sql`, which has at least one row."""
-    next_due: float | None = None
+    answer: list[Any] = [None, False, False, False]
     claims: list[Claim] = []
     for row in rows:
-        (next_due, task_id, epoch, attempt, lost, task_type, queue, params, *policy) = row
+        (*answer, task_id, epoch, attempt, lost, lag, task_type, queue, params) = row[:12]
         if task_id is None:
-            break  # nothing was ready: this row only carries next_due
-        max_attempts, backoff, timeout, keep_for = policy
+            break  # nothing was ready: this row only carries the answer
+        max_attempts, backoff, timeout, keep_for, on_complete, completes = row[12:]
         claims.append(
             Claim(
                 fence=Fence(task_id, epoch),
@@ -89,14 +98,25 @@ def claimed(rows: Iterable[Row]) -> Claimed:
                 backoff=None if backoff is None else _backoff(backoff),
                 timeout=timeout,
                 keep_for=keep_for,
+                lag=lag,
+                on_complete=on_complete,
+                completes=completes,
             )
         )
-    return Claimed(claims=claims, next_due=next_due)
+    next_due, contended, held_back, strangers = answer
+    return Claimed(
+        claims=claims,
+        next_due=next_due,
+        contended=contended,
+        held_back=held_back,
+        strangers=strangers,
+    )
 
 
 def held(row: Row) -> Held:
     """Read a row of `held.sql` or `abandoned.sql`."""
-    task_id, epoch, attempt, lost, worker_id, cancel_requested, keep_for = row
+    task_id, epoch, attempt, lost, worker_id, cancel_requested, keep_for, *rest = row
+    on_complete, task_type, queue, age = rest
     return Held(
         fence=Fence(task_id, epoch),
         attempt=attempt,
@@ -104,6 +124,10 @@ def held(row: Row) -> Held:
         worker_id=worker_id,
         cancel_requested=cancel_requested,
         keep_for=keep_for,
+        on_complete=on_complete,
+        task_type=task_type,
+        queue=queue,
+        age=age,
     )
 
 
@@ -126,6 +150,10 @@ def task_status(row: Row) -> TaskStatus:
         priority=row[13],
         lost=row[14],
         cancel_requested=row[15],
+        on_complete=row[16],
+        completes=row[17],
+        params=row[18],
+        context=row[19],
     )
 
 
@@ -142,6 +170,19 @@ def attempt(row: Row) -> Attempt:
         error_message=row[7],
         error_traceback=row[8],
         error_details=row[9],
+        final=row[10],
+    )
+
+
+def queue_status(row: Row) -> QueueStatus:
+    """Read a row of `queues.sql`."""
+    return QueueStatus(
+        name=row[0],
+        paused=row[1],
+        max_running=row[2],
+        scheduled=row[3],
+        ready=row[4],
+        running=row[5],
     )
 
 
@@ -162,6 +203,31 @@ def worker_status(row: Row) -> WorkerStatus:
     )
 
 
+def stats(
+    tasks: Iterable[Row], attempts: Iterable[Row], unknown: Iterable[Row], workers: Iterable[Row]
+) -> Stats:
+    """Read the answers of `count_tasks.sql`, `count_attempts.sql` and so on."""
+    queues: dict[str, dict[State, int]] = defaultdict(dict)
+    due: Counter[str] = Counter()
+    for queue, state, count, waiting in tasks:
+        queues[queue][State(state)] = count
+        due[queue] += waiting
+    ways: dict[str, dict[Way, int]] = defaultdict(dict)
+    for queue, outcome, final, count in attempts:
+        ways[queue][Outcome(outcome), final] = count
+    return Stats(
+        queues=queues,
+        workers=[worker_status(row) for row in workers],
+        unknown_task_types={name: Stranded(count, since) for name, count, since in unknown},
+        counters={
+            queue: counters_of(
+                ways[queue], running=states.get(State.RUNNING, 0), backlog=due[queue]
+            )
+            for queue, states in queues.items()
+        },
+    )
+
+
 def _backoff(stored: Mapping[str, Any]) -> RetryPolicy:
     """Read what anybody may have written, as far as the table's check lets it in."""
     names = ("initial", "maximum", "factor", "jitter")
@@ -174,7 +240,8 @@ def _floats(values: Iterable[float | None]) -> list[float | None]:
     return [None if value is None else float(value) for value in values]
 
 
-def _backoff_text(policy: RetryPolicy | None) -> str | None:
+def backoff_text(policy: RetryPolicy | None) -> str | None:
+    """Return *policy* as a task's row has it."""
     if policy is None:
         return None
     numbers = {

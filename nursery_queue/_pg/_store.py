@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 
-from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 from uuid import UUID
 
 import attrs
-import psycopg
-import trio
 
-from nursery_queue._core._errors import Closed, NotifyUnavailable, TransientError
+from nursery_queue._core._errors import TransientError
 from nursery_queue._core._model import (
     Attempt,
     Beat,
+    CancelFilter,
     CancelRequest,
     Claimed,
     Fence,
     Lane,
     NewTask,
+    QueueStatus,
     Refusal,
     Settlement,
     Stats,
@@ -31,76 +29,48 @@ from nursery_queue._core._model import (
     TaskRef,
     TaskStatus,
     WorkerInfo,
+    WorkerStatus,
 )
 from nursery_queue._core._outcome import give_back, settle_lost
-from nursery_queue._core._states import Event, State, sources
-from nursery_queue._store import Bell, StoreTransaction
+from nursery_queue._core._states import Event, sources
+from nursery_queue._store import StoreTransaction, TellLost, tell_nobody
 
 from . import _migrate, _rows
-from ._cancelling import expendable
-from ._connection import Connection
-from ._errors import is_refusal, translated, translated_for_workers
-from ._listener import NO_NOTIFICATIONS, Listener
-from ._pool import Pool
-from ._pooler import connect
-from ._session_clock import SessionClock
-from ._sql import DEFAULT_SCHEMA, checked_schema, query
+from ._errors import translated
+from ._sessions import Sessions
+from ._sql import query
 from ._transaction import PostgresTransaction, insert_tasks, settle_rows
 
 
-log = logging.getLogger("nursery_queue")
-
 BATCH = 1000
-# Of the pool's connections, for claiming and settling while a worker is registered: however
-# many transactions handlers hold open, the worker itself is never kept waiting.
-CONTROL = 2
-CONTROL_CANCEL = 2.0  # seconds to cancel a statement of ours; then its connection is closed
+COPY = 100_000  # tasks that are stored in the time of one call
+WALK = 5000  # tasks to look at in one statement
+PARK = 10_000  # positions at the head of each queue to look at in one statement
+VACUUM_AFTER = 10_000  # positions parked, once hardly any others are left to park
 
 
 @attrs.define(eq=False)
-class PostgresStore:
+class PostgresStore(Sessions):
     """A `Store` in one schema of one PostgreSQL database.
 
     Holds at most *pool_size* connections; a worker adds one for its heartbeat and one to
     listen. A verb that gets no answer within *call_timeout* seconds raises `TransientError`.
     """
 
-    conninfo: str
-    schema: str = attrs.field(default=DEFAULT_SCHEMA, kw_only=True)
-    pool_size: int = attrs.field(default=4, kw_only=True)
-    call_timeout: float = attrs.field(default=30.0, kw_only=True)
-    _pool: Pool = attrs.field(init=False)
-    _control: Pool = attrs.field(init=False)
-    _heartbeat: Pool = attrs.field(init=False)
-    _registered: set[UUID] = attrs.field(factory=set[UUID], init=False)
-    _registering: trio.Lock = attrs.field(factory=trio.Lock, init=False)
-    _closed: bool = attrs.field(default=False, init=False)
-    _pooled: bool = attrs.field(default=False, init=False)  # and the log says so
-
-    def __attrs_post_init__(self) -> None:
-        checked_schema(self.schema)
-        self._pool = Pool(self.conninfo, max_size=self.pool_size, connect=self._connect)
-        self._control = Pool(self.conninfo, max_size=CONTROL, connect=self._connect_to_control)
-        self._heartbeat = Pool(self.conninfo, max_size=1, connect=self._connect_to_control)
+    _gone: int = attrs.field(default=0, init=False)  # parked since the last vacuum
 
     async def check(self) -> None:
         """Raise `SchemaError` if the tables are not what this code needs."""
         async with self._lent(self._pool) as conn:
             await _migrate.check(conn, self.schema)
 
-    async def aclose(self) -> None:
-        """Close the connections. Using the store afterwards raises `Closed`."""
-        self._closed = True
-        with trio.CancelScope(shield=True):  # closing waits for nobody
-            for pool in (self._pool, self._control, self._heartbeat):
-                await pool.aclose()
-
     # -- what applications do ----------------------------------------------------
 
-    async def enqueue(self, tasks: Sequence[NewTask]) -> list[TaskRef]:
-        """Store tasks, all or none, and answer in their order."""
-        async with self._lent(self._pool) as conn:
-            return await insert_tasks(conn, self.schema, tasks)
+    async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[TaskRef]:
+        """Store tasks, all or none, and answer in their order; *copy*: by COPY."""
+        calls = 1 + len(tasks) // COPY if copy else 1
+        async with self._lent(self._pool, calls=calls) as conn:
+            return await insert_tasks(conn, self.schema, tasks, copy=copy)
 
     def transaction(self) -> AbstractAsyncContextManager[StoreTransaction]:
         """Open a transaction; it commits when the block ends well."""
@@ -117,45 +87,76 @@ class PostgresStore:
 
     async def cancel(self, task_id: int, *, running: bool = True) -> bool:
         """Cancel a waiting task, or ask for a running one to be."""
+        if task_id not in _rows.IDS:
+            return False
         rows = await self._run(self._pool, "cancel", {"id": task_id, "running": running})
         return bool(rows[0][0])
 
+    async def cancel_some(
+        self, which: CancelFilter, *, after: int, upto: int, dry_run: bool
+    ) -> tuple[int | None, int]:
+        """Cancel what fits on one page of a walk through all tasks, or count it."""
+        bounds = {"after": after, "upto": upto, "most": WALK, "dry_run": dry_run}
+        rows = await self._run(self._pool, "cancel_some", attrs.asdict(which) | bounds)
+        last, count = rows[0]
+        return last, count
+
     async def retry(self, task_id: int) -> bool:
         """Make a failed or cancelled task ready again."""
+        if task_id not in _rows.IDS:
+            return False
         states = [state.value for state in sources(Event.REVIVE)]
         rows = await self._run(self._pool, "revive", {"id": task_id, "states": states})
         return bool(rows[0][0])
 
-    async def status_many(self, task_ids: Sequence[int]) -> list[TaskStatus | None]:
+    async def status_many(
+        self, task_ids: Sequence[int], *, payloads: bool = False
+    ) -> list[TaskStatus | None]:
         """Say where tasks are, in the order asked."""
-        rows = await self._run(self._pool, "status", {"ids": list(task_ids)})
+        ids = [task_id for task_id in task_ids if task_id in _rows.IDS]
+        rows = await self._run(self._pool, "status", {"ids": ids, "payloads": payloads})
         found = {row[0]: _rows.task_status(row) for row in rows}
         return [found.get(task_id) for task_id in task_ids]
 
     async def attempts(self, task_id: int) -> list[Attempt]:
         """Return the whole log of a task, oldest first, a running attempt included."""
+        if task_id not in _rows.IDS:
+            return []
         rows = await self._run(self._pool, "attempts", {"task_id": task_id})
         return [_rows.attempt(row) for row in rows]
 
     async def list_tasks(self, which: TaskFilter) -> list[TaskStatus]:
         """Return a page of tasks, newest first."""
-        rows = await self._run(self._pool, "list_tasks", attrs.asdict(which))
+        params = attrs.asdict(which)
+        if which.after is not None:
+            params["after"] = min(max(which.after, _rows.IDS[0]), _rows.IDS[-1])
+        rows = await self._run(self._pool, "list_tasks", params)
         return [_rows.task_status(row) for row in rows]
 
+    async def pause(self, queue: str, *, paused: bool) -> None:
+        """Let nothing of a queue start, or let it start again."""
+        await self._run(self._pool, "pause", {"queue": queue, "paused": paused})
+
+    async def limit(self, queue: str, max_running: int | None) -> None:
+        """Set how many tasks of a queue may run over all workers; None: as many as they can."""
+        params = {"queue": queue, "max_running": max_running}
+        await self._run(self._pool, "limit", params)
+
+    async def queues(self) -> list[QueueStatus]:
+        """Return every queue that is set in some way or has live tasks, by name."""
+        rows = await self._run(self._pool, "queues")
+        return [_rows.queue_status(row) for row in rows]
+
+    async def workers(self) -> list[WorkerStatus]:
+        """Return every registered worker, the oldest first."""
+        rows = await self._run(self._pool, "list_workers")
+        return [_rows.worker_status(row) for row in rows]
+
     async def stats(self) -> Stats:
-        """Count tasks and list workers."""
+        """Count tasks and attempts, and list workers. Reads everything."""
+        names = ("count_tasks", "count_attempts", "count_unknown", "list_workers")
         async with self._lent(self._pool) as conn:
-            counts = await conn.fetch(query("count_tasks", self.schema))
-            unknown = await conn.fetch(query("count_unknown", self.schema))
-            workers = await conn.fetch(query("list_workers", self.schema))
-        queues: dict[str, dict[State, int]] = defaultdict(dict)
-        for queue, state, count in counts:
-            queues[queue][State(state)] = count
-        return Stats(
-            queues=queues,
-            workers=[_rows.worker_status(row) for row in workers],
-            unknown_task_types=dict(unknown),
-        )
+            return _rows.stats(*[await conn.fetch(query(name, self.schema)) for name in names])
 
     # -- what a worker does ------------------------------------------------------
 
@@ -199,6 +200,7 @@ class PostgresStore:
         *,
         limit: int,
         lanes: Sequence[Lane] | None = None,
+        at_once: int | None = None,
     ) -> Claimed:
         """Take at most *limit* ready tasks; *lanes*: only these queues (None: all)."""
         params = {
@@ -207,6 +209,7 @@ class PostgresStore:
             "limit": limit,
             "queues": None if lanes is None else [lane.queue for lane in lanes],
             "slots": None if lanes is None else [lane.slots for lane in lanes],
+            "at_once": at_once,
         }
         async with self._lent(self._control) as conn:
             if not conn.pooled:
@@ -235,16 +238,19 @@ class PostgresStore:
         rows = await self._run(self._control, "promote", {"limit": BATCH})
         return int(rows[0][0])
 
-    async def sweep(self, *, max_lost: int) -> int:
-        """Settle as lost what dead workers hold; return how many."""
+    async def sweep(self, *, max_lost: int, tell: TellLost = tell_nobody) -> int:
+        """Settle as lost what dead workers hold; return how many, *tell* of each."""
         if await self._run(self._control, "overdue") == [(False,)]:
             return 0  # the usual case, without a transaction
         async with self._lent(self._control) as conn, conn.transaction():
             dead = [row[0] for row in await conn.fetch(query("dead_workers", self.schema))]
             rows = await conn.fetch(query("abandoned", self.schema), {"dead": dead})
-            lost = [settle_lost(_rows.held(row), max_lost=max_lost) for row in rows]
+            held = [_rows.held(row) for row in rows]
+            lost = [settle_lost(each, max_lost=max_lost) for each in held]
             await settle_rows(conn, self.schema, lost)
             await conn.fetch(query("forget_workers", self.schema), {"dead": dead})
+        for each, settlement in zip(held, lost, strict=True):
+            tell(each, settlement)
         return len(lost)
 
     async def prune(self) -> int:
@@ -252,112 +258,33 @@ class PostgresStore:
         rows = await self._run(self._control, "prune", {"limit": BATCH})
         return int(rows[0][0])
 
-    async def listen(
-        self,
-        ring: Callable[[Bell], object],
-        bells: Sequence[Bell],
-        *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        """Call *ring* for each of *bells* when there may be news, until cancelled.
+    async def backlog(
+        self, task_types: Sequence[str], *, queues: Sequence[str] | None, most: int
+    ) -> int:
+        """Count tasks of these types among the first *most* that are due in these queues."""
+        params = {
+            "task_types": list(task_types),
+            "queues": None if queues is None else list(queues),
+            "most": most,
+        }
+        rows = await self._run(self._control, "backlog", params)
+        return int(rows[0][0])
 
-        Raises `NotifyUnavailable` behind a pooler.
-        """
-        if self._closed:
-            msg = "this store has been closed"
-            raise Closed(msg)
-        channels = {channel_of(bell, self.schema): bell for bell in bells}
-        with translated_for_workers():
-            listener = await self._open_listener(channels)
-            try:
-                # Listening first and ringing after, so nothing falls in between.
-                for bell in bells:
-                    ring(bell)
-                task_status.started()
-                await listener.run(lambda channel: ring(channels[channel]))
-            finally:
-                listener.close()
+    async def park(self) -> int:
+        """Put ready tasks of types nobody knows out of the way of claims; return how many."""
+        rows = await self._run(self._control, "park", {"most": PARK})
+        parked = int(rows[0][0])
+        self._gone += parked
+        if parked < PARK / 10 and self._gone >= VACUUM_AFTER:
+            await self._run(self._control, "vacuum")
+            self._gone = 0
+        return parked
 
-    # -- helpers -----------------------------------------------------------------
-
-    @property
-    def _reserved(self) -> int:
-        return min(CONTROL, self.pool_size - 1)
-
-    async def _connect(self) -> Connection:
-        conn = await connect(self.conninfo)
-        if conn.pooled:  # then nothing may be set in the session, which is others' too
-            self._warn_of_pooler()
-        else:
-            conn.clock = SessionClock(f"{self.schema}.now")
-        return conn
-
-    async def _connect_to_control(self) -> Connection:
-        """Not for the application's own statements: plans are kept to what suits ours."""
-        conn = await self._connect()
-        conn.cancel_timeout = CONTROL_CANCEL
-        try:
-            if not conn.pooled:
-                with expendable(conn):
-                    await conn.execute(query("keep_to_indexes", self.schema), {"once": False})
-        except BaseException:
-            conn.abort()
-            raise
-        return conn
-
-    async def _open_listener(self, channels: Iterable[str]) -> Listener:
-        if self._pooled:
-            raise NotifyUnavailable(NO_NOTIFICATIONS)
-        try:
-            return await Listener.open(self.conninfo, channels)
-        except NotifyUnavailable:
-            self._warn_of_pooler()
-            raise
-
-    def _warn_of_pooler(self) -> None:
-        if not self._pooled:
-            self._pooled = True
-            log.warning(
-                "a pooler stands between us and PostgreSQL: it passes no notifications on, so new"
-                " tasks are found by polling alone; give workers a DSN that leads there directly"
-            )
-
-    def _unreserve(self, worker_id: UUID) -> None:
-        if worker_id in self._registered:
-            self._registered.discard(worker_id)
-            if not self._registered:
-                self._pool.unreserve(self._reserved)
-
-    async def _run(
-        self, pool: Pool, name: str, params: Mapping[str, Any] | None = None
-    ) -> list[_rows.Row]:
-        async with self._lent(pool) as conn:
-            return await conn.fetch(query(name, self.schema), params)
-
-    @contextlib.asynccontextmanager
-    async def _lent(self, pool: Pool) -> AsyncGenerator[Connection]:
-        translating = translated if pool is self._pool else translated_for_workers
-        with translating(), self._bounded():
-            async with pool.connection() as conn:
-                try:
-                    yield conn
-                except psycopg.Error as exc:
-                    if is_refusal(exc):  # a new one may fare better, as after a migration
-                        conn.abort()
-                    raise
-
-    @contextlib.contextmanager
-    def _bounded(self) -> Generator[None]:
-        with trio.move_on_after(self.call_timeout) as limit:
-            yield
-        if limit.cancelled_caught:
-            msg = f"the database gave no answer within {self.call_timeout:g} s"
-            raise TransientError(msg)
-
-
-def channel_of(bell: Bell, schema: str) -> str:
-    """Return the name of the NOTIFY channel that rings *bell*."""
-    return schema if bell is Bell.WORK else f"{schema}_{bell.name.lower()}"
+    async def unpark(self, task_types: Sequence[str]) -> int:
+        """Bring a batch of parked tasks of these types back; return how many."""
+        params = {"task_types": list(task_types), "most": PARK}
+        rows = await self._run(self._control, "unpark", params)
+        return int(rows[0][0])
 
 
 def _register_params(worker: WorkerInfo) -> dict[str, Any]:

@@ -14,14 +14,19 @@ from nursery_queue._core._errors import StaleClaim, TransientError
 from nursery_queue._core._model import Fence, NewTask, Refusal, Settlement, TaskRef
 
 from ._connection import Connection
-from ._rows import enqueue_params, settle_params
+from ._copy import copy_tasks
+from ._rows import IDS, enqueue_params, settle_params
 from ._sql import query
 
 
-async def insert_tasks(conn: Connection, schema: str, tasks: Sequence[NewTask]) -> list[TaskRef]:
-    """Store tasks in one statement, all or none, and answer in their order."""
+async def insert_tasks(
+    conn: Connection, schema: str, tasks: Sequence[NewTask], *, copy: bool = False
+) -> list[TaskRef]:
+    """Store tasks, all or none, and answer in their order; without *copy*, in one statement."""
     if not tasks:
         return []
+    if copy:
+        return await copy_tasks(conn, schema, tasks)
     params = enqueue_params(tasks)
     if any(task.dedup_key is not None for task in tasks):
         rows = await conn.fetch(query("enqueue_dedup", schema), params)
@@ -56,12 +61,14 @@ class PostgresTransaction:
         """Run a statement of the application's own; errors are psycopg's."""
         return await self.connection.execute(query, params)
 
-    async def enqueue(self, tasks: Sequence[NewTask]) -> list[TaskRef]:
+    async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[TaskRef]:
         """Store tasks; nobody sees them before the commit."""
-        return await insert_tasks(self.connection, self._schema, tasks)
+        return await insert_tasks(self.connection, self._schema, tasks, copy=copy)
 
     async def cancel(self, task_id: int, *, running: bool = True) -> bool:
         """Ask for a task to be cancelled; nobody sees it before the commit."""
+        if task_id not in IDS:
+            return False
         params = {"id": task_id, "running": running}
         rows = await self.connection.fetch(query("cancel", self._schema), params)
         return bool(rows[0][0])

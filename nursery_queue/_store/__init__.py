@@ -14,10 +14,13 @@ import trio
 from nursery_queue._core._model import (
     Attempt,
     Beat,
+    CancelFilter,
     Claimed,
     Fence,
+    Held,
     Lane,
     NewTask,
+    QueueStatus,
     Refusal,
     Settlement,
     Stats,
@@ -25,6 +28,7 @@ from nursery_queue._core._model import (
     TaskRef,
     TaskStatus,
     WorkerInfo,
+    WorkerStatus,
 )
 
 
@@ -34,6 +38,14 @@ class Bell(enum.Enum):
     WORK = enum.auto()  # there may be something to claim, or a new due time
     CANCEL = enum.auto()  # somebody wants a running task cancelled
     FINISHED = enum.auto()  # a task has ended
+
+
+# Called with each attempt that a sweep has settled, and with what was decided.
+TellLost = Callable[[Held, Settlement], object]
+
+
+def tell_nobody(held: Held, settlement: Settlement) -> None:
+    """Nobody wants to hear of it."""
 
 
 class StoreTransaction(Protocol):
@@ -48,8 +60,8 @@ class StoreTransaction(Protocol):
         """Run a statement of the application's own."""
         ...
 
-    async def enqueue(self, tasks: Sequence[NewTask]) -> list[TaskRef]:
-        """Store tasks; nobody sees them before the commit."""
+    async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[TaskRef]:
+        """Store tasks; nobody sees them before the commit. See `Store.enqueue`."""
         ...
 
     async def cancel(self, task_id: int, *, running: bool = True) -> bool:
@@ -88,8 +100,12 @@ class Store(Protocol):
 
     # -- what applications do ----------------------------------------------------
 
-    async def enqueue(self, tasks: Sequence[NewTask]) -> list[TaskRef]:
-        """Store tasks, all or none, and answer in their order."""
+    async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[TaskRef]:
+        """Store tasks, all or none, and answer in their order.
+
+        *copy*: in whatever way is best for very many; none of them has a dedup key. Then it
+        may raise `CommitOutcomeUnknown`.
+        """
         ...
 
     def transaction(self) -> AbstractAsyncContextManager[StoreTransaction]:
@@ -103,12 +119,25 @@ class Store(Protocol):
         """Cancel a waiting task, or ask for a running one to be. False: unknown or finished."""
         ...
 
+    async def cancel_some(
+        self, which: CancelFilter, *, after: int, upto: int, dry_run: bool
+    ) -> tuple[int | None, int]:
+        """Do the next page of a walk through all tasks with an id above *after*, up to *upto*.
+
+        Cancels those that fit, as `cancel` does, or counts them (*dry_run*); those that have
+        ended do not fit. Returns the last id it has looked at, None if there was none, and
+        how many did fit.
+        """
+        ...
+
     async def retry(self, task_id: int) -> bool:
         """Make a failed or cancelled task ready again. False: it is neither."""
         ...
 
-    async def status_many(self, task_ids: Sequence[int]) -> list[TaskStatus | None]:
-        """Say where tasks are, in the order asked."""
+    async def status_many(
+        self, task_ids: Sequence[int], *, payloads: bool = False
+    ) -> list[TaskStatus | None]:
+        """Say where tasks are, in the order asked; *payloads*: with params and context."""
         ...
 
     async def attempts(self, task_id: int) -> list[Attempt]:
@@ -119,8 +148,27 @@ class Store(Protocol):
         """Return a page of tasks, newest first."""
         ...
 
+    async def pause(self, queue: str, *, paused: bool) -> None:
+        """Let nothing of a queue start, or let it start again. What runs is not touched."""
+        ...
+
+    async def limit(self, queue: str, max_running: int | None) -> None:
+        """Set how many tasks of a queue may run over all workers; None: no limit.
+
+        Exact at every commit, except that nothing is stopped when the limit is lowered.
+        """
+        ...
+
+    async def queues(self) -> list[QueueStatus]:
+        """Return every queue that is set in some way or has live tasks, by name."""
+        ...
+
+    async def workers(self) -> list[WorkerStatus]:
+        """Return every registered worker, the oldest first."""
+        ...
+
     async def stats(self) -> Stats:
-        """Count tasks and list workers."""
+        """Count tasks and attempts, and list workers. Reads everything."""
         ...
 
     # -- what a worker does ------------------------------------------------------
@@ -144,10 +192,12 @@ class Store(Protocol):
         *,
         limit: int,
         lanes: Sequence[Lane] | None = None,
+        at_once: int | None = None,
     ) -> Claimed:
         """Take at most *limit* ready tasks; *lanes*: only these queues (None: all).
 
-        Cancelled or failed, it may have taken some: reconcile with `held`.
+        No more than *at_once* of any queue with a limit: what has to wait here, others could
+        run. Cancelled or failed, it may have taken some: reconcile with `held`.
         """
         ...
 
@@ -163,12 +213,32 @@ class Store(Protocol):
         """Make scheduled tasks that are due ready, in bulk; return how many."""
         ...
 
-    async def sweep(self, *, max_lost: int) -> int:
-        """Settle as lost what dead workers hold; return how many."""
+    async def sweep(self, *, max_lost: int, tell: TellLost = tell_nobody) -> int:
+        """Settle as lost what dead workers hold; return how many, *tell* of each."""
         ...
 
     async def prune(self) -> int:
         """Delete a batch of tasks that ended longer ago than they are kept; return how many."""
+        ...
+
+    async def backlog(
+        self, task_types: Sequence[str], *, queues: Sequence[str] | None, most: int
+    ) -> int:
+        """Count tasks of these types among the first *most* that are due in these queues.
+
+        Queues None: all. What is parked is not counted: nobody knows its type.
+        """
+        ...
+
+    async def park(self) -> int:
+        """Put ready tasks of types that no live worker knows out of the way of claims.
+
+        One batch, from the heads of all queues; returns how many. They are ready all the same.
+        """
+        ...
+
+    async def unpark(self, task_types: Sequence[str]) -> int:
+        """Bring a batch of parked tasks of these types back; return how many."""
         ...
 
     async def listen(

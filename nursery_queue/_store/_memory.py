@@ -6,20 +6,21 @@ import contextlib
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, NoReturn
 from uuid import UUID
 
 import attrs
 import trio
 
-from nursery_queue._core._errors import Closed, StaleClaim, TransientError
+from nursery_queue._core._errors import Closed
 from nursery_queue._core._model import (
     Attempt,
     Beat,
+    CancelFilter,
     Claimed,
     Fence,
     Lane,
     NewTask,
+    QueueStatus,
     Refusal,
     Settlement,
     Stats,
@@ -27,12 +28,13 @@ from nursery_queue._core._model import (
     TaskRef,
     TaskStatus,
     WorkerInfo,
+    WorkerStatus,
 )
-from nursery_queue._core._states import State
 
-from . import Bell, StoreTransaction
+from . import Bell, StoreTransaction, TellLost, _census, tell_nobody
+from ._duties import Duties
 from ._rows import check_settlement, check_task
-from ._tables import Tables
+from ._transaction import MemoryTransaction
 
 
 @attrs.define(eq=False)
@@ -44,7 +46,7 @@ class MemoryStore:
     atomic step, so a cancelled verb had no effect.
     """
 
-    _tables: Tables = attrs.field(factory=Tables, init=False)
+    _tables: Duties = attrs.field(factory=Duties, init=False)
     _rings: list[Callable[[Bell], None]] = attrs.field(
         factory=list[Callable[[Bell], None]], init=False
     )
@@ -61,8 +63,9 @@ class MemoryStore:
 
     # -- what applications do ----------------------------------------------------
 
-    async def enqueue(self, tasks: Sequence[NewTask]) -> list[TaskRef]:
+    async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[TaskRef]:
         """Store tasks, all or none, and answer in their order."""
+        del copy
         await self._turn()
         for task in tasks:
             check_task(task)
@@ -77,7 +80,7 @@ class MemoryStore:
     @contextlib.asynccontextmanager
     async def _transaction(self) -> AsyncGenerator[StoreTransaction]:
         await self._turn()
-        tx = _Transaction(self._tables)
+        tx = MemoryTransaction(self._tables)
         yield tx
         await self._turn()
         tx.commit()
@@ -88,9 +91,20 @@ class MemoryStore:
         """Cancel a waiting task, or ask for a running one to be."""
         await self._turn()
         done = self._tables.cancel(task_id, running=running)
+        for bell in Bell:  # who is told of it is work
+            self._ring(bell)
+        return done
+
+    async def cancel_some(
+        self, which: CancelFilter, *, after: int, upto: int, dry_run: bool
+    ) -> tuple[int | None, int]:
+        """Cancel what fits on one page of a walk through all tasks, or count it."""
+        await self._turn()
+        page = self._tables.cancel_some(which, after=after, upto=upto, dry_run=dry_run)
         self._ring(Bell.CANCEL)
         self._ring(Bell.FINISHED)
-        return done
+        self._ring(Bell.WORK)  # there may be tasks that tell how they ended
+        return page
 
     async def retry(self, task_id: int) -> bool:
         """Make a failed or cancelled task ready again."""
@@ -99,10 +113,12 @@ class MemoryStore:
         self._ring(Bell.WORK)
         return done
 
-    async def status_many(self, task_ids: Sequence[int]) -> list[TaskStatus | None]:
+    async def status_many(
+        self, task_ids: Sequence[int], *, payloads: bool = False
+    ) -> list[TaskStatus | None]:
         """Say where tasks are, in the order asked."""
         await self._turn()
-        return [self._tables.status(task_id) for task_id in task_ids]
+        return [self._tables.status(task_id, payloads=payloads) for task_id in task_ids]
 
     async def attempts(self, task_id: int) -> list[Attempt]:
         """Return the whole log of a task, oldest first, a running attempt included."""
@@ -114,10 +130,32 @@ class MemoryStore:
         await self._turn()
         return self._tables.list_tasks(which)
 
-    async def stats(self) -> Stats:
-        """Count tasks and list workers."""
+    async def pause(self, queue: str, *, paused: bool) -> None:
+        """Let nothing of a queue start, or let it start again."""
         await self._turn()
-        return self._tables.stats()
+        self._tables.pause(queue, paused=paused)
+        self._ring(Bell.WORK)
+
+    async def limit(self, queue: str, max_running: int | None) -> None:
+        """Set how many tasks of a queue may run over all workers; None: no limit."""
+        await self._turn()
+        self._tables.limit(queue, max_running)
+        self._ring(Bell.WORK)
+
+    async def queues(self) -> list[QueueStatus]:
+        """Return every queue that is set in some way or has live tasks, by name."""
+        await self._turn()
+        return self._tables.queues()
+
+    async def workers(self) -> list[WorkerStatus]:
+        """Return every registered worker, the oldest first."""
+        await self._turn()
+        return _census.workers(self._tables)
+
+    async def stats(self) -> Stats:
+        """Count tasks and attempts, and list workers."""
+        await self._turn()
+        return _census.stats(self._tables)
 
     # -- what a worker does ------------------------------------------------------
 
@@ -143,10 +181,11 @@ class MemoryStore:
         *,
         limit: int,
         lanes: Sequence[Lane] | None = None,
+        at_once: int | None = None,
     ) -> Claimed:
         """Take at most *limit* ready tasks; *lanes*: only these queues (None: all)."""
         await self._turn()
-        return self._tables.claim(worker_id, task_types, limit=limit, lanes=lanes)
+        return self._tables.claim(worker_id, task_types, limit=limit, lanes=lanes, at_once=at_once)
 
     async def settle(self, settlements: Sequence[Settlement]) -> dict[Fence, Refusal]:
         """Write what became of claims; return those not applied, and why."""
@@ -154,13 +193,15 @@ class MemoryStore:
         for settlement in settlements:
             check_settlement(settlement)
         refused: dict[Fence, Refusal] = {}
-        for settlement in settlements:
+        news = False
+        # The same twice is the same once; those that tell of it are stored in this order.
+        for settlement in sorted(set(settlements), key=lambda each: each.fence.task_id):
             if (refusal := self._tables.refusal(settlement)) is not None:
                 refused[settlement.fence] = refusal
             else:
-                self._tables.apply(settlement)
+                news |= self._tables.apply(settlement)
         self._ring(Bell.FINISHED)
-        if not all(settlement.state.is_final for settlement in settlements):
+        if news:
             self._ring(Bell.WORK)
         return refused
 
@@ -174,15 +215,36 @@ class MemoryStore:
         await self._turn()
         return self._rung(self._tables.promote())
 
-    async def sweep(self, *, max_lost: int) -> int:
-        """Settle as lost what dead workers hold; return how many."""
+    async def sweep(self, *, max_lost: int, tell: TellLost = tell_nobody) -> int:
+        """Settle as lost what dead workers hold; return how many, *tell* of each."""
         await self._turn()
-        return self._rung(self._tables.sweep(max_lost=max_lost))
+        lost = self._tables.sweep(max_lost=max_lost)
+        for held, settlement in lost:
+            tell(held, settlement)
+        return self._rung(len(lost))
 
     async def prune(self) -> int:
         """Delete a batch of tasks that ended longer ago than they are kept; return how many."""
         await self._turn()
         return self._tables.prune()
+
+    async def backlog(
+        self, task_types: Sequence[str], *, queues: Sequence[str] | None, most: int
+    ) -> int:
+        """Count tasks of these types among the first *most* that are due in these queues."""
+        await self._turn()
+        return _census.backlog(self._tables, task_types, queues, most)
+
+    async def park(self) -> int:
+        """Nothing is in the way here."""
+        await self._turn()
+        return 0
+
+    async def unpark(self, task_types: Sequence[str]) -> int:
+        """Nothing is parked here."""
+        del task_types
+        await self._turn()
+        return 0
 
     async def listen(
         self,
@@ -224,115 +286,3 @@ class MemoryStore:
             self._ring(Bell.WORK)
             self._ring(Bell.FINISHED)
         return moved
-
-
-@attrs.define(eq=False)
-class _Draft:
-    """What an open transaction has done so far."""
-
-    steps: list[Callable[[], object]] = attrs.field(factory=list[Callable[[], object]])
-    settlements: dict[int, Settlement] = attrs.field(factory=dict[int, Settlement])
-    keys: dict[str, int] = attrs.field(factory=dict[str, int])  # of its own new tasks
-    waiting: set[int] = attrs.field(factory=set[int])  # its own new tasks
-    ended: set[int] = attrs.field(factory=set[int])
-
-    def copy(self) -> _Draft:
-        return _Draft(
-            list(self.steps),
-            dict(self.settlements),
-            dict(self.keys),
-            set(self.waiting),
-            set(self.ended),
-        )
-
-
-@attrs.define(eq=False)
-class _Transaction:
-    """Steps kept until the block ends, then applied in one go."""
-
-    _tables: Tables
-    _draft: _Draft = attrs.field(factory=_Draft, init=False)
-
-    @property
-    def connection(self) -> NoReturn:
-        """There is none."""
-        msg = "a MemoryStore has no database connection: use PostgreSQL for your own SQL"
-        raise TypeError(msg)
-
-    async def execute(self, query: Any, params: Any = None) -> NoReturn:
-        """There is no SQL."""
-        del params
-        await trio.lowlevel.checkpoint()
-        msg = f"a MemoryStore runs no SQL: use PostgreSQL for {query!r}"
-        raise TypeError(msg)
-
-    async def enqueue(self, tasks: Sequence[NewTask]) -> list[TaskRef]:
-        """Store tasks when the block ends well; their ids are known now."""
-        await trio.lowlevel.checkpoint()
-        for task in tasks:
-            check_task(task)
-        return [self._enqueue(task) for task in tasks]
-
-    def _enqueue(self, task: NewTask) -> TaskRef:
-        draft, key = self._draft, task.dedup_key
-        if key is not None:
-            existing = draft.keys.get(key) or self._tables.live_key(task)
-            if existing is not None and existing not in draft.ended:
-                return TaskRef(existing, created=False)
-        task_id, now = next(self._tables.ids), self._tables.now()
-        if key is not None:
-            draft.keys[key] = task_id
-        draft.waiting.add(task_id)
-        draft.steps.append(lambda: self._tables.insert(task, task_id, now))
-        return TaskRef(task_id)
-
-    async def cancel(self, task_id: int, *, running: bool = True) -> bool:
-        """Cancel when the block ends well."""
-        await trio.lowlevel.checkpoint()
-        draft, place = self._draft, self._tables.places.get(task_id)
-        waiting = task_id in draft.waiting if place is None else not place.state.is_final
-        if not waiting or task_id in draft.ended:
-            return False
-        if place is None or place.state is not State.RUNNING:
-            draft.ended.add(task_id)
-        draft.steps.append(lambda: self._tables.cancel(task_id, running=running))
-        return True
-
-    async def settle(self, settlement: Settlement) -> None:
-        """Settle one claim when the block ends well."""
-        await trio.lowlevel.checkpoint()
-        check_settlement(settlement)
-        draft, task_id = self._draft, settlement.fence.task_id
-        _insist(settlement, Refusal.STALE if task_id in draft.settlements else None)
-        _insist(settlement, self._tables.refusal(settlement))
-        draft.settlements[task_id] = settlement
-        if settlement.state.is_final:
-            draft.ended.add(task_id)
-        draft.steps.append(lambda: self._tables.apply(settlement))
-
-    @contextlib.asynccontextmanager
-    async def savepoint(self) -> AsyncGenerator[None]:
-        """A block that can fail alone."""
-        kept = self._draft.copy()
-        try:
-            yield
-        except BaseException:
-            self._draft = kept
-            raise
-
-    def commit(self) -> None:
-        """Apply everything, or raise and apply nothing."""
-        for settlement in self._draft.settlements.values():
-            _insist(settlement, self._tables.refusal(settlement))
-        for key in self._draft.keys:
-            if self._tables.dedup.get(key, 0) not in {0, *self._draft.ended}:
-                msg = f"dedup key {key!r} was taken while the transaction was open"
-                raise TransientError(msg)
-        for step in self._draft.steps:
-            step()
-
-
-def _insist(settlement: Settlement, refusal: Refusal | None) -> None:
-    if refusal is not None:
-        msg = f"{settlement.fence} cannot be settled: {refusal}"
-        raise (StaleClaim if refusal is Refusal.STALE else TransientError)(msg)

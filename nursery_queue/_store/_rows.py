@@ -5,14 +5,20 @@ from __future__ import annotations
 import datetime as dt
 import json
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 import attrs
 
 from nursery_queue._core._json import find_fault, object_from_text
-from nursery_queue._core._model import Attempt, Lane, NewTask, Outcome, Settlement, WorkerInfo
+from nursery_queue._core._model import (
+    Attempt,
+    CancelFilter,
+    NewTask,
+    Outcome,
+    Settlement,
+    WorkerInfo,
+)
+from nursery_queue._core._retry import RetryPolicy
 from nursery_queue._core._states import State, transition
 
 
@@ -24,6 +30,7 @@ class Task:
     asked: NewTask
     created_at: dt.datetime
     run_at: dt.datetime
+    completes: int | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -34,7 +41,8 @@ class Place:
     attempt: int = 0
     epoch: int = 0
     lost: int = 0
-    due_at: dt.datetime | None = None
+    due_at: dt.datetime | None = None  # while it is scheduled
+    ready_at: dt.datetime | None = None
     worker_id: UUID | None = None
     started_at: dt.datetime | None = None
     cancel_requested: bool = False
@@ -44,6 +52,14 @@ class Place:
     result: str | None = None
     error_type: str | None = None
     error_message: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Setting:
+    """How a queue is set."""
+
+    paused: bool = False
+    max_running: int | None = None
 
 
 @attrs.define(eq=False)
@@ -87,14 +103,47 @@ def execution(task_id: int, number: int, place: Place, outcome: Outcome) -> Atte
     )
 
 
-def within(tasks: Iterable[Task], lanes: Sequence[Lane] | None) -> list[Task]:
-    """Return the tasks that fit the lanes, each lane's best first."""
-    if lanes is None:
-        return list(tasks)
-    queued: dict[str, list[Task]] = defaultdict(list)
-    for task in tasks:
-        queued[task.asked.queue].append(task)
-    return [task for lane in lanes for task in sorted(queued[lane.queue], key=order)[: lane.slots]]
+def completion(task: Task, ended: Place, why_cancelled: str) -> NewTask | None:
+    """Return the task that tells how *task* ended, if somebody asked for one."""
+    if task.asked.on_complete is None:
+        return None
+    match ended.state:
+        case State.SUCCEEDED:
+            value = None if ended.result is None else json.loads(ended.result)
+            ending = {"status": "succeeded", "value": value}
+        case State.FAILED:
+            error = f"{ended.error_type}: {ended.error_message}"
+            ending = {"status": "failed", "error_type": ended.error_type, "error": error}
+        case _:
+            ending = {"status": "cancelled", "reason": why_cancelled}
+    context = None if task.asked.context is None else json.loads(task.asked.context)
+    asked = json.loads(task.asked.on_complete)
+    nested, backoff = asked.pop("on_complete", None), asked.pop("backoff", None)
+    return NewTask(
+        **{name: asked[name] for name in asked if name not in {"context", "timeout"}},
+        params=json.dumps({"task_id": task.id, "context": context, "result": ending}),
+        backoff=None if backoff is None else RetryPolicy(**backoff),
+        timeout=float(asked["timeout"]) if "timeout" in asked else None,
+        on_complete=None if nested is None else json.dumps(nested),
+        context=json.dumps(asked["context"]) if "context" in asked else None,
+    )
+
+
+def tells(task: Task) -> str | None:
+    """Return the type of the task that is to tell how *task* ends, if there is to be one."""
+    if task.asked.on_complete is None:
+        return None
+    name: str = json.loads(task.asked.on_complete)["task_type"]
+    return name
+
+
+def fits(task: Task, which: CancelFilter) -> bool:
+    """Whether *task* is one of those that *which* describes."""
+    return (
+        which.queue in (None, task.asked.queue)
+        and which.task_type in (None, task.asked.task_type)
+        and (which.before is None or task.created_at < which.before)
+    )
 
 
 def order(task: Task) -> tuple[int, int]:

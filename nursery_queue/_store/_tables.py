@@ -1,14 +1,13 @@
-"""The tables of `MemoryStore`: plain, synchronous, one method a verb."""
+"""The tables of `MemoryStore`: plain, synchronous, one method a verb of applications."""
 
 from __future__ import annotations
 
 import datetime as dt
-import heapq
 import itertools
 import json
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from uuid import UUID
 
 import attrs
@@ -16,43 +15,34 @@ import trio
 
 from nursery_queue._core._model import (
     Attempt,
-    Beat,
-    CancelRequest,
-    Claim,
-    Claimed,
-    Fence,
-    Held,
-    Lane,
+    CancelFilter,
     NewTask,
     Outcome,
-    Refusal,
-    Settlement,
-    Stats,
+    QueueStatus,
     TaskFilter,
     TaskRef,
     TaskStatus,
-    WorkerInfo,
-    WorkerStatus,
 )
-from nursery_queue._core._outcome import KEEP_FOR, give_back, settle_lost
+from nursery_queue._core._outcome import KEEP_FOR
 from nursery_queue._core._states import Event, State, sources, transition
 from nursery_queue._runtime._timekeeper import timekeeper
 
-from ._rows import Place, Task, Worker, execution, order, within
+from ._rows import Place, Setting, Task, Worker, completion, execution, fits, tells
 
 
-BATCH = 1000
+PAGE = 5000
 
 
 @attrs.define(eq=False)
 class Tables:
-    """Everything a `MemoryStore` knows. Each method is one atomic step."""
+    """Everything a `MemoryStore` knows, and what applications do. Each method is one step."""
 
     tasks: dict[int, Task] = attrs.field(factory=dict[int, Task])
     places: dict[int, Place] = attrs.field(factory=dict[int, Place])
     log: dict[int, list[Attempt]] = attrs.field(factory=dict[int, "list[Attempt]"])
     dedup: dict[str, int] = attrs.field(factory=dict[str, int])
     workers: dict[UUID, Worker] = attrs.field(factory=dict[UUID, Worker])
+    settings: dict[str, Setting] = attrs.field(factory=dict[str, Setting])
     ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
     started: tuple[dt.datetime, float] | None = None
 
@@ -72,7 +62,11 @@ class Tables:
         return None if task.dedup_key is None else self.dedup.get(task.dedup_key)
 
     def insert(
-        self, asked: NewTask, task_id: int | None = None, now: dt.datetime | None = None
+        self,
+        asked: NewTask,
+        task_id: int | None = None,
+        now: dt.datetime | None = None,
+        completes: int | None = None,
     ) -> TaskRef:
         """Store a task, unless a live one has its dedup key."""
         if (existing := self.live_key(asked)) is not None:
@@ -83,18 +77,22 @@ class Tables:
             asked=asked,
             created_at=now,
             run_at=asked.run_at or now + dt.timedelta(seconds=asked.run_after),
+            completes=completes,
         )
         self.tasks[task.id] = task
         if asked.dedup_key is not None:
             self.dedup[asked.dedup_key] = task.id
-        later = task.run_at > now
-        self.places[task.id] = Place(
-            state=State.SCHEDULED if later else State.READY, due_at=task.run_at if later else None
-        )
+        if task.run_at > now:
+            self.places[task.id] = Place(state=State.SCHEDULED, due_at=task.run_at)
+        else:
+            self.places[task.id] = Place(state=State.READY, ready_at=task.run_at)
         return TaskRef(task.id)
 
-    def cancel(self, task_id: int, *, running: bool) -> bool:
-        """Cancel a waiting task, or note that a running one is to be."""
+    def cancel(self, task_id: int, *, running: bool, teller: int | None = None) -> bool:
+        """Cancel a waiting task, or note that a running one is to be.
+
+        *teller*: the id for the task that tells of it, if there is one.
+        """
         place = self.places.get(task_id)
         if place is None or place.state.is_final:
             return False
@@ -111,8 +109,29 @@ class Tables:
             epoch=place.epoch,
             lost=place.lost,
         )
-        self._end(task_id, ended, KEEP_FOR if keep_for is None else keep_for)
+        self._end(
+            task_id,
+            ended,
+            KEEP_FOR if keep_for is None else keep_for,
+            completion(self.tasks[task_id], ended, "cancelled while waiting"),
+            teller,
+        )
         return True
+
+    def cancel_some(
+        self, which: CancelFilter, *, after: int, upto: int, dry_run: bool
+    ) -> tuple[int | None, int]:
+        """Cancel, or count, the tasks that fit on one page of a walk through all of them."""
+        page = sorted(task_id for task_id in self.tasks if after < task_id <= upto)[:PAGE]
+        fitting = [
+            task_id
+            for task_id in page
+            if not self.places[task_id].state.is_final and fits(self.tasks[task_id], which)
+        ]
+        if not dry_run:
+            for task_id in fitting:
+                self.cancel(task_id, running=True)
+        return (page[-1] if page else None), len(fitting)
 
     def retry(self, task_id: int) -> bool:
         """Make a failed or cancelled task ready again, unless its dedup key is taken."""
@@ -123,8 +142,39 @@ class Tables:
         if key is not None and self.dedup.setdefault(key, task_id) != task_id:
             return False
         state = transition(place.state, Event.REVIVE)
-        self.places[task_id] = Place(state=state, epoch=place.epoch)
+        self.places[task_id] = Place(state=state, epoch=place.epoch, ready_at=self.now())
         return True
+
+    def pause(self, queue: str, *, paused: bool) -> None:
+        """Let nothing of a queue start, or let it start again."""
+        self.settings[queue] = attrs.evolve(self.settings.get(queue, Setting()), paused=paused)
+
+    def limit(self, queue: str, max_running: int | None) -> None:
+        """Set how many tasks of a queue may run."""
+        old = self.settings.get(queue, Setting())
+        self.settings[queue] = attrs.evolve(old, max_running=max_running)
+
+    def limited(self, queue: str) -> bool:
+        """Whether a queue has a limit."""
+        return self.settings.get(queue, Setting()).max_running is not None
+
+    def queues(self) -> list[QueueStatus]:
+        """Return every queue that is set in some way or has live tasks."""
+        live: dict[str, Counter[State]] = defaultdict(Counter)
+        for task_id, place in self.places.items():
+            if not place.state.is_final:
+                live[self.tasks[task_id].asked.queue][place.state] += 1
+        return [
+            QueueStatus(
+                name=name,
+                paused=self.settings.get(name, Setting()).paused,
+                max_running=self.settings.get(name, Setting()).max_running,
+                scheduled=live[name][State.SCHEDULED],
+                ready=live[name][State.READY],
+                running=live[name][State.RUNNING],
+            )
+            for name in sorted({*self.settings, *live})
+        ]
 
     def attempts(self, task_id: int) -> list[Attempt]:
         """Return the log of a task, a running attempt included."""
@@ -134,8 +184,10 @@ class Tables:
             log.append(execution(task_id, len(log) + 1, place, Outcome.RUNNING))
         return log
 
-    def status(self, task_id: int) -> TaskStatus | None:
-        """Say where a task is."""
+    def status(
+        self, task_id: int, *, payloads: bool = False, result: bool = True
+    ) -> TaskStatus | None:
+        """Say where a task is; *payloads*: with params and context."""
         if (task := self.tasks.get(task_id)) is None:
             return None
         place = self.places[task_id]
@@ -152,17 +204,24 @@ class Tables:
             started_at=last.started_at if last else place.started_at,
             finished_at=place.finished_at,
             worker_id=last.worker_id if last else place.worker_id,
-            result=None if place.result is None else json.loads(place.result),
+            result=json.loads(place.result) if result and place.result is not None else None,
             error_type=place.error_type,
             error_message=place.error_message,
             priority=task.asked.priority,
             lost=place.lost,
             cancel_requested=place.cancel_requested,
+            on_complete=tells(task),
+            completes=task.completes,
+            params=json.loads(task.asked.params) if payloads else None,
+            context=json.loads(task.asked.context) if payloads and task.asked.context else None,
         )
 
     def list_tasks(self, which: TaskFilter) -> list[TaskStatus]:
         """Return a page of tasks, newest first."""
-        every = (self.status(task_id) for task_id in sorted(self.tasks, reverse=True))
+        every = (
+            self.status(task_id, payloads=which.payloads, result=which.payloads)
+            for task_id in sorted(self.tasks, reverse=True)
+        )
         matching = (
             status
             for status in every
@@ -174,198 +233,7 @@ class Tables:
         )
         return list(itertools.islice(matching, which.limit))
 
-    def stats(self) -> Stats:
-        """Count tasks and list workers."""
-        now = self.now()
-        queues: dict[str, Counter[State]] = defaultdict(Counter)
-        unknown: Counter[str] = Counter()
-        alive = [worker for worker in self.workers.values() if worker.alive(now)]
-        known = {name for worker in alive for name in worker.info.task_types}
-        for task_id, place in self.places.items():
-            asked = self.tasks[task_id].asked
-            queues[asked.queue][place.state] += 1
-            if place.state is State.READY and asked.task_type not in known:
-                unknown[asked.task_type] += 1
-        workers = [
-            WorkerStatus(
-                id=worker_id,
-                name=worker.info.name,
-                host=worker.info.host,
-                pid=worker.info.pid,
-                queues=worker.info.queues,
-                task_types=worker.info.task_types,
-                started_at=worker.started_at,
-                heartbeat_at=worker.heartbeat_at,
-                draining=worker.draining,
-                alive=worker.alive(now),
-                running=len(self._held(worker_id)),
-            )
-            for worker_id, worker in self.workers.items()
-        ]
-        return Stats(queues=queues, workers=workers, unknown_task_types=unknown)
-
-    # -- what a worker does ------------------------------------------------------
-
-    def register(self, worker: WorkerInfo) -> None:
-        """Make a worker known."""
-        self.workers[worker.id] = Worker(worker, self.now(), self.now())
-
-    def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
-        """Renew a lease."""
-        now = self.now()
-        if (worker := self.workers.get(worker_id)) is None:
-            return Beat(registered=False)
-        worker.heartbeat_at, worker.draining = now, draining
-        requests = [
-            CancelRequest(fence=Fence(task_id, place.epoch), interrupt=place.cancel_interrupts)
-            for task_id, place in self._held(worker_id)
-            if place.cancel_requested
-        ]
-        died = any(not other.alive(now) for other in self.workers.values())
-        return Beat(registered=True, cancel_requests=requests, somebody_died=died)
-
-    def claim(
-        self,
-        worker_id: UUID,
-        task_types: Sequence[str],
-        *,
-        limit: int,
-        lanes: Sequence[Lane] | None,
-    ) -> Claimed:
-        """Take ready tasks, best priority first, oldest first."""
-        now = self.now()
-        due = [place.due_at for place in self.places.values() if place.due_at is not None]
-        next_due = (min(due) - now).total_seconds() if due else None
-        if worker_id not in self.workers:
-            return Claimed(claims=(), next_due=next_due)
-        types = set(task_types)
-        candidates = [
-            self.tasks[task_id]
-            for task_id, place in self.places.items()
-            if place.state is State.READY and self.tasks[task_id].asked.task_type in types
-        ]
-        picked = heapq.nsmallest(limit, within(candidates, lanes), key=order)
-        claims = [self._claim(task, worker_id, now) for task in picked]
-        return Claimed(claims=claims, next_due=next_due)
-
-    def refusal(self, settlement: Settlement) -> Refusal | None:
-        """Say why a settlement cannot be applied, if so."""
-        fence = settlement.fence
-        place = self.places.get(fence.task_id)
-        if place is None or place.state is not State.RUNNING or place.epoch != fence.epoch:
-            return Refusal.STALE
-        if place.cancel_requested and not settlement.state.is_final:
-            return Refusal.CANCEL_REQUESTED
-        return None
-
-    def apply(self, settlement: Settlement) -> None:
-        """Move a running task on, and close its attempt."""
-        task_id, error = settlement.fence.task_id, settlement.error
-        old, now = self.places[task_id], self.now()
-        log = self.log.setdefault(task_id, [])
-        if settlement.outcome is not None:
-            closed = execution(task_id, len(log) + 1, old, settlement.outcome)
-            log.append(
-                attrs.evolve(
-                    closed,
-                    finished_at=now,
-                    error_type=error.type if error else None,
-                    error_message=error.message if error else None,
-                    error_traceback=error.traceback if error else None,
-                    error_details=json.loads(error.details) if error and error.details else None,
-                )
-            )
-        state = settlement.state
-        place = Place(
-            state=state, attempt=settlement.attempt, epoch=old.epoch, lost=settlement.lost
-        )
-        if state.is_final:
-            ended = attrs.evolve(
-                place,
-                result=settlement.result,
-                error_type=error.type if error else None,
-                error_message=error.message if error else None,
-            )
-            self._end(task_id, ended, settlement.keep_for)
-        elif state is State.SCHEDULED:
-            due_at = now + dt.timedelta(seconds=settlement.delay)
-            self.places[task_id] = attrs.evolve(place, due_at=due_at)
-        else:
-            self.places[task_id] = place
-
-    def give_back_all_but(self, worker_id: UUID, fences: set[Fence]) -> int:
-        """Release what this worker holds, except *fences*."""
-        held = [self._as_held(task_id, place) for task_id, place in self._held(worker_id)]
-        strays = [one for one in held if one.fence not in fences]
-        for stray in strays:
-            self.apply(give_back(stray))
-        return len(strays)
-
-    def promote(self) -> int:
-        """Make scheduled tasks that are due ready."""
-        now = self.now()
-        due = [
-            task_id
-            for task_id, place in self.places.items()
-            if place.due_at is not None and place.due_at <= now
-        ][:BATCH]
-        for task_id in due:
-            place = self.places[task_id]
-            state = transition(place.state, Event.PROMOTE)
-            self.places[task_id] = attrs.evolve(place, state=state, due_at=None)
-        return len(due)
-
-    def sweep(self, *, max_lost: int) -> int:
-        """Forget dead workers and settle what they held."""
-        now = self.now()
-        for worker_id in [key for key, worker in self.workers.items() if not worker.alive(now)]:
-            del self.workers[worker_id]
-        abandoned = [
-            self._as_held(task_id, place)
-            for task_id, place in self.places.items()
-            if place.state is State.RUNNING and place.worker_id not in self.workers
-        ]
-        for held in abandoned:
-            self.apply(settle_lost(held, max_lost=max_lost))
-        return len(abandoned)
-
-    def prune(self) -> int:
-        """Delete tasks that ended longer ago than they are kept."""
-        now = self.now()
-        old = [
-            task_id
-            for task_id, place in self.places.items()
-            if place.expires_at is not None and place.expires_at <= now
-        ][:BATCH]
-        for task_id in old:
-            self._forget(task_id)
-        return len(old)
-
     # -- helpers -----------------------------------------------------------------
-
-    def _claim(self, task: Task, worker_id: UUID, now: dt.datetime) -> Claim:
-        old = self.places[task.id]
-        new = attrs.evolve(
-            old,
-            state=transition(old.state, Event.CLAIM),
-            attempt=old.attempt + 1,
-            epoch=old.epoch + 1,
-            worker_id=worker_id,
-            started_at=now,
-        )
-        self.places[task.id] = new
-        return Claim(
-            fence=Fence(task.id, new.epoch),
-            attempt=new.attempt,
-            lost=new.lost,
-            task_type=task.asked.task_type,
-            queue=task.asked.queue,
-            params=task.asked.params,
-            max_attempts=task.asked.max_attempts,
-            backoff=task.asked.backoff,
-            timeout=task.asked.timeout,
-            keep_for=task.asked.keep_for,
-        )
 
     def _held(self, worker_id: UUID) -> list[tuple[int, Place]]:
         return [
@@ -374,24 +242,22 @@ class Tables:
             if place.state is State.RUNNING and place.worker_id == worker_id
         ]
 
-    def _as_held(self, task_id: int, place: Place) -> Held:
-        assert place.worker_id is not None
-        return Held(
-            fence=Fence(task_id, place.epoch),
-            attempt=place.attempt,
-            lost=place.lost,
-            worker_id=place.worker_id,
-            cancel_requested=place.cancel_requested,
-            keep_for=self.tasks[task_id].asked.keep_for,
-        )
-
-    def _end(self, task_id: int, place: Place, keep_for: float) -> None:
+    def _end(
+        self,
+        task_id: int,
+        place: Place,
+        keep_for: float,
+        tell: NewTask | None = None,
+        teller: int | None = None,
+    ) -> None:
         key = self.tasks[task_id].asked.dedup_key
         if key is not None and self.dedup.get(key) == task_id:
             del self.dedup[key]
         now = self.now()
         expires_at = now + dt.timedelta(seconds=keep_for)
         self.places[task_id] = attrs.evolve(place, finished_at=now, expires_at=expires_at)
+        if tell is not None:
+            self.insert(tell, teller, completes=task_id)
         if keep_for == 0:
             self._forget(task_id)
 

@@ -1,9 +1,12 @@
--- Ready tasks of types that no live worker knows.
-select task_type, count(*)
-  from nursery_queue.ready
- where not exists (select from nursery_queue.worker
-                    where ready.task_type = any(worker.task_types)
+-- Ready tasks of types that no live worker knows, and when the oldest fell due. Reads all ready
+-- tasks, once; who knows a type is asked once a type.
+select task_type, count(*), min(due_at)
+  from (select task_type, due_at from nursery_queue.ready
+         union all
+        select task_type, due_at from nursery_queue.parked) as waiting
+ group by task_type
+having not exists (select from nursery_queue.worker
+                    where waiting.task_type = any(worker.task_types)
                       and worker.heartbeat_at
                           >= nursery_queue.now() - make_interval(secs => worker.lease))
- group by task_type
  order by task_type

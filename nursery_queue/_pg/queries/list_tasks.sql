@@ -1,11 +1,75 @@
--- A page of tasks, newest first. Walks task_pkey backwards.
+-- A page of tasks, newest first, without what can be large unless asked for. Only the tasks of
+-- the page are looked up everywhere; which they are is found where tasks in that state are.
+-- Walks task_pkey, or finished_pkey or the like, backwards.
+with page as materialized (
+    (select id from nursery_queue.task
+      where %(state)s::text is null
+        and (%(queue)s::text is null or queue = %(queue)s::text)
+        and (%(task_type)s::text is null or task_type = %(task_type)s::text)
+        and id < coalesce(%(after)s::bigint, 9223372036854775807)
+      order by id desc
+      limit %(limit)s::int)
+    union all
+    (select place.task_id
+       from (select task_id, queue, task_type from nursery_queue.ready
+              union all
+             select task_id, queue, task_type from nursery_queue.parked) as place
+      where %(state)s::text = 'ready'
+        and (%(queue)s::text is null or queue = %(queue)s::text)
+        and (%(task_type)s::text is null or task_type = %(task_type)s::text)
+        and task_id < coalesce(%(after)s::bigint, 9223372036854775807)
+      order by task_id desc
+      limit %(limit)s::int)
+    union all
+    (select place.task_id
+       from nursery_queue.scheduled as place
+       join nursery_queue.task on task.id = place.task_id
+      where %(state)s::text = 'scheduled'
+        and (%(queue)s::text is null or queue = %(queue)s::text)
+        and (%(task_type)s::text is null or task_type = %(task_type)s::text)
+        and place.task_id < coalesce(%(after)s::bigint, 9223372036854775807)
+      order by place.task_id desc
+      limit %(limit)s::int)
+    union all
+    (select place.task_id
+       from nursery_queue.running as place
+       join nursery_queue.task on task.id = place.task_id
+      where %(state)s::text = 'running'
+        and (%(queue)s::text is null or queue = %(queue)s::text)
+        and (%(task_type)s::text is null or task_type = %(task_type)s::text)
+        and place.task_id < coalesce(%(after)s::bigint, 9223372036854775807)
+      order by place.task_id desc
+      limit %(limit)s::int)
+    union all
+    (select place.task_id
+       from nursery_queue.finished as place
+       join nursery_queue.task on task.id = place.task_id
+      where %(state)s::text = 'succeeded' and place.state = 'succeeded'
+        and (%(queue)s::text is null or queue = %(queue)s::text)
+        and (%(task_type)s::text is null or task_type = %(task_type)s::text)
+        and place.task_id < coalesce(%(after)s::bigint, 9223372036854775807)
+      order by place.task_id desc
+      limit %(limit)s::int)
+    union all
+    -- Those that ended badly have an index of their own: they may be few among many.
+    (select place.task_id
+       from nursery_queue.finished as place
+       join nursery_queue.task on task.id = place.task_id
+      where %(state)s::text in ('failed', 'cancelled')
+        and place.state = %(state)s::text and place.state <> 'succeeded'
+        and (%(queue)s::text is null or queue = %(queue)s::text)
+        and (%(task_type)s::text is null or task_type = %(task_type)s::text)
+        and place.task_id < coalesce(%(after)s::bigint, 9223372036854775807)
+      order by place.task_id desc
+      limit %(limit)s::int)
+)
 select id, task_type, queue, state, attempt, created_at, run_at, started_at, finished_at,
-       worker_id, result, error_type, error_message, priority, lost,
-       cancel_requested_at is not null as cancel_requested
+       worker_id, case when %(payloads)s::boolean then result end as result,
+       error_type, error_message, priority, lost,
+       cancel_requested_at is not null as cancel_requested,
+       on_complete ->> 'task_type' as on_complete, completes,
+       case when %(payloads)s::boolean then params end as params,
+       case when %(payloads)s::boolean then context end as context
   from nursery_queue.task_status
- where (%(state)s::text is null or state = %(state)s::text)
-   and (%(queue)s::text is null or queue = %(queue)s::text)
-   and (%(task_type)s::text is null or task_type = %(task_type)s::text)
-   and (%(after)s::bigint is null or id < %(after)s::bigint)
+ where id = any(array(select id from page))
  order by id desc
- limit %(limit)s::int

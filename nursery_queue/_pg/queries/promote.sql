@@ -9,10 +9,11 @@ with due as materialized (
 ), taken as (
     delete from nursery_queue.scheduled
      where ctid = any(array(select place from due))
-    returning task_id, attempt, epoch, lost
+    returning task_id, due_at, attempt, epoch, lost
 ), placed as (
-    insert into nursery_queue.ready (task_id, queue, priority, task_type, attempt, epoch, lost)
-    select task.id, task.queue, task.priority, task.task_type,
+    insert into nursery_queue.ready (task_id, queue, priority, task_type, due_at,
+                                     attempt, epoch, lost)
+    select task.id, task.queue, task.priority, task.task_type, taken.due_at,
            taken.attempt, taken.epoch, taken.lost
       from taken
       join nursery_queue.task on task.id = taken.task_id

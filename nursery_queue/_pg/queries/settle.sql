@@ -6,9 +6,10 @@ with settled as materialized (
         %(task_ids)s::bigint[], %(epochs)s::int[], %(states)s::text[], %(finals)s::boolean[],
         %(attempts)s::int[], %(losts)s::int[], %(delays)s::float8[], %(keep_fors)s::float8[],
         %(outcomes)s::text[], %(results)s::text[], %(error_types)s::text[],
-        %(error_messages)s::text[], %(error_tracebacks)s::text[], %(error_details)s::text[])
+        %(error_messages)s::text[], %(error_tracebacks)s::text[], %(error_details)s::text[],
+        %(on_completes)s::boolean[])
     as settled (task_id, epoch, state, final, attempt, lost, delay, keep_for, outcome, result,
-                error_type, error_message, error_traceback, error_details)
+                error_type, error_message, error_traceback, error_details, on_complete)
 ), mine as materialized (
     select ctid as place from nursery_queue.running
      where task_id = any(%(task_ids)s::bigint[])
@@ -20,12 +21,12 @@ with settled as materialized (
        and running.task_id = settled.task_id
        and running.epoch = settled.epoch
        and (settled.final or running.cancel_requested_at is null)
-    returning running.worker_id, running.started_at, settled.*
+    returning running.worker_id, running.started_at, running.pool, settled.*
 ), logged as (
     insert into nursery_queue.attempt (task_id, epoch, outcome, worker_id, started_at,
-        finished_at, error_type, error_message, error_traceback, error_details)
+        finished_at, error_type, error_message, error_traceback, error_details, final)
     select task_id, epoch, outcome, worker_id, started_at, nursery_queue.now(),
-           error_type, error_message, error_traceback, error_details::jsonb
+           error_type, error_message, error_traceback, error_details::jsonb, final
       from closed
      where outcome is not null and not (final and keep_for = 0)
 ), again as (
@@ -49,6 +50,15 @@ with settled as materialized (
            result::jsonb, error_type, error_message
       from closed
      where final and keep_for > 0
+), told as materialized (
+    -- Looked up one by one, as in claim (offset 0).
+    select closed.task_id, asked.on_complete, asked.context,
+           nursery_queue.ending(state, result::jsonb, error_type, error_message, true) as ending
+      from closed
+     cross join lateral (select task.on_complete, task.context from nursery_queue.task
+                          where task.id = closed.task_id and task.on_complete is not null
+                         offset 0) as asked
+     where final and closed.on_complete
 ), forgotten as (
     delete from nursery_queue.task
      where id = any(array(select task_id from closed where final and keep_for = 0))
@@ -70,11 +80,17 @@ with settled as materialized (
         on running.task_id = settled.task_id and running.epoch = settled.epoch
      where closed.task_id is null
 )
--- Always answers at least one row, so that the bells are rung; a new due time is news too.
+-- Always answers at least one row, so that the bells are rung; a new due time is news too, and
+-- so is a slot of a queue with a limit: who has found that full meanwhile may not be seen here.
 select refused.task_id, refused.epoch, refused.refusal
   from (select case when exists (select from closed where final)
                     then pg_notify('nursery_queue_finished', '') end,
-               case when exists (select from closed where not final)
-                    then pg_notify('nursery_queue', '') end
-        offset 0) as bells
+               case when exists (select from closed where not final or pool is not null)
+                    then pg_notify('nursery_queue', '') end,
+               case when exists (select from told)
+                    then (select nursery_queue.complete(
+                                     array_agg(task_id), array_agg(on_complete),
+                                     array_agg(context), array_agg(ending))
+                            from told) end
+        offset 0) as others
   left join refused on true

@@ -1,0 +1,65 @@
+"""The task to be stored when another has ended, as that other one keeps it: JSON text."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import attrs
+
+from ._checks import label
+from ._json import to_text
+from ._model import NewTask
+
+
+_WAITS = attrs.filters.exclude("max_attempts")
+
+
+@runtime_checkable
+class _Completer(Protocol):
+    """A task type; the class itself is in a layer above this one."""
+
+    def to_completion(self) -> NewTask: ...
+
+
+def as_on_complete(value: Any) -> str | Literal[False]:
+    """Return what is to be stored for `on_complete=value`; False for None: nothing.
+
+    Raises:
+        TypeError: It is neither a task type nor a name, or its handler cannot be told.
+        ValueError: It has options that make no sense here.
+    """
+    if value is None:
+        return False
+    if isinstance(value, str):
+        return _text(NewTask(task_type=label(value, "on_complete"), params="{}"))
+    if isinstance(value, _Completer) and not isinstance(value, type):
+        return _text(value.to_completion())
+    msg = (
+        f"on_complete must be a task type or the name of one, not {value!r:.100}: "
+        f"is the function decorated with @app.task?"
+    )
+    raise TypeError(msg)
+
+
+def _text(task: NewTask) -> str:
+    """Return *task* without its params, and without what is as its code says."""
+    said: dict[str, Any] = {
+        "max_attempts": task.max_attempts,
+        "backoff": task.backoff and attrs.asdict(task.backoff, filter=_WAITS),
+        # JSON has no infinity; the database reads this word as one.
+        "timeout": "infinity" if task.timeout == math.inf else task.timeout,
+        "keep_for": task.keep_for,
+        "run_after": task.run_after or None,
+        "on_complete": task.on_complete and json.loads(task.on_complete),
+        "context": task.context and json.loads(task.context),
+    }
+    asked: dict[str, Any] = {
+        "task_type": task.task_type,
+        "queue": task.queue,
+        "priority": task.priority,
+    }
+    asked.update((name, value) for name, value in said.items() if value is not None)
+    return to_text(asked, "on_complete", deep=False)

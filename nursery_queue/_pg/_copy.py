@@ -1,0 +1,44 @@
+"""Storing very many tasks at once, by COPY."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from collections.abc import Sequence
+
+from nursery_queue._core._model import NewTask, TaskRef
+
+from ._connection import Connection
+from ._rows import backoff_text
+from ._sql import query
+
+
+async def copy_tasks(conn: Connection, schema: str, tasks: Sequence[NewTask]) -> list[TaskRef]:
+    """Store tasks, which have no dedup keys, all or none, and answer in their order.
+
+    COPY answers no ids, so they are taken before. Raises `CommitOutcomeUnknown` if the
+    connection is lost during the commit, unless this is part of a larger transaction.
+    """
+    async with conn.transaction():
+        ((ids, now),) = await conn.fetch(query("take_ids", schema), {"count": len(tasks)})
+        ids.sort()
+        async with conn.cursor().copy(query("copy_tasks", schema)) as copy:
+            for task_id, task in zip(ids, tasks, strict=True):
+                await copy.write_row(
+                    (
+                        task_id,
+                        task.task_type,
+                        task.params,
+                        task.queue,
+                        task.priority,
+                        task.run_at or now + dt.timedelta(seconds=task.run_after),
+                        now,
+                        task.max_attempts,
+                        backoff_text(task.backoff),
+                        task.timeout,
+                        task.keep_for,
+                        task.on_complete,
+                        task.context,
+                    )
+                )
+    return [TaskRef(task_id) for task_id in ids]

@@ -1,0 +1,173 @@
+"""The connections of one store: which there are, and how a verb borrows one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import attrs
+import psycopg
+import trio
+
+from nursery_queue._core._errors import Closed, NotifyUnavailable, TransientError
+from nursery_queue._store import Bell
+
+from ._cancelling import expendable
+from ._connection import Connection
+from ._errors import is_refusal, translated, translated_for_workers
+from ._listener import NO_NOTIFICATIONS, Listener
+from ._pool import Pool
+from ._pooler import connect
+from ._rows import Row
+from ._session_clock import SessionClock
+from ._sql import DEFAULT_SCHEMA, checked_schema, query
+
+
+log = logging.getLogger("nursery_queue")
+
+# Of the pool's connections, for claiming and settling while a worker is registered: however
+# many transactions handlers hold open, the worker itself is never kept waiting.
+CONTROL = 2
+CONTROL_CANCEL = 2.0  # seconds to cancel a statement of ours; then its connection is closed
+
+
+@attrs.define(eq=False)
+class Sessions:
+    """At most *pool_size* connections; a worker adds one for its heartbeat, one to listen."""
+
+    conninfo: str
+    schema: str = attrs.field(default=DEFAULT_SCHEMA, kw_only=True)
+    pool_size: int = attrs.field(default=4, kw_only=True)
+    call_timeout: float = attrs.field(default=30.0, kw_only=True)
+    _pool: Pool = attrs.field(init=False)
+    _control: Pool = attrs.field(init=False)
+    _heartbeat: Pool = attrs.field(init=False)
+    _registered: set[UUID] = attrs.field(factory=set[UUID], init=False)
+    _registering: trio.Lock = attrs.field(factory=trio.Lock, init=False)
+    _closed: bool = attrs.field(default=False, init=False)
+    _pooled: bool = attrs.field(default=False, init=False)  # and the log says so
+
+    def __attrs_post_init__(self) -> None:
+        checked_schema(self.schema)
+        self._pool = Pool(self.conninfo, max_size=self.pool_size, connect=self._connect)
+        self._control = Pool(self.conninfo, max_size=CONTROL, connect=self._connect_to_control)
+        self._heartbeat = Pool(self.conninfo, max_size=1, connect=self._connect_to_control)
+
+    async def aclose(self) -> None:
+        """Close the connections. Using the store afterwards raises `Closed`."""
+        self._closed = True
+        with trio.CancelScope(shield=True):  # closing waits for nobody
+            for pool in (self._pool, self._control, self._heartbeat):
+                await pool.aclose()
+
+    async def listen(
+        self,
+        ring: Callable[[Bell], object],
+        bells: Sequence[Bell],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Call *ring* for each of *bells* when there may be news, until cancelled.
+
+        Raises `NotifyUnavailable` behind a pooler.
+        """
+        if self._closed:
+            msg = "this store has been closed"
+            raise Closed(msg)
+        channels = {channel_of(bell, self.schema): bell for bell in bells}
+        with translated_for_workers():
+            listener = await self._open_listener(channels)
+            try:
+                # Listening first and ringing after, so nothing falls in between.
+                for bell in bells:
+                    ring(bell)
+                task_status.started()
+                await listener.run(lambda channel: ring(channels[channel]))
+            finally:
+                listener.close()
+
+    # -- for the verbs -----------------------------------------------------------
+
+    @property
+    def _reserved(self) -> int:
+        return min(CONTROL, self.pool_size - 1)
+
+    async def _connect(self) -> Connection:
+        conn = await connect(self.conninfo)
+        if conn.pooled:  # then nothing may be set in the session, which is others' too
+            self._warn_of_pooler()
+        else:
+            conn.clock = SessionClock(f"{self.schema}.now")
+        return conn
+
+    async def _connect_to_control(self) -> Connection:
+        """Not for the application's own statements: plans are kept to what suits ours."""
+        conn = await self._connect()
+        conn.cancel_timeout = CONTROL_CANCEL
+        try:
+            if not conn.pooled:
+                with expendable(conn):
+                    await conn.execute(query("keep_to_indexes", self.schema), {"once": False})
+        except BaseException:
+            conn.abort()
+            raise
+        return conn
+
+    async def _open_listener(self, channels: Iterable[str]) -> Listener:
+        if self._pooled:
+            raise NotifyUnavailable(NO_NOTIFICATIONS)
+        try:
+            return await Listener.open(self.conninfo, channels)
+        except NotifyUnavailable:
+            self._warn_of_pooler()
+            raise
+
+    def _warn_of_pooler(self) -> None:
+        if not self._pooled:
+            self._pooled = True
+            log.warning(
+                "a pooler stands between us and PostgreSQL: it passes no notifications on, so new"
+                " tasks are found by polling alone; give workers a DSN that leads there directly"
+            )
+
+    def _unreserve(self, worker_id: UUID) -> None:
+        if worker_id in self._registered:
+            self._registered.discard(worker_id)
+            if not self._registered:
+                self._pool.unreserve(self._reserved)
+
+    async def _run(
+        self, pool: Pool, name: str, params: Mapping[str, Any] | None = None
+    ) -> list[Row]:
+        async with self._lent(pool) as conn:
+            return await conn.fetch(query(name, self.schema), params)
+
+    @contextlib.asynccontextmanager
+    async def _lent(self, pool: Pool, *, calls: int = 1) -> AsyncGenerator[Connection]:
+        """Lend a connection for a verb, which may take the time of that many *calls*."""
+        translating = translated if pool is self._pool else translated_for_workers
+        with translating(), self._bounded(calls * self.call_timeout):
+            async with pool.connection() as conn:
+                try:
+                    yield conn
+                except psycopg.Error as exc:
+                    if is_refusal(exc):  # a new one may fare better, as after a migration
+                        conn.abort()
+                    raise
+
+    @contextlib.contextmanager
+    def _bounded(self, seconds: float) -> Generator[None]:
+        with trio.move_on_after(seconds) as limit:
+            yield
+        if limit.cancelled_caught:
+            msg = f"the database gave no answer within {seconds:g} s"
+            raise TransientError(msg)
+
+
+def channel_of(bell: Bell, schema: str) -> str:
+    """Return the name of the NOTIFY channel that rings *bell*."""
+    return schema if bell is Bell.WORK else f"{schema}_{bell.name.lower()}"

@@ -1,0 +1,10 @@
+-- What is inserted from now on goes nowhere.
+drop function nursery_queue.enqueue_many(text[], jsonb[], text[], integer[], timestamptz[],
+                                         double precision[], integer[], jsonb[],
+                                         double precision[], double precision[], text[], jsonb[],
+                                         jsonb[]);
+drop function nursery_queue.enqueue(text, jsonb, text, integer, timestamptz, double precision,
+                                    integer, jsonb, double precision, double precision, text,
+                                    jsonb, jsonb);
+drop trigger place on nursery_queue.task;
+drop function nursery_queue.place();

@@ -1,0 +1,165 @@
+-- How tasks come in: a plain insert, or a function where there is more to say.
+
+-- Puts new tasks where they belong and rings the bell, once per statement. With the
+-- owner's rights, so that a producer needs no more than INSERT on task.
+create function nursery_queue.place() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    insert into nursery_queue.dedup (dedup_key, task_id)
+    select dedup_key, id from placed where dedup_key is not null
+     order by dedup_key; -- so that two statements cannot wait for each other
+    insert into nursery_queue.ready (task_id, queue, priority, task_type, due_at)
+    select id, queue, priority, task_type, run_at from placed
+     where run_at <= nursery_queue.now();
+    insert into nursery_queue.scheduled (task_id, due_at)
+    select id, run_at from placed where run_at > nursery_queue.now();
+    perform pg_notify('nursery_queue', '');
+    return null;
+end
+$$;
+
+create trigger place after insert on nursery_queue.task
+    referencing new table as placed
+    for each statement execute function nursery_queue.place();
+
+-- Stores one task. With a dedup_key that a live task has, answers that one's id instead.
+create function nursery_queue.enqueue(
+    task_type text,
+    params jsonb default '{}',
+    queue text default 'default',
+    priority integer default 0,
+    run_at timestamptz default null,
+    run_after double precision default 0,
+    max_attempts integer default null,
+    backoff jsonb default null,
+    timeout double precision default null,
+    keep_for double precision default null,
+    dedup_key text default null,
+    on_complete jsonb default null,
+    context jsonb default null
+) returns table (id bigint, created boolean)
+language plpgsql set enable_seqscan = off -- its plans outlive the statistics they were made with
+as $$
+#variable_conflict use_column
+declare
+    stored bigint;
+    violated text;
+begin
+    loop
+        return query select task_id, false from nursery_queue.dedup
+                      where dedup.dedup_key = enqueue.dedup_key;
+        if found then
+            return;
+        end if;
+        begin
+            insert into nursery_queue.task (task_type, params, queue, priority, run_at,
+                                            max_attempts, backoff, timeout, keep_for, dedup_key,
+                                            on_complete, context)
+            values (enqueue.task_type, enqueue.params, enqueue.queue, enqueue.priority,
+                    coalesce(enqueue.run_at, nursery_queue.now()
+                                             + make_interval(secs => enqueue.run_after)),
+                    enqueue.max_attempts, enqueue.backoff, enqueue.timeout, enqueue.keep_for,
+                    enqueue.dedup_key, enqueue.on_complete, enqueue.context)
+            returning task.id into stored;
+            -- Not by `return query insert`: its row would outlive an insert that fails.
+            return query select stored, true;
+            return;
+        exception when unique_violation then
+            get stacked diagnostics violated = constraint_name;
+            if violated <> 'dedup_pkey' then
+                raise;
+            end if;
+            if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
+                raise serialization_failure using message =
+                    'a task with this dedup_key was stored since this transaction began';
+            end if;
+            -- Stored by somebody else between our look and our insert: look again.
+        end;
+    end loop;
+end
+$$;
+
+-- Stores many tasks of which some have a dedup_key, all or none, with ids in their order. For a
+-- key that a live task has, or one before it in the list, answers that one's id instead.
+create function nursery_queue.enqueue_many(
+    task_types text[], params jsonb[], queues text[], priorities integer[],
+    run_ats timestamptz[], run_afters double precision[], max_attempts integer[],
+    backoffs jsonb[], timeouts double precision[], keep_fors double precision[],
+    dedup_keys text[], on_completes jsonb[], contexts jsonb[]
+) returns table (id bigint, created boolean)
+language plpgsql set enable_seqscan = off
+    set plan_cache_mode = force_generic_plan -- to plan it takes longer than to run it
+as $$
+#variable_conflict use_column
+declare
+    refs bigint[];
+    news boolean[];
+    violated text;
+begin
+    loop
+        begin
+            with asked as materialized (
+                select each.*,
+                       (select dedup.task_id from nursery_queue.dedup
+                         where dedup.dedup_key = each.dedup_key) as holder,
+                       each.dedup_key is null or 1 = row_number() over (
+                           partition by each.dedup_key order by each.position) as first
+                  from unnest(enqueue_many.task_types, enqueue_many.params, enqueue_many.queues,
+                              enqueue_many.priorities, enqueue_many.run_ats,
+                              enqueue_many.run_afters, enqueue_many.max_attempts,
+                              enqueue_many.backoffs, enqueue_many.timeouts,
+                              enqueue_many.keep_fors, enqueue_many.dedup_keys,
+                              enqueue_many.on_completes, enqueue_many.contexts)
+                       with ordinality
+                       as each (task_type, params, queue, priority, run_at, run_after,
+                                max_attempts, backoff, timeout, keep_for, dedup_key,
+                                on_complete, context, position)
+            ), numbered as materialized (
+                select position, holder, dedup_key, first and holder is null as new,
+                       count(*) filter (where first and holder is null)
+                           over (order by position) as number
+                  from asked
+            ), stored as (
+                -- The keys are taken in their own order, by the trigger: so no two lists can
+                -- wait for each other.
+                insert into nursery_queue.task (task_type, params, queue, priority, run_at,
+                                                max_attempts, backoff, timeout, keep_for,
+                                                dedup_key, on_complete, context)
+                select task_type, params, queue, priority,
+                       coalesce(run_at, nursery_queue.now() + make_interval(secs => run_after)),
+                       max_attempts, backoff, timeout, keep_for, dedup_key, on_complete, context
+                  from asked
+                 where first and holder is null
+                 order by position
+                returning id
+            ), given as materialized (
+                -- Ids are given out in order of insertion; RETURNING promises no order.
+                select id, row_number() over (order by id) as number from stored
+            )
+            select array_agg(coalesce(holder, given.id) order by position),
+                   array_agg(new order by position)
+              into refs, news
+              from (select position, holder, new,
+                           min(number) over (partition by dedup_key,
+                                             case when dedup_key is null then position end)
+                               as number
+                      from numbered) as placed
+              left join given on given.number = placed.number;
+            return query select * from unnest(refs, news);
+            return;
+        exception when unique_violation then
+            get stacked diagnostics violated = constraint_name;
+            if violated <> 'dedup_pkey' then
+                raise;
+            end if;
+            if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
+                raise serialization_failure using message =
+                    'a task with one of these dedup_keys was stored since this transaction began';
+            end if;
+            -- Stored by somebody else between our look and our insert. All our keys are free
+            -- again: look again.
+        end;
+    end loop;
+end
+$$;

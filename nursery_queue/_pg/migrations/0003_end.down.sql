@@ -1,0 +1,6 @@
+-- Nothing is cancelled any more, and nobody told.
+drop function nursery_queue.cancel_page(text, text, timestamptz, bigint, bigint, integer, boolean);
+drop function nursery_queue.cancel(bigint, boolean);
+drop function nursery_queue.cancel_many(bigint[], boolean);
+drop function nursery_queue.complete(bigint[], jsonb[], jsonb[], jsonb[]);
+drop function nursery_queue.ending(text, jsonb, text, text, boolean);

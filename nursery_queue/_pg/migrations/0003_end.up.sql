@@ -1,0 +1,186 @@
+-- How tasks end other than by a worker, and how others are told of any end.
+
+-- How a task ended, as the task that tells of it gets it.
+create function nursery_queue.ending(
+    state text, result jsonb, error_type text, error_message text, while_running boolean
+) returns jsonb
+language sql immutable parallel safe
+as $$
+    select case state
+        when 'succeeded' then jsonb_build_object('status', state, 'value', result)
+        when 'failed' then jsonb_build_object('status', state, 'error_type', error_type,
+                                              'error', error_type || ': ' || error_message)
+        else jsonb_build_object('status', state, 'reason',
+                 case when while_running then 'cancelled while running'
+                                         else 'cancelled while waiting' end)
+        end
+$$;
+
+-- Stores the tasks that tell how others have ended. To be called together with that end.
+create function nursery_queue.complete(
+    ids bigint[], on_completes jsonb[], contexts jsonb[], endings jsonb[]
+) returns void
+language sql
+as $$
+    insert into nursery_queue.task (task_type, params, queue, priority, run_at, max_attempts,
+                                    backoff, timeout, keep_for, on_complete, context, completes)
+    select asked ->> 'task_type',
+           jsonb_build_object('task_id', id, 'context', context, 'result', ending),
+           coalesce(asked ->> 'queue', 'default'),
+           coalesce((asked ->> 'priority')::integer, 0),
+           nursery_queue.now()
+               + make_interval(secs => coalesce((asked ->> 'run_after')::double precision, 0)),
+           (asked ->> 'max_attempts')::integer,
+           asked -> 'backoff',
+           (asked ->> 'timeout')::double precision,
+           (asked ->> 'keep_for')::double precision,
+           asked -> 'on_complete',
+           asked -> 'context',
+           id
+      from unnest(ids, on_completes, contexts, endings) as ended (id, asked, context, ending)
+     order by id
+$$;
+
+-- Asks for tasks to be cancelled. Waiting: it never starts. Running: its worker is told; with
+-- running => false it may finish, but is not tried again. Answers how many of them were live.
+create function nursery_queue.cancel_many(ids bigint[], running boolean default true)
+returns integer
+language plpgsql set enable_seqscan = off
+    set plan_cache_mode = force_generic_plan -- to plan it takes longer than to run it
+as $$
+declare
+    rest bigint[] := ids;
+    stopped bigint[];
+    asked bigint[];
+    told integer;
+    done integer := 0;
+begin
+    -- A task may move on while we look at one place after the other: then look again.
+    while rest is not null loop
+        -- Positions are looked up one by one: a join may be planned as a walk through all of
+        -- them (offset 0).
+        with wanted as materialized (
+            select task.id, task.queue, task.priority, task.task_type, task.keep_for,
+                   task.on_complete, task.context
+              from nursery_queue.task
+             where task.id = any(rest)
+        ), not_ready as (
+            delete from nursery_queue.ready
+             where ctid = any(array(
+                select found.place
+                  from wanted
+                 cross join lateral (select ready.ctid as place from nursery_queue.ready
+                                      where ready.queue = wanted.queue
+                                        and ready.priority = wanted.priority
+                                        and ready.task_id = wanted.id offset 0) as found))
+            returning task_id, attempt, epoch, lost
+        ), not_parked as (
+            delete from nursery_queue.parked
+             where ctid = any(array(
+                select found.place
+                  from wanted
+                 cross join lateral (select parked.ctid as place from nursery_queue.parked
+                                      where parked.task_type = wanted.task_type
+                                        and parked.queue = wanted.queue
+                                        and parked.priority = wanted.priority
+                                        and parked.task_id = wanted.id offset 0) as found))
+            returning task_id, attempt, epoch, lost
+        ), not_scheduled as (
+            delete from nursery_queue.scheduled where task_id = any(rest)
+            returning task_id, attempt, epoch, lost
+        ), ended as materialized (
+            select wanted.*, place.attempt, place.epoch, place.lost
+              from (select * from not_ready union all
+                    select * from not_parked union all
+                    select * from not_scheduled) as place
+              join wanted on wanted.id = place.task_id
+        ), kept as (
+            insert into nursery_queue.finished (task_id, state, attempt, epoch, lost,
+                                                finished_at, expires_at)
+            select id, 'cancelled', attempt, epoch, lost, nursery_queue.now(),
+                   nursery_queue.now() + make_interval(secs => coalesce(keep_for, 86400))
+              from ended
+             where keep_for is distinct from 0
+        ), forgotten as (
+            delete from nursery_queue.task
+             where id = any(array(select id from ended where keep_for = 0))
+        ), forgotten_attempts as (
+            delete from nursery_queue.attempt
+             where task_id = any(array(select id from ended where keep_for = 0))
+        ), freed as (
+            delete from nursery_queue.dedup where task_id = any(array(select id from ended))
+        ), told as materialized (
+            select nursery_queue.complete(
+                       array_agg(id), array_agg(on_complete), array_agg(context),
+                       array_agg(nursery_queue.ending('cancelled', null, null, null, false)))
+              from ended
+             where on_complete is not null
+            having count(*) > 0
+        ), warned as (
+            update nursery_queue.running
+               set cancel_requested_at = coalesce(cancel_requested_at, nursery_queue.now()),
+                   cancel_interrupts = cancel_many.running
+                                       or (cancel_requested_at is not null and cancel_interrupts)
+             where task_id = any(rest)
+            returning task_id
+        )
+        select array(select id from ended), array(select task_id from warned),
+               (select count(*) from told)
+          into stopped, asked, told;
+        if stopped <> '{}' then
+            perform pg_notify('nursery_queue_finished', '');
+        end if;
+        if asked <> '{}' then
+            perform pg_notify('nursery_queue_cancel', '');
+        end if;
+        done := done + cardinality(stopped) + cardinality(asked);
+        select array_agg(missed.id) into rest
+          from (select unnest(rest) except select unnest(stopped || asked)) as missed (id)
+         cross join lateral (select task_status.state from nursery_queue.task_status
+                              where task_status.id = missed.id offset 0) as now
+         where now.state in ('scheduled', 'ready', 'running');
+    end loop;
+    return done;
+end
+$$;
+
+-- Asks for one task to be cancelled, as cancel_many does. Finished or unknown: false.
+create function nursery_queue.cancel(id bigint, running boolean default true) returns boolean
+language sql
+as $$
+    select nursery_queue.cancel_many(array[id], running) > 0
+$$;
+
+-- One page of a walk through all tasks by id: cancels those that fit and have not ended, or
+-- only counts them. Answers the last id it has looked at, null if there was none, and how many.
+create function nursery_queue.cancel_page(
+    queue text, task_type text, before timestamptz, after bigint, upto bigint, most integer,
+    dry_run boolean
+) returns table (last bigint, count integer)
+language plpgsql set enable_seqscan = off
+as $$
+#variable_conflict use_column
+declare
+    ids bigint[];
+begin
+    -- Two walks take turns: so they cannot wait for each other's tasks.
+    perform pg_advisory_xact_lock(hashtextextended('nursery_queue.cancel_page', 0));
+    with walked as materialized (
+        select task.id, task.queue, task.task_type, task.created_at from nursery_queue.task
+         where task.id > cancel_page.after and task.id <= cancel_page.upto
+         order by task.id
+         limit cancel_page.most
+    )
+    select (select max(id) from walked),
+           array(select id from walked
+                  where (cancel_page.queue is null or walked.queue = cancel_page.queue)
+                    and (cancel_page.task_type is null
+                         or walked.task_type = cancel_page.task_type)
+                    and (cancel_page.before is null or created_at < cancel_page.before)
+                    and (select true from nursery_queue.finished
+                          where finished.task_id = walked.id) is null)
+      into last, ids;
+    count := case when dry_run then cardinality(ids) else nursery_queue.cancel_many(ids) end;
+    return next;
+end
+$$;

@@ -1,0 +1,10 @@
+-- Limits are no longer kept; what was parked may be claimed again.
+insert into nursery_queue.ready select * from nursery_queue.parked;
+delete from nursery_queue.parked;
+drop function nursery_queue.unpark(text[], integer);
+drop function nursery_queue.park(integer);
+drop function nursery_queue.room(text[]);
+drop trigger count_and_ring on nursery_queue.queue;
+drop trigger change_queues_alone on nursery_queue.queue;
+drop function nursery_queue.count_and_ring();
+drop function nursery_queue.change_queues_alone();
