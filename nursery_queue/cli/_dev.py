@@ -19,7 +19,7 @@ from nursery_queue._embedded import embedded
 from ._database import Database
 from ._errors import PROBLEM, USAGE, ProblemError, Session
 from ._load import load_app
-from ._logging import keep_ours, log_to_stderr
+from ._logging import keep_ours, level_of, log_to_stderr
 from ._options import schema, verbose
 from ._output import write
 from ._settings import Dsn, setting
@@ -41,7 +41,14 @@ from ._worker import worker_options, worker_settings
 @verbose
 @click.pass_context
 def dev(
-    ctx: click.Context, /, app: str, data: str, log_format: str, schema: str, **options: Any
+    ctx: click.Context,
+    /,
+    app: str,
+    data: str,
+    log_format: str,
+    log_level: str | None,
+    schema: str,
+    **options: Any,
 ) -> int:
     """Run tasks on an embedded server, for development. APP is module:attribute.
 
@@ -49,7 +56,7 @@ def dev(
     worker. The data are there the next time. Needs the extra: nursery-queue[embedded].
     """
     settings = worker_settings(**options)
-    log_to_stderr(log_format)
+    log_to_stderr(log_format, level_of(ctx, log_level))
     ctx.ensure_object(Session).logs = log_format == "json"
     loaded = load_app(app)
     keep_ours()

@@ -15,7 +15,7 @@ from ._database import Database
 from ._errors import say
 from ._options import database, json_lines
 from ._output import plain, write, write_json
-from ._types import Duration, Instant, JsonObject, Whole
+from ._types import Duration, Instant, Json, JsonObject, Label, Whole
 
 
 @click.command()
@@ -42,6 +42,13 @@ from ._types import Duration, Instant, JsonObject, Whole
     "--keep-for", type=Duration(), metavar="SECONDS", help="Keep the finished task; 0: no."
 )
 @click.option("--dedup-key", metavar="KEY", help="Only one live task has it.")
+@click.option(
+    "--on-complete",
+    type=Label(),
+    metavar="NAME",
+    help="Task type that is told how the task ended: task_id, context, result.",
+)
+@click.option("--context", type=Json(), metavar="JSON", help="What it is told besides.")
 @database
 @json_lines
 @click.pass_context

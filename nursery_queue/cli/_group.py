@@ -9,6 +9,7 @@ import click
 from ._dev import dev
 from ._enqueue import enqueue
 from ._migrate import migrate
+from ._queues import queues
 from ._status import status
 from ._tasks import tasks
 from ._worker import worker
@@ -52,5 +53,5 @@ def commands() -> None:
     """  # noqa: D301  # click needs the control character itself
 
 
-for command in (worker, dev, migrate, enqueue, tasks, status):
+for command in (worker, dev, migrate, enqueue, tasks, queues, status):
     commands.add_command(command)

@@ -9,6 +9,15 @@ import logging
 import os
 import sys
 
+from typing import Any
+
+import click
+
+from click.core import ParameterSource
+
+from nursery_queue._runtime._log_level import log_level
+
+from ._errors import Session
 from ._secrets import redacted
 
 
@@ -38,7 +47,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, and exc if there is one."""
+    """One JSON object a line: time, level, logger, message; exc and event if there is one."""
 
     def __init__(self, *, who: str = "") -> None:
         super().__init__()
@@ -47,7 +56,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         when = dt.datetime.fromtimestamp(record.created, tz=dt.UTC)
-        line = {
+        line: dict[str, Any] = {
             "time": when.isoformat(timespec="microseconds").replace("+00:00", "Z"),
             "level": record.levelname,
             "logger": record.name,
@@ -57,11 +66,27 @@ class JsonFormatter(logging.Formatter):
             line["worker"] = self.who
         if record.exc_info:
             line["exc"] = redacted(self.formatException(record.exc_info))
-        return json.dumps(line, ensure_ascii=False)
+        if isinstance(event := getattr(record, "event", None), dict):
+            line["event"] = {name: _harmless(value) for name, value in event.items()}  # pyright: ignore[reportUnknownVariableType]  # anybody's log may have an "event"
+        return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def log_to_stderr(log_format: str, *, who: str = "") -> None:
-    """Write every logger's lines to stderr; ours from INFO, or from DEBUG with `-v`."""
+def _harmless(value: Any) -> Any:
+    return redacted(value) if isinstance(value, str) else value
+
+
+def level_of(ctx: click.Context, level: str | None) -> str | None:
+    """Return the level that was asked for with `--log-level`; `-v` outdoes all but the flag."""
+    flag = ctx.get_parameter_source("log_level") is ParameterSource.COMMANDLINE
+    return level if flag or not ctx.ensure_object(Session).verbose else None
+
+
+def log_to_stderr(log_format: str, level: str | None, *, who: str = "") -> None:
+    """Write every logger's lines to stderr; ours from *level* on.
+
+    None: from INFO on, or from DEBUG with `-v`. *who*: a child process, whose parent has said
+    what there is to say about the level.
+    """
     terminal = sys.stderr.isatty()
     handler = logging.StreamHandler()
     handler.setFormatter(
@@ -74,6 +99,10 @@ def log_to_stderr(log_format: str, *, who: str = "") -> None:
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     logging.captureWarnings(capture=log_format == "json")
+    log_level.overrule(level)
+    if who:
+        log_level.forgive()
+    log_level.complain()
 
 
 def say_at_once(level: int, message: str) -> None:

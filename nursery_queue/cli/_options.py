@@ -15,9 +15,12 @@ from ._database import Database
 from ._errors import Session
 from ._logging import be_verbose
 from ._settings import DsnSetting, DsnType, setting
+from ._types import Whole
 
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+BIGINT = 2**63 - 1
 
 
 def _note_verbose(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
@@ -53,6 +56,19 @@ def schema(command: F) -> F:
 def json_lines(command: F) -> F:
     """Give *command* `--json`, as *as_json*."""
     return click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")(command)
+
+
+def ids(command: F) -> F:
+    """Give *command* the ids of tasks, at least one."""
+    return some_ids(required=True)(command)
+
+
+def some_ids(*, required: bool) -> Callable[[F], F]:
+    """Return the decorator that gives a command ids of tasks."""
+    metavar = "ID..." if required else "[ID...]"
+    return click.argument(
+        "ids", metavar=metavar, nargs=-1, required=required, type=Whole(1, BIGINT)
+    )
 
 
 def database(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,11 +8,16 @@ import os
 import sys
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from ._errors import OutputClosedError
+
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 
 # One for each state of a task; the words of migrations and workers, too.
@@ -32,6 +37,8 @@ _STYLES: Mapping[str, str] = {
     "alive": "green",
     "draining": "yellow",
     "dead": "red",
+    "open": "green",
+    "paused": "yellow",
 }
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
@@ -45,6 +52,14 @@ def write(text: str) -> None:
     """Write a line."""
     try:
         print(text)
+    except BrokenPipeError as exc:
+        raise OutputClosedError from exc
+
+
+def flush() -> None:
+    """Let a reader have what was written."""
+    try:
+        sys.stdout.flush()
     except BrokenPipeError as exc:
         raise OutputClosedError from exc
 
@@ -63,6 +78,11 @@ def write_rows(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
         for row in rows:
             write("\t".join(cell(value) for value in row))
         return
+    to_terminal(as_table(columns, rows))
+
+
+def as_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """Return the table that `write_rows` writes on a terminal."""
     from rich.table import Table
     from rich.text import Text
 
@@ -80,7 +100,7 @@ def write_rows(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     for row in rows:
         words = [short(value) for value in row]
         table.add_row(*(Text(word, style=_STYLES.get(word, "")) for word in words))
-    _to_terminal(table)
+    return table
 
 
 def write_fields(fields: Mapping[str, object]) -> None:
@@ -95,7 +115,7 @@ def write_fields(fields: Mapping[str, object]) -> None:
 
         word = cell(value)
         line = Text(f"{name + ':':<{width + 1}} ", style="bold")
-        _to_terminal(line.append(word, style=_STYLES.get(word, "not bold")))
+        to_terminal(line.append(word, style=_STYLES.get(word, "not bold")))
 
 
 def cell(value: object) -> str:
@@ -143,17 +163,22 @@ def _jsonable(value: object) -> str:
     return value.isoformat() if isinstance(value, dt.datetime) else str(value)
 
 
-def _to_terminal(thing: Any) -> None:
+def terminal() -> Console:
+    """Return rich's console on stdout."""
     from rich.console import Console
 
-    console = Console(
+    return Console(
         file=sys.stdout,
         force_terminal=True,
         color_system=None if os.environ.get("NO_COLOR") else "auto",
         highlight=False,
         soft_wrap=False,
     )
+
+
+def to_terminal(thing: Any) -> None:
+    """Let rich write something on the terminal that stdout is."""
     try:
-        console.print(thing)
+        terminal().print(thing)
     except BrokenPipeError as exc:
         raise OutputClosedError from exc

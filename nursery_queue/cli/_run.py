@@ -12,7 +12,7 @@ from typing import cast
 
 import click
 
-from ._errors import CLEAN, PROBLEM, OutputClosedError, Session, say
+from ._errors import CLEAN, PROBLEM, OutputClosedError, Session, root_of, say
 from ._group import commands
 from ._secrets import redacted
 
@@ -45,12 +45,12 @@ def _dispatch(args: Sequence[str], session: Session) -> int:
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
         return PROBLEM
-    except OutputClosedError:
-        _forget_stdout()
-        return CLEAN
     except SystemExit:  # click ends so when the reader of its help has gone, and only then
         return CLEAN
     except BaseException as exc:  # noqa: BLE001  # the end of the line: told, never swallowed
+        if isinstance(root_of(exc), OutputClosedError):
+            _forget_stdout()
+            return CLEAN
         return session.report(exc)
     return result if isinstance(result, int) else CLEAN
 

@@ -15,6 +15,8 @@ import click
 
 from click.core import ParameterSource
 
+from nursery_queue._runtime._log_level import is_level
+
 from ._types import ParamType
 
 
@@ -71,6 +73,25 @@ class Setting(click.Option):
             msg = f"{where} must be {wanted}, not {value!r}"
             raise click.UsageError(msg, ctx)
         self.checked(ctx, values if self.multiple else value, where)
+
+
+class LevelSetting(Setting):
+    """The level of the log. A bad one in the environment is warned of, and no usage error.
+
+    It is for programs of all kinds, and none is to fail for it.
+    """
+
+    def consume_value(self, ctx: click.Context, opts: Any) -> tuple[Any, ParameterSource]:
+        """Find the value: flag, environment if it is any good, pyproject.toml, default."""
+        value, source = click.Option.consume_value(self, ctx, opts)
+        if source is ParameterSource.ENVIRONMENT and is_level(str(value).strip()):
+            return str(value).strip(), source
+        if source is ParameterSource.COMMANDLINE:
+            return value, source
+        assert self.name is not None
+        project = project_settings(Path.cwd())
+        project.check(ctx)
+        return project.values.get(self.name), ParameterSource.DEFAULT_MAP
 
 
 _IN_WORDS: Mapping[type, str] = {

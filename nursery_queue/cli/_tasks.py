@@ -1,21 +1,20 @@
-"""`tasks`: look at tasks, cancel them, let them go again."""
+"""`tasks`: look at tasks."""
 
 from __future__ import annotations
 
 import json
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 import click
 import trio
 
-from nursery_queue._client import Client
 from nursery_queue._core._model import Attempt, TaskStatus
 from nursery_queue._core._states import State
 
 from ._database import Database
 from ._errors import CLEAN, PROBLEM, say
-from ._options import database, json_lines
+from ._options import BIGINT, database, ids, json_lines
 from ._output import (
     harmless,
     on_terminal,
@@ -26,13 +25,11 @@ from ._output import (
     write_json,
     write_rows,
 )
+from ._steering import cancel, retry
 from ._types import Whole
 
 
 PAGE = 1000
-BIGINT = 2**63 - 1
-
-_ids = click.argument("ids", metavar="ID...", nargs=-1, required=True, type=Whole(1, BIGINT))
 
 
 @click.group()
@@ -107,7 +104,7 @@ def _short_line(task: TaskStatus) -> Sequence[object]:
 
 
 @tasks.command()
-@_ids
+@ids
 @database
 @json_lines
 def show(database: Database, ids: Sequence[int], as_json: bool) -> int:
@@ -120,7 +117,7 @@ def show(database: Database, ids: Sequence[int], as_json: bool) -> int:
         async with database.client() as client:
             return [
                 (status, await client.attempts(status.id) if status else [])
-                for status in await client.status_many(ids)
+                for status in await client.status_many(ids, payloads=True)
             ]
 
     code = CLEAN
@@ -141,7 +138,9 @@ def _show_task(task: TaskStatus, attempts: Sequence[Attempt]) -> None:
     fields = plain(task)
     fields["cancel_requested"] = task.cancel_requested or None
     fields["lost"] = task.lost or None
-    fields["result"] = None if task.result is None else json.dumps(task.result, ensure_ascii=False)
+    for name in ("params", "context", "result"):
+        value = fields.pop(name)  # to the end: they can be long
+        fields[name] = None if value is None else json.dumps(value, ensure_ascii=False)
     del fields["error_type"], fields["error_message"]
     write_fields({name.replace("_", " "): value for name, value in fields.items()})
     for attempt in attempts:
@@ -169,66 +168,5 @@ def _error_lines(attempt: Attempt) -> list[str]:
     return f"{attempt.error_type}: {attempt.error_message}".splitlines()
 
 
-@tasks.command()
-@_ids
-@click.option("--let-finish", is_flag=True, help="A running attempt may finish; no other follows.")
-@database
-@json_lines
-def cancel(database: Database, ids: Sequence[int], let_finish: bool, as_json: bool) -> int:
-    """Cancel tasks, and print each one's id and the state it is in now.
-
-    A waiting task never starts. A running one is cancelled on its worker, a moment later.
-    Exits with 1 if one of them has ended already, or never existed.
-    """
-
-    async def ask(client: Client, task_id: int) -> bool:
-        return await client.cancel(task_id, running=not let_finish)
-
-    return _steer(database, ids, ask, "has ended already", as_json=as_json)
-
-
-@tasks.command()
-@_ids
-@database
-@json_lines
-def retry(database: Database, ids: Sequence[int], as_json: bool) -> int:
-    """Let failed or cancelled tasks go again, and print each one's id and its state now.
-
-    They get all their attempts anew. Exits with 1 if one of them is neither failed nor
-    cancelled, or if another live task has its dedup key by now.
-    """
-
-    async def ask(client: Client, task_id: int) -> bool:
-        return await client.retry(task_id)
-
-    why = "is neither failed nor cancelled, or another live task has its dedup key"
-    return _steer(database, ids, ask, why, as_json=as_json)
-
-
-def _steer(
-    database: Database,
-    ids: Sequence[int],
-    ask: Callable[[Client, int], Awaitable[bool]],
-    why_not: str,
-    *,
-    as_json: bool,
-) -> int:
-    """Do something to each task, then say what came of it."""
-
-    async def steer() -> list[tuple[int, bool, TaskStatus | None]]:
-        async with database.client() as client:
-            done = [await ask(client, task_id) for task_id in ids]
-            return list(zip(ids, done, await client.status_many(ids), strict=True))
-
-    answers = trio.run(steer)
-    for task_id, done, task in answers:
-        state = "" if task is None else task.state
-        if as_json:
-            write_json({"id": task_id, "done": done, "state": state or None})
-        elif done:
-            asked = task is not None and task.cancel_requested
-            write(f"{task_id}\t{state}{', cancel requested' if asked else ''}")
-        if not done:
-            reason = "never existed, or has been pruned" if task is None else why_not
-            say(f"Error: task {task_id} {reason}{f' ({state})' if state else ''}")
-    return CLEAN if all(done for _, done, _ in answers) else PROBLEM
+tasks.add_command(cancel)
+tasks.add_command(retry)

@@ -60,15 +60,33 @@ class Whole(ParamType):
 
     name = "n"
 
-    def __init__(self, minimum: int, maximum: int = 2**31 - 1) -> None:
+    def __init__(self, minimum: int, maximum: int = 2**31 - 1, *, endless: bool = False) -> None:
         self.minimum, self.maximum = minimum, maximum
+        self.endless = endless  # "none" is allowed, and means no limit
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number."""
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        """Return the number; None for no limit."""
+        if self.endless and value == "none":
+            return None
         if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+", value):
             value = int(value)
         try:
             return whole(value, "it", minimum=self.minimum, maximum=self.maximum)
+        except (TypeError, ValueError) as exc:
+            self.fail(f"{exc}{', or none' if self.endless else ''}", param, ctx)
+
+
+class Label(ParamType):
+    """A name: short and printable."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name."""
+        try:
+            return label(value, "it")
         except (TypeError, ValueError) as exc:
             self.fail(str(exc), param, ctx)
 
@@ -122,6 +140,7 @@ class Instant(ParamType):
     """An instant with its time zone, in ISO 8601."""
 
     name = "instant"
+    examples = "2030-01-31T08:00+01:00 or ...Z"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -131,26 +150,49 @@ class Instant(ParamType):
             return instant(dt.datetime.fromisoformat(value), "it")
         except ValueError:
             self.fail(
-                f"{value!r} is no instant with a time zone: write 2030-01-31T08:00+01:00 or ...Z",
+                f"{value!r} is no instant with a time zone: write {self.examples}",
                 param,
                 ctx,
             )
 
 
-class JsonObject(ParamType):
-    """A JSON object; "-" reads it from stdin."""
+class Past(Instant):
+    """An instant, or how long ago it was: a number with its unit, since 2029 may be a year."""
+
+    examples = "2030-01-31T08:00+01:00 or ...Z, or an age such as 2h"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dt.datetime:
+        """Return an aware datetime."""
+        if isinstance(value, str) and re.fullmatch(r"[\d.]+\s*[a-z]+", value.strip().lower()):
+            age = Duration().convert(value, param, ctx)
+            assert age is not None
+            return dt.datetime.now(dt.UTC) - dt.timedelta(seconds=age)
+        return super().convert(value, param, ctx)
+
+
+class Json(ParamType):
+    """Any JSON value."""
 
     name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value."""
+        try:
+            return json.loads(str(value), parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as exc:
+            self.fail(f"that is not JSON: {exc}", param, ctx)
+
+
+class JsonObject(Json):
+    """A JSON object; "-" reads it from stdin."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> dict[str, Any]:
         """Return the object."""
-        text = sys.stdin.read() if value == "-" else str(value)
-        try:
-            params: Any = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as exc:
-            self.fail(f"that is not JSON: {exc}", param, ctx)
+        params = super().convert(sys.stdin.read() if value == "-" else value, param, ctx)
         if not isinstance(params, dict):
             self.fail('params are a JSON object by name, such as {"width": 640}', param, ctx)
         return cast("dict[str, Any]", params)

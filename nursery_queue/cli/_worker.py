@@ -8,14 +8,16 @@ from typing import Any
 import click
 import trio
 
+from nursery_queue._runtime._log_level import LEVELS
+
 from ._database import Database
 from ._errors import Session
 from ._lifeline import Lifeline
 from ._load import load_app
-from ._logging import keep_ours, log_to_stderr
+from ._logging import keep_ours, level_of, log_to_stderr
 from ._options import database
 from ._processes import run_processes
-from ._settings import setting
+from ._settings import LevelSetting, setting
 from ._types import Duration, Prefetch, QueueLimit, Whole
 from ._work import Shift, work
 
@@ -104,11 +106,18 @@ _OPTIONS = (
         show_default=True,
         help="Of the log, on stderr.",
     ),
+    setting(
+        "--log-level",
+        cls=LevelSetting,
+        type=click.Choice(LEVELS, case_sensitive=False),
+        metavar="LEVEL",
+        help=f"{', '.join(LEVELS)}; INFO by default, DEBUG with -v.",
+    ),
 )
 
 
 def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give *command* what `Worker` can be told, and `--log-format`."""
+    """Give *command* what `Worker` can be told, `--log-format` and `--log-level`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -156,6 +165,7 @@ def worker(
     database: Database,
     app: str,
     log_format: str,
+    log_level: str | None,
     drain: bool,
     processes: int,
     child: Lifeline | None,
@@ -170,7 +180,8 @@ def worker(
     SIGUSR1: claim nothing more. SIGUSR2: print what every trio task waits for.
     """  # noqa: D301  # click needs the control character itself
     settings = worker_settings(**options)
-    log_to_stderr(log_format, who="" if child is None else str(child.number))
+    who = "" if child is None else str(child.number)
+    log_to_stderr(log_format, level_of(ctx, log_level), who=who)
     ctx.ensure_object(Session).logs = log_format == "json"
     if child is None and processes > 1:
         return trio.run(run_processes, processes, ctx.meta["nursery_queue.args"])

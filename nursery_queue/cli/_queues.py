@@ -1,0 +1,129 @@
+"""`queues`: how queues are set, and setting them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+import click
+import trio
+
+from nursery_queue._client import Client
+from nursery_queue._core._model import QueueStatus
+
+from ._database import Database
+from ._errors import say
+from ._options import database, json_lines
+from ._output import on_terminal, plain, write_json, write_rows
+from ._types import Label, Whole
+
+
+_COLUMNS = ("queue", "state", "#limit", "#scheduled", "#ready", "#running")
+
+_name = click.argument("name", type=Label())
+_names = click.argument("names", metavar="NAME...", nargs=-1, required=True, type=Label())
+
+
+@click.group()
+def queues() -> None:
+    """Look at queues, pause them, limit them."""
+
+
+@queues.command("list")
+@database
+@json_lines
+def list_(database: Database, as_json: bool) -> None:
+    """List the queues that have live tasks, are paused, or have a limit.
+
+    Without a terminal: name, whether it is paused, limit (empty: none), scheduled, ready and
+    running tasks, separated by tabs, one queue a line.
+    """
+
+    async def fetch() -> Sequence[QueueStatus]:
+        async with database.client() as client:
+            return await client.queues()
+
+    if found := trio.run(fetch):
+        _show(found, as_json=as_json)
+    elif on_terminal() and not as_json:
+        say("no queues")
+
+
+@queues.command()
+@_names
+@database
+@json_lines
+def pause(database: Database, names: Sequence[str], as_json: bool) -> None:
+    """Let nothing of these queues start, and print each one as it is now.
+
+    What runs is not touched. Tasks can be enqueued all the same.
+    """
+    _set(database, names, lambda client, name: client.pause(name), as_json=as_json)
+
+
+@queues.command()
+@_names
+@database
+@json_lines
+def resume(database: Database, names: Sequence[str], as_json: bool) -> None:
+    """Let tasks of these queues start again, at once, and print each one as it is now."""
+    _set(database, names, lambda client, name: client.resume(name), as_json=as_json)
+
+
+@queues.command()
+@_name
+@click.argument("limit", metavar="N|none", type=Whole(0, endless=True))
+@database
+@json_lines
+def limit(database: Database, name: str, limit: int | None, as_json: bool) -> None:
+    """Let at most N tasks of a queue run over all workers, and print it as it is now.
+
+    What runs is not touched: with a lower limit than before, the surplus runs to its end.
+    0 lets nothing start; "none" takes the limit away.
+    """
+
+    async def ask(client: Client, name: str) -> None:
+        await client.configure_queue(name, max_running=limit)
+
+    _set(database, [name], ask, as_json=as_json)
+
+
+def _set(
+    database: Database,
+    names: Iterable[str],
+    ask: Callable[[Client, str], Awaitable[object]],
+    *,
+    as_json: bool,
+) -> None:
+    """Do something to each queue, then show them."""
+    wanted = list(dict.fromkeys(names))
+
+    async def change() -> Sequence[QueueStatus]:
+        async with database.client() as client:
+            for name in wanted:
+                await ask(client, name)
+            return await client.queues()
+
+    found = {queue.name: queue for queue in trio.run(change)}
+    _show([found.get(name) or _untouched(name) for name in wanted], as_json=as_json)
+
+
+def _untouched(name: str) -> QueueStatus:
+    """Return what a queue is like that is in no list."""
+    return QueueStatus(name=name, paused=False, max_running=None, scheduled=0, ready=0, running=0)
+
+
+def _show(found: Sequence[QueueStatus], *, as_json: bool) -> None:
+    if as_json:
+        for queue in found:
+            write_json(plain(queue))
+    elif on_terminal():
+        write_rows(_COLUMNS, [_short_line(queue) for queue in found])
+    else:
+        write_rows((), [list(plain(queue).values()) for queue in found])
+
+
+def _short_line(queue: QueueStatus) -> Sequence[object]:
+    state = "paused" if queue.paused or queue.max_running == 0 else "open"
+    limit = "·" if queue.max_running is None else queue.max_running
+    counts = (queue.scheduled, queue.ready, queue.running)
+    return queue.name, state, limit, *(count or "·" for count in counts)

@@ -1,0 +1,129 @@
+"""`status --watch`: the same question again and again, through outages, until Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import signal
+
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+import trio
+
+from nursery_queue._core._errors import TransientError
+from nursery_queue._core._model import Stats
+
+from ._database import Database
+from ._errors import say
+from ._output import terminal
+
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+
+class Display(Protocol):
+    """Where a person or a program sees what we see."""
+
+    def show(self, stats: Stats) -> None:
+        """Show what there is now."""
+        ...
+
+    def away(self, why: str) -> None:
+        """Tell that there was no answer; called again for as long as there is none."""
+        ...
+
+
+async def watch(database: Database, every: float, display: Display) -> None:
+    """Ask every so many seconds until SIGINT or SIGTERM.
+
+    Only the first question must be answered: later outages are told, and ridden out.
+    """
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_end_with_a_signal, nursery.cancel_scope)
+        async with database.client() as client:
+            while True:
+                try:
+                    stats = await client.stats()
+                except TransientError as exc:
+                    display.away(str(database.unreachable(exc)))
+                else:
+                    display.show(stats)
+                await trio.sleep(every)
+
+
+async def _end_with_a_signal(
+    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]
+) -> None:
+    # A second one finds nobody here, and does what it always does.
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for signum in signals:
+            scope.cancel(signal.Signals(signum).name)
+            break
+
+
+@attrs.define(eq=False)
+class Log:
+    """Writes one block after the other; outages are told on stderr, once each."""
+
+    write: Callable[[Stats], None]
+    _away: bool = attrs.field(default=False, init=False)
+
+    def show(self, stats: Stats) -> None:
+        """Write a block."""
+        if self._away:
+            say("the database answers again")
+        self._away = False
+        self.write(stats)
+
+    def away(self, why: str) -> None:
+        """Say so, the first time."""
+        if not self._away:
+            say(f"{why}\ntrying again until it answers")
+        self._away = True
+
+
+@attrs.define(eq=False)
+class Screen:
+    """Draws over what it has drawn; an outage is told below the last that was known."""
+
+    render: Callable[[Stats], RenderableType]
+    _live: Live
+    _last: Stats | None = attrs.field(default=None, init=False)
+    _asked: dt.datetime | None = attrs.field(default=None, init=False)
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(cls, render: Callable[[Stats], RenderableType]) -> Generator[Screen]:
+        """Draw while the block lasts; the last picture stays."""
+        from rich.live import Live
+
+        with Live(console=terminal(), auto_refresh=False) as live:
+            yield cls(render, live)
+
+    def show(self, stats: Stats) -> None:
+        """Draw anew."""
+        self._last, self._asked = stats, dt.datetime.now().astimezone()
+        self._draw()
+
+    def away(self, why: str) -> None:
+        """Draw the last that was known, and why there is nothing newer."""
+        self._draw(why)
+
+    def _draw(self, trouble: str = "") -> None:
+        from rich.console import Group
+        from rich.text import Text
+
+        at = "" if self._asked is None else f"as of {self._asked:%H:%M:%S}"
+        self._live.update(
+            Group(
+                *([] if self._last is None else [self.render(self._last), Text()]),
+                *([Text(trouble, style="red")] if trouble else []),
+                Text(f"{at}  Ctrl-C ends", style="dim"),
+            ),
+            refresh=True,
+        )
