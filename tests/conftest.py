@@ -25,6 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="leave out tests that do not use the server of this run: for another version of it",
     )
+    parser.addoption(
+        "--model-examples",
+        type=int,
+        default=500,
+        help="how many sequences of steps tests/model is to try",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -80,6 +80,10 @@ class Running:
     def stderr(self) -> str:
         return "\n".join(self._lines["stderr"])
 
+    def lines(self, of: str) -> list[str]:
+        """Return what has come so far."""
+        return list(self._lines[of])
+
     def line(self, pattern: str, *, of: str = "stderr", count: int = 1) -> str:
         """Wait for the *count*-th line that has *pattern* in it and return it."""
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime as dt
 import json
 
 from typing import Any
@@ -140,6 +141,25 @@ def test_enqueue_reads_stdin(quick: Run, migrated: str) -> None:
     assert rows(migrated, "select params from nursery_queue.task") == [({"name": "pipe"},)]
 
 
+@pytest.mark.parametrize("context", ['{"a": [1, null]}', '"text"', "0", "[]"])
+def test_enqueue_asks_to_be_told(quick: Run, migrated: str, context: str) -> None:
+    """The name of whom to tell arrives, and so does what it is told besides, as JSON."""
+    assert quick("enqueue", "hello", "--on-complete", "done", "--context", context).stdout == "1\n"
+
+    (row,) = rows(migrated, "select on_complete->>'task_type', context from nursery_queue.task")
+    assert row == ("done", json.loads(context))
+
+
+def test_a_cancel_tells_without_a_worker(quick: Run, migrated: str) -> None:
+    """Whom the task was to tell is told of its cancellation, though no worker is alive."""
+    quick("enqueue", "hello", "--on-complete", "done", "--context", "5")
+    quick("tasks", "cancel", "1")
+
+    (row,) = rows(migrated, "select task_type, params from nursery_queue.task where id > 1")
+    result = {"status": "cancelled", "reason": "cancelled while waiting"}
+    assert row == ("done", {"task_id": 1, "context": 5, "result": result})
+
+
 @pytest.mark.parametrize("option", [("--run-after", "1h"), ("--run-at", "2100-01-01T00:00Z")])
 def test_enqueue_for_later(quick: Run, option: tuple[str, str]) -> None:
     """A task with a time to come is scheduled, not ready."""
@@ -175,6 +195,10 @@ def test_enqueue_twice_with_one_dedup_key(quick: Run) -> None:
         (["--max-attempts", "0"], "--max-attempts"),
         (["--max-attempts", "many"], "--max-attempts"),
         (["--queue", ""], "queue must be"),
+        (["--on-complete", ""], "--on-complete"),
+        (["--on-complete", "done", "--context", "{bad"], "that is not JSON"),
+        (["--on-complete", "done", "--context", "NaN"], "NaN"),
+        (["--context", "5"], "no on_complete"),
     ],
 )
 def test_what_cannot_be_enqueued_is_2(quick: Run, args: list[str], said: str) -> None:
@@ -244,6 +268,7 @@ class TestSomeTasks:
         text = quick("tasks", "show", "2").stdout
 
         assert "state:       failed" in text
+        assert "params:      {" in text
         assert "attempt 1: failed" in text
         assert "Traceback" in text
         assert "\x1b" not in text
@@ -289,21 +314,26 @@ class TestSomeTasks:
         assert quick("tasks", "show", "--", task_id).returncode == 2
 
     def test_status(self, quick: Run) -> None:
-        """Counts by queue and state, and what nobody knows; no workers are left."""
+        """Counts by queue and state, what nobody knows, and attempts; no workers are left."""
         table = lines(quick("status").stdout)
 
-        assert table == [
+        assert [row[:3] if row[0] == "unknown_task_type" else row for row in table] == [
             ["queue", "default", "1", "0", "0", "1", "1", "0"],
             ["queue", "mail", "0", "1", "0", "0", "0", "0"],
             ["unknown_task_type", "nobody", "1"],
+            ["attempts", "default", "2", "1", "1", "0", "0", "0", "0", "0", "0.5", "0.5"],
+            ["attempts", "mail", "0", "0", "0", "0", "0", "0", "0", "1", "0.0", "0.0"],
         ]
 
     def test_status_as_json(self, quick: Run) -> None:
         """The same, one object a line."""
         found = objects(quick("status", "--json").stdout)
 
-        assert [each["kind"] for each in found] == ["queue", "queue", "unknown_task_type"]
+        kinds = ["queue", "queue", "unknown_task_type", "attempts", "attempts"]
+        assert [each["kind"] for each in found] == kinds
         assert found[0]["failed"] == 1
+        assert dt.datetime.fromisoformat(found[2]["since"]).tzinfo is not None
+        assert found[3]["failure_rate"] == 0.5
 
 
 def test_nothing_to_list(quick: Run) -> None:

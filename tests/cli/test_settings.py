@@ -32,6 +32,7 @@ LADDER = [
     ("--name", "flag", "variable", '"file"', "flag", "variable", "file", None),
     ("--schema", "a", "b", '"c"', "a", "b", "c", "nursery_queue"),
     ("--log-format", "text", "json", '"json"', "text", "json", "json", "text"),
+    ("--log-level", "error", "Debug", '"warning"', "ERROR", "DEBUG", "WARNING", None),
     ("--prefetch", "3", "auto", "5", 3, "auto", 5, "auto"),
     ("--processes", "2", "3", "4", 2, 3, 4, 1),
     (

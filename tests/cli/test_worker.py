@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import signal
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,82 @@ def test_v_says_more(cli: Run) -> None:
 
     assert done.returncode == 0
     assert done.stderr.count("working until idle") == 1
+
+
+def levels(stderr: str) -> set[str]:
+    """Return the levels of the lines that our loggers wrote, as JSON."""
+    return {json.loads(line)["level"] for line in stderr.splitlines()}
+
+
+def test_events_as_json(cli: Run) -> None:
+    """What happens to tasks is logged at level DEBUG, with an object that has all there is."""
+    cli("enqueue", "hello")
+    cli("enqueue", "fails")
+    done = cli("worker", "shop:app", "--drain", "--log-level", "debug", "--log-format", "json")
+    records = [json.loads(line) for line in done.stderr.splitlines()]
+    events = [record["event"] for record in records if "event" in record]
+
+    assert {event["kind"] for event in events} == {"task_started", "task_completed", "report"}
+    assert {event["task_id"]: event["status"] for event in events if "status" in event} == {
+        1: "succeeded",
+        2: "failed",
+    }
+    assert events[-1]["failure_rate"] == 0.5
+    assert (events[-1]["completed"], events[-1]["last"]) == (2, True)
+
+
+def test_secrets_in_events(cli: Run, project: Path) -> None:
+    """A password in an error is hidden in the object, too."""
+    (project / "telling.py").write_text(
+        "import nursery_queue as nq\n"
+        "app = nq.App()\n"
+        "@app.task(name='tells', retry=None)\n"
+        "async def tells() -> None:\n"
+        "    raise ValueError('postgresql://me:tOpsEcret@h/db')\n"
+    )
+    cli("enqueue", "tells")
+    done = cli("worker", "telling:app", "--drain", "--log-level", "debug", "--log-format", "json")
+
+    assert done.stderr.count("postgresql://me:***@h/db") == 3  # once in an object
+    assert "tOpsEcret" not in done.stderr
+
+
+def test_the_level_of_the_log(cli: Run) -> None:
+    """The flag outdoes -v, which outdoes the variable; INFO is the default."""
+    worker = ("worker", "shop:app", "--drain", "--log-format", "json")
+
+    def said(*args: str, env: Mapping[str, str] | None = None) -> set[str]:
+        cli("enqueue", "hello")
+        return levels(cli(*worker, *args, env=env).stderr)
+
+    warning = {"NURSERY_QUEUE_LOG_LEVEL": "Warning"}
+    found = [said(), said(env=warning), said("-v", env=warning)]
+    found.append(said("-v", "--log-level", "error", env=warning))
+
+    assert found == [{"INFO"}, set(), {"INFO", "DEBUG"}, set()]
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_bad_level_in_the_environment(cli: Run, processes: str) -> None:
+    """It is warned of once, whatever number of processes hears of it, and the work goes on."""
+    loud = {"NURSERY_QUEUE_LOG_LEVEL": "loud"}
+    cli("enqueue", "hello")
+    done = cli("worker", "shop:app", "--drain", "--processes", processes, env=loud)
+    warnings = [line for line in done.stderr.splitlines() if "WARNING" in line.split()]
+
+    assert done.returncode == 0
+    assert len(warnings) == 1
+    assert "NURSERY_QUEUE_LOG_LEVEL is 'loud'" in warnings[0]
+    assert warnings[0].endswith("the default, INFO")
+    assert "1 succeeded" in done.stderr
+
+
+def test_a_bad_level_as_a_flag_is_2(cli: Run) -> None:
+    """On the command line it is a usage error like any other."""
+    done = cli("worker", "shop:app", "--log-level", "loud")
+
+    assert done.returncode == 2
+    assert "--log-level" in done.stderr
 
 
 def test_an_app_without_task_types_is_warned_about(cli: Run, project: Path) -> None:

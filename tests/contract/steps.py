@@ -87,8 +87,10 @@ async def claim(
     *,
     task_types: Sequence[str] = (TYPE,),
     lanes: Sequence[Lane] | None = None,
+    at_once: int | None = None,
 ) -> list[Claim]:
-    return list((await store.claim(worker, task_types, limit=limit, lanes=lanes)).claims)
+    claimed = await store.claim(worker, task_types, limit=limit, lanes=lanes, at_once=at_once)
+    return list(claimed.claims)
 
 
 async def claim_one(store: Store, worker: UUID) -> Claim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import uuid
 
 from collections.abc import Awaitable, Callable
@@ -10,11 +11,18 @@ from typing import Any
 import pytest
 
 from nursery_queue._core._errors import Closed
-from nursery_queue._core._model import TaskFilter, WorkerInfo, WorkerStatus
+from nursery_queue._core._model import (
+    CancelFilter,
+    Stranded,
+    TaskFilter,
+    WorkerInfo,
+    WorkerStatus,
+)
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime
 from tests.contract.steps import (
+    DAY,
     LEASE,
     TYPE,
     a_task,
@@ -105,17 +113,38 @@ async def test_counts(store: Store) -> None:
 
 
 async def test_types_that_nobody_knows(store: Store, virtual_time: VirtualTime) -> None:
-    """Ready tasks whose type no live worker knows are counted."""
-    await store.enqueue([a_task(task_type=t) for t in ("x", "x", "y", TYPE)])
-    await add(store, task_type="z", run_after=60)
+    """Ready tasks whose type no live worker knows are counted, and since when there are any."""
+    began = virtual_time.now()
+    await store.enqueue([a_task(task_type=t) for t in ("y", TYPE)])
+    await add(store, task_type="z", run_after=600)
+    virtual_time.advance(3)
+    await store.enqueue([a_task(task_type=t) for t in ("x", "x")])
     await hire(store)
     await hire(store, task_types=["y"], lease=LEASE * 2)
+    x = Stranded(2, began + dt.timedelta(seconds=3))
 
-    assert (await store.stats()).unknown_task_types == {"x": 2}
+    assert (await store.stats()).unknown_task_types == {"x": x}
 
     virtual_time.advance(LEASE + 1)
+    await add(store, task_type="x", run_at=began - dt.timedelta(days=1))
+    x = Stranded(3, began - dt.timedelta(days=1))
 
-    assert (await store.stats()).unknown_task_types == {"x": 2, TYPE: 1}
+    assert (await store.stats()).unknown_task_types == {"x": x, TYPE: Stranded(1, began)}
+
+
+async def test_what_is_parked_is_counted(store: Store, virtual_time: VirtualTime) -> None:
+    """That a ready task of an unknown type has been put out of the way makes no difference."""
+    await store.enqueue([a_task(task_type=t, run_after=2) for t in ("x", "x", TYPE)])
+    await hire(store, lease=DAY)
+    virtual_time.advance(5)
+    await store.promote()
+    before = await store.stats()
+    await store.park()
+    since = virtual_time.now() - dt.timedelta(seconds=3)
+
+    assert await store.stats() == before
+    assert before.unknown_task_types == {"x": Stranded(2, since)}
+    assert (before.backlog, before.queues) == (3, {"default": {State.READY: 3}})
 
 
 async def test_workers(store: Store, virtual_time: VirtualTime) -> None:
@@ -185,6 +214,8 @@ VERBS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "status_many": lambda store: store.status_many([1]),
     "attempts": lambda store: store.attempts(1),
     "list_tasks": lambda store: store.list_tasks(TaskFilter()),
+    "workers": lambda store: store.workers(),
+    "cancel_some": lambda store: store.cancel_some(CancelFilter(), after=0, upto=1, dry_run=True),
     "stats": lambda store: store.stats(),
     "register": hire,
     "heartbeat": lambda store: store.heartbeat(NOBODY, draining=False),
@@ -193,6 +224,7 @@ VERBS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "give_back_all_but": lambda store: store.give_back_all_but(NOBODY, set()),
     "promote": lambda store: store.promote(),
     "sweep": lambda store: store.sweep(max_lost=1),
+    "backlog": lambda store: store.backlog([TYPE], queues=None, most=1),
     "prune": lambda store: store.prune(),
     "transaction": lambda store: store.transaction().__aenter__(),
 }

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
+from nursery_queue._core._model import CancelFilter
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
 from tests.contract.steps import (
@@ -29,7 +30,9 @@ from tests.contract.steps import (
 ROUNDS = 40
 
 
-async def interrupted(verb: Callable[[], Awaitable[object]], rng: random.Random) -> bool:
+async def interrupted(
+    verb: Callable[[], Awaitable[object]], rng: random.Random, *, longest: float = 0.006
+) -> bool:
     """Run *verb* and cancel it at some moment; say whether it returned all the same."""
     returned = False
 
@@ -41,7 +44,8 @@ async def interrupted(verb: Callable[[], Awaitable[object]], rng: random.Random)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
         # Real time, in which the database works; turns alone would all be over before.
-        until = time.perf_counter() + rng.choice([0, rng.uniform(0, 0.001), rng.uniform(0, 0.006)])
+        some, more = rng.uniform(0, longest / 6), rng.uniform(0, longest)
+        until = time.perf_counter() + rng.choice([0, some, more])
         while time.perf_counter() < until and not returned:
             await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
@@ -78,6 +82,41 @@ async def test_enqueue(store: Store, seed: int) -> None:
         assert await count(store) == stored
 
     await add(store)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_enqueue_by_copy(store: Store, seed: int) -> None:
+    """However many tasks, and whatever has been sent by then: all are stored, or none."""
+    rng, stored, cancelled = random.Random(seed), 0, 0
+    for turn in range(ROUNDS):
+        size = rng.choice([1, 30, 500])
+        batch = [a_task() for _ in range(size)]
+        enqueue = functools.partial(store.enqueue, batch, copy=True)
+        if await interrupted(enqueue, rng, longest=0.003 * turn):
+            stored += size
+        else:
+            cancelled += 1
+
+        assert await count(store) == stored
+
+    assert stored
+    assert cancelled
+    await store.enqueue([a_task()], copy=True)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_cancel_all(store: Store, seed: int) -> None:
+    """A page of a walk is done as a whole or not at all."""
+    rng, size = random.Random(seed), 300
+    which, done = CancelFilter(), False
+    refs = await store.enqueue([a_task(run_after=60 * (i % 2)) for i in range(size)])
+    cancel = functools.partial(store.cancel_some, which, after=0, upto=refs[-1].id, dry_run=False)
+    for _ in range(ROUNDS):
+        done = done or await interrupted(cancel, rng, longest=0.03)
+
+        assert await count(store, State.CANCELLED) == (size if done else 0)
+
+    assert await cancel() == (refs[-1].id, 0 if done else size)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -146,6 +146,9 @@ async def finish(client: nq.Client, tour: dict[str, Any]) -> None:
         with pytest.raises(nq.TaskFailed, match="there is no such page"):
             await client.result(refs[1])
         await client.result(forgotten)
+        assert (await client.result(tour["joe"])) == "Welcome, joe@example.org!"
+        (told,) = await client.list_tasks(task_type=tour["follow_up"].name)
+        assert await client.result(told.id) == "Joe got: Welcome, joe@example.org!"
         worker.stop()
     later = await client.status(refs[2])
     assert later is not None

@@ -18,16 +18,19 @@ import nursery_queue as nq
 
 from nursery_queue._core._model import (
     Beat,
+    CancelFilter,
     Claimed,
     Fence,
     Lane,
     NewTask,
+    QueueStatus,
     Refusal,
     Settlement,
     TaskFilter,
     WorkerInfo,
+    WorkerStatus,
 )
-from nursery_queue._store import Bell, Store, StoreTransaction
+from nursery_queue._store import Bell, Store, StoreTransaction, TellLost, tell_nobody
 from nursery_queue._store._memory import MemoryStore
 
 
@@ -105,7 +108,7 @@ class FlakyStore:
         """From now on every verb of a worker fails."""
         self.down = {
             *("check", "register", "heartbeat", "deregister", "claim", "settle", "promote"),
-            *("sweep", "status_many", "listen", "give_back_all_but"),
+            *("sweep", "park", "unpark", "backlog", "status_many", "listen", "give_back_all_but"),
         }
 
     # -- verbs that fail when told to --------------------------------------------------
@@ -133,10 +136,13 @@ class FlakyStore:
         *,
         limit: int,
         lanes: Sequence[Lane] | None = None,
+        at_once: int | None = None,
     ) -> Claimed:
         self.limits.append(limit)
         async with self._verb("claim"):
-            return await self.inner.claim(worker_id, task_types, limit=limit, lanes=lanes)
+            return await self.inner.claim(
+                worker_id, task_types, limit=limit, lanes=lanes, at_once=at_once
+            )
 
     async def settle(self, settlements: Sequence[Settlement]) -> dict[Fence, Refusal]:
         async with self._verb("settle"):
@@ -150,13 +156,29 @@ class FlakyStore:
         async with self._verb("promote"):
             return 0 if self.locked else await self.inner.promote()
 
-    async def sweep(self, *, max_lost: int) -> int:
+    async def sweep(self, *, max_lost: int, tell: TellLost = tell_nobody) -> int:
         async with self._verb("sweep"):
-            return await self.inner.sweep(max_lost=max_lost)
+            return await self.inner.sweep(max_lost=max_lost, tell=tell)
 
-    async def status_many(self, task_ids: Sequence[int]) -> list[nq.TaskStatus | None]:
+    async def backlog(
+        self, task_types: Sequence[str], *, queues: Sequence[str] | None, most: int
+    ) -> int:
+        async with self._verb("backlog"):
+            return await self.inner.backlog(task_types, queues=queues, most=most)
+
+    async def park(self) -> int:
+        async with self._verb("park"):
+            return await self.inner.park()
+
+    async def unpark(self, task_types: Sequence[str]) -> int:
+        async with self._verb("unpark"):
+            return await self.inner.unpark(task_types)
+
+    async def status_many(
+        self, task_ids: Sequence[int], *, payloads: bool = False
+    ) -> list[nq.TaskStatus | None]:
         async with self._verb("status_many"):
-            return await self.inner.status_many(task_ids)
+            return await self.inner.status_many(task_ids, payloads=payloads)
 
     async def listen(
         self,
@@ -173,14 +195,19 @@ class FlakyStore:
     async def aclose(self) -> None:
         await self.inner.aclose()
 
-    async def enqueue(self, tasks: Sequence[NewTask]) -> list[nq.TaskRef]:
-        return await self.inner.enqueue(tasks)
+    async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[nq.TaskRef]:
+        return await self.inner.enqueue(tasks, copy=copy)
 
     def transaction(self) -> AbstractAsyncContextManager[StoreTransaction]:
         return self.inner.transaction()
 
     async def cancel(self, task_id: int, *, running: bool = True) -> bool:
         return await self.inner.cancel(task_id, running=running)
+
+    async def cancel_some(
+        self, which: CancelFilter, *, after: int, upto: int, dry_run: bool
+    ) -> tuple[int | None, int]:
+        return await self.inner.cancel_some(which, after=after, upto=upto, dry_run=dry_run)
 
     async def retry(self, task_id: int) -> bool:
         return await self.inner.retry(task_id)
@@ -190,6 +217,18 @@ class FlakyStore:
 
     async def list_tasks(self, which: TaskFilter) -> list[nq.TaskStatus]:
         return await self.inner.list_tasks(which)
+
+    async def pause(self, queue: str, *, paused: bool) -> None:
+        await self.inner.pause(queue, paused=paused)
+
+    async def limit(self, queue: str, max_running: int | None) -> None:
+        await self.inner.limit(queue, max_running)
+
+    async def queues(self) -> list[QueueStatus]:
+        return await self.inner.queues()
+
+    async def workers(self) -> list[WorkerStatus]:
+        return await self.inner.workers()
 
     async def stats(self) -> nq.Stats:
         return await self.inner.stats()

@@ -31,7 +31,8 @@ async def test_failures_are_told(
             await final(client, await client.enqueue(fine))
             await final(client, await client.enqueue(flaky))
 
-    assert [(line.levelname, line.getMessage()) for line in caplog.records] == [
+    lines = [line for line in caplog.records if line.name == "nursery_queue"]
+    assert [(line.levelname, line.getMessage()) for line in lines] == [
         ("INFO", "task 2 (flaky, attempt 1) failed, again in 7 s: ValueError: no luck"),
         ("ERROR", "task 2 (flaky, attempt 2) failed, for good: ValueError: no luck"),
     ]

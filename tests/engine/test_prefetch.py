@@ -73,6 +73,34 @@ async def test_quick_handlers_are_claimed_in_batches(
     assert max(store.limits) > 500
 
 
+async def test_as_many_as_the_slots_that_turn(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client
+) -> None:
+    """With all slots but one taken for long, no more is held than that one will soon have done."""
+    held: list[int] = []
+
+    @app.task(name="long", priority=-1)
+    async def takes_long() -> None:
+        await trio.sleep(1000)
+
+    @app.task(name="short")
+    async def short() -> None:
+        held.append(worker.health().held)
+        await trio.sleep(0.005)
+
+    worker = nq.Worker(app, client, concurrency=8, grace=0)
+    await client.enqueue_many([short.bind()] * 200 + [takes_long.bind()] * 7)
+    async with working(worker):
+        await trio.sleep(1)
+        with_eight = max(held)
+        held.clear()
+        await client.enqueue_many([short.bind()] * 200)
+        await trio.sleep(2)
+
+        assert len(held) == 200
+        assert (with_eight > 8 + 40, max(held) <= 8 + 20) == (True, True)
+
+
 async def test_slow_handlers_are_not_claimed_ahead(
     virtual_time: VirtualTime, app: nq.App, either: nq.Client
 ) -> None:

@@ -172,13 +172,14 @@ async def test_unknown_task_types_wait(
     virtual_time: VirtualTime, app: nq.App, either: nq.Client, starts: list[float]
 ) -> None:
     """A task type the app does not know stays ready, harms nobody, and is named in the stats."""
+    began = virtual_time.now()
     refs = await either.enqueue_many([nq.TaskRequest.by_name("unwritten")] * 3)
     async with working(nq.Worker(app, either)):
         await either.enqueue("note")
         await trio.sleep(60)
 
         assert [await state(either, ref) for ref in refs] == ["ready"] * 3
-        assert (await either.stats()).unknown_task_types == {"unwritten": 3}
+        assert (await either.stats()).unknown_task_types == {"unwritten": nq.Stranded(3, began)}
         assert await either.attempts(refs[0]) == []
     assert len(starts) == 1
 

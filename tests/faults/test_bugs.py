@@ -15,6 +15,7 @@ from nursery_queue._core._model import Settlement
 from nursery_queue._engine._hands import Hands
 from nursery_queue._engine._settler import Entry, Settler
 from nursery_queue.testing import VirtualTime
+from tests.engine.instruments import Recorder
 from tests.engine.support import Longest, outcomes, state, working
 from tests.faults.support import BUGS, VERBS, FaultyStore, Holding, logged, sibling, unwell
 
@@ -199,7 +200,7 @@ async def test_an_outcome_that_cannot_be_decided(
     decide = Settler.decide
 
     def stumble(self: Settler, entry: Entry) -> Settlement:
-        if json.loads(entry.claim.params) == {"n": 7}:
+        if json.loads(entry.execution.claim.params) == {"n": 7}:
             msg = "seven"
             raise ArithmeticError(msg)
         return decide(self, entry)
@@ -290,4 +291,29 @@ def test_the_loops_are_named() -> None:
     """Every loop that the worker supervises has its line in `health()`."""
     worker = nq.Worker(nq.App(), nq.Client(FaultyStore()))
 
-    assert set(worker.health().siblings) == {*VERBS, "lease"}
+    assert set(worker.health().siblings) == {*VERBS, "lease", "reporter"}
+
+
+async def test_a_bug_in_a_report(
+    virtual_time: VirtualTime, app: nq.App, store: FaultyStore, holding: Holding
+) -> None:
+    """A report that goes wrong costs no task, and the next one has what it would have had."""
+    heard = Recorder()
+    client = nq.Client(store, instruments=[heard])
+    nop(app)
+    await client.enqueue("hold")
+    worker = nq.Worker(app, client, rng=Longest())
+    async with working(worker):
+        ref = await client.enqueue("nop", n=1)
+        store.raises["backlog"] = ValueError("no such value")
+        await trio.sleep(70)
+        assert (sibling(worker, "reporter").restarts, unwell(worker)) == (1, set())
+        store.mend()
+        await trio.sleep(60)
+        holding.go_on.set()
+
+    assert [(each.counters.succeeded, each.last) for each in heard.reports] == [
+        (1, False),
+        (1, True),
+    ]
+    assert await outcomes(client, ref) == ["succeeded"]

@@ -69,6 +69,38 @@ async def test_a_connection_that_dies(
     assert [await outcomes(pg, ref) for ref in refs] == [["succeeded"]] * 5
 
 
+@pytest.mark.parametrize("answered", [False, True], ids=["not applied", "applied"])
+async def test_an_end_is_told_once(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    pg: nq.Client,
+    proxy: Proxy,
+    starts: list[float],
+    answered: bool,
+) -> None:
+    """Whether or not the settlement had its effect, who is told of an end is told once."""
+    told: list[tuple[int, object]] = []
+
+    @app.task(name="told")
+    async def hear(task_id: int, context: None, result: nq.Result) -> None:
+        told.append((task_id, result))
+
+    async with nq.connect(proxy.dsn) as client:
+        worker = nq.Worker(app, client, poll_interval=0, rng=Longest())
+        async with working(worker):
+            await trio.sleep(1)
+            proxy.drop_at(RESULT, answered=answered)
+            request = nq.TaskRequest.by_name(CLAIM.decode(), on_complete="told")
+            refs = await pg.enqueue_many([request] * 5)
+            await trio.sleep(2)
+            assert sibling(worker, "settler").restarts == 1
+
+    assert sorted(told, key=lambda each: each[0]) == [
+        (ref.id, nq.Succeeded(RESULT.decode())) for ref in refs
+    ]
+    assert len(await pg.list_tasks(task_type="told")) == len(starts) == 5
+
+
 @pytest.mark.parametrize("needle", [CLAIM, RESULT], ids=["claim", "settle"])
 @pytest.mark.parametrize("late", [False, True], ids=["never", "late"])
 async def test_silence(

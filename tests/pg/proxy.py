@@ -32,6 +32,7 @@ class Link:
     """One connection through the proxy."""
 
     said: bytearray = attrs.field(factory=bytearray)  # by the client
+    told: int = 0  # bytes, by the server
     busy: bool = True  # the server has not answered what was said last
     asking: trio.Event = attrs.field(factory=_set)  # what the client says is passed on
     answering: trio.Event = attrs.field(factory=_set)  # and what the server says
@@ -167,6 +168,7 @@ class Proxy:
                     await trio.sleep_forever()
                 await self._passing.wait()
                 await link.answering.wait()
+                link.told += len(data)
                 await client.send_all(data)
                 link.tell(data)
         link.scope.cancel()

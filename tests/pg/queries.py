@@ -19,7 +19,7 @@ import nursery_queue._pg
 FOLDER = Path(nursery_queue._pg.__file__).parent / "queries"
 QUERIES = sorted(path.stem for path in FOLDER.glob("*.sql"))
 Session = psycopg.Connection[tuple[Any, ...]]
-SCRIPTS = {"create_migration_table"}  # several statements: cannot be prepared
+SCRIPTS = {"create_migration_table", "copy_tasks", "vacuum"}  # cannot be prepared
 BIG = ("task", "ready", "running", "scheduled", "finished", "attempt", "dedup")
 
 
@@ -72,10 +72,10 @@ FILL = """
            case when i <= 100000 then 'k' || i end
       from generate_series(1, 500000) as i;
     insert into nursery_queue.ready
-    select id, queue, priority, task_type from nursery_queue.task where id <= 100000;
+    select id, queue, priority, task_type, run_at from nursery_queue.task where id <= 100000;
     insert into nursery_queue.running
     select i, overlay('00000000-0000-0000-0000-000000000000' placing to_hex(i % 9 + 1) from 36)
-              ::uuid, 1, 1, 0, now(), null
+              ::uuid, 1, 1, 0, now(), null, null
       from generate_series(100001, 200000) as i;
     insert into nursery_queue.finished
     select i, 'succeeded', 1, 1, 0, now(), now() + (i - 250000) * interval '1 minute'

@@ -6,6 +6,7 @@ import uuid
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 
+import attrs
 import psycopg
 import pytest
 import trio
@@ -22,8 +23,9 @@ from nursery_queue._pg._sql import DEFAULT_SCHEMA
 from nursery_queue._pg._store import PostgresStore
 
 
+OURS = [migration.version for migration in migrations()]
 LATER = Migration(
-    version=2,
+    version=len(OURS) + 1,
     name="later",
     up="create table nursery_queue.later (id int); insert into nursery_queue.later values (1);",
     down="drop table nursery_queue.later;",
@@ -132,13 +134,13 @@ async def test_down_to(conn: Connection, known: Callable[[Sequence[Migration]], 
     known([*migrations(), LATER])
     await _migrate.up(conn)
 
-    assert await _migrate.down(conn, to=1) == [LATER]
-    assert await versions(conn) == [1]
+    assert await _migrate.down(conn, to=len(OURS)) == [LATER]
+    assert await versions(conn) == OURS
     with pytest.raises(errors.UndefinedTable):
         await conn.execute("select from nursery_queue.later")
 
     assert await _migrate.up(conn) == [LATER]
-    assert await versions(conn) == [1, 2]
+    assert await versions(conn) == [*OURS, LATER.version]
 
 
 @pytest.mark.parametrize("schema", [DEFAULT_SCHEMA, "other_one"])
@@ -165,7 +167,7 @@ async def test_the_script_is_one_transaction(dsn: str, conn: Connection) -> None
     assert await conn.fetch("select to_regnamespace('nursery_queue')") == [(None,)]
 
 
-@pytest.mark.parametrize("here", [0, 1])
+@pytest.mark.parametrize("here", [0, len(OURS)])
 async def test_ten_at_once(
     dsn: str, known: Callable[[Sequence[Migration]], None], here: int
 ) -> None:
@@ -185,20 +187,20 @@ async def test_ten_at_once(
         for _ in range(10):
             nursery.start_soon(up)
 
-    assert sorted(done) == [1, 2][here:]
+    assert sorted(done) == [*OURS, LATER.version][here:]
 
 
 async def test_a_failing_migration(
     conn: Connection, known: Callable[[Sequence[Migration]], None]
 ) -> None:
     """What failed has left nothing, what went before it stays, and it can be tried again."""
-    broken = Migration(version=2, name="later", up=LATER.up + "select 1 / 0;", down=LATER.down)
+    broken = attrs.evolve(LATER, up=LATER.up + "select 1 / 0;")
     ours = list(migrations())
     known([*ours, broken])
     with pytest.raises(errors.DivisionByZero):
         await _migrate.up(conn)
 
-    assert await versions(conn) == [1]
+    assert await versions(conn) == OURS
     assert await conn.fetch("select to_regclass('nursery_queue.later')") == [(None,)]
 
     known([*ours, LATER])
@@ -222,12 +224,12 @@ async def test_a_failing_undo(
     conn: Connection, known: Callable[[Sequence[Migration]], None]
 ) -> None:
     """An undo that fails changes nothing."""
-    known([*migrations(), Migration(version=2, name="x", up=LATER.up, down=LATER.down * 2)])
+    known([*migrations(), attrs.evolve(LATER, down=LATER.down * 2)])
     await _migrate.up(conn)
     with pytest.raises(errors.UndefinedTable):
         await _migrate.down(conn)
 
-    assert await versions(conn) == [1, 2]
+    assert await versions(conn) == [*OURS, LATER.version]
     assert await conn.fetch("select id from nursery_queue.later") == [(1,)]
 
 
@@ -275,7 +277,9 @@ async def test_an_older_schema(
     """The message says which steps are lacking, and how to take them."""
     await _migrate.up(conn)
     known([*migrations(), LATER])
-    with pytest.raises(SchemaError, match=r"older.*lacks \[2\].*`nursery-queue migrate up`"):
+    with pytest.raises(
+        SchemaError, match=rf"older.*lacks \[{LATER.version}\].*`nursery-queue migrate up`"
+    ):
         await _migrate.check(conn)
 
 
@@ -287,19 +291,20 @@ async def test_a_newer_schema(
     known([*ours, LATER])
     await _migrate.up(conn)
     known(ours)
-    with pytest.raises(SchemaError, match=r"newer \(version 2\).*\(1\): upgrade nursery-queue"):
+    told = rf"newer \(version {LATER.version}\).*\({len(OURS)}\): upgrade nursery-queue"
+    with pytest.raises(SchemaError, match=told):
         await _migrate.check(conn)
     with pytest.raises(SchemaError, match="newer"):
         await _migrate.up(conn)
 
-    assert await versions(conn) == [1, 2]
+    assert await versions(conn) == [*OURS, LATER.version]
 
 
 async def test_another_migration_of_the_same_number(conn: Connection) -> None:
     """A step that was edited after it had been applied is noticed."""
     await _migrate.up(conn)
     await conn.execute("update nursery_queue.migration set checksum = 'x'")
-    with pytest.raises(SchemaError, match=r"other files.*version \[1\]"):
+    with pytest.raises(SchemaError, match=rf"other files.*version \[{', '.join(map(str, OURS))}\]"):
         await _migrate.check(conn)
 
 

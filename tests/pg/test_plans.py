@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 import uuid
 
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from typing import Any, cast
 
+import attrs
 import psycopg
 import pytest
 
 from psycopg import sql
 
 from nursery_queue._core._model import Fence, NewTask, TaskFilter, WorkerInfo
-from nursery_queue._core._states import Event
+from nursery_queue._core._states import Event, State
 from nursery_queue._pg import _rows
 from nursery_queue._pg._pool import Pool
 from nursery_queue._pg._sql import query
@@ -50,12 +51,24 @@ def values(name: str) -> dict[str, Any]:
             "limit": LIMIT,
             "queues": None,
             "slots": None,
+            "at_once": None,
         },
         "settle": _rows.settle_params(settlements),
         "heartbeat": {"id": WORKER, "draining": False},
         "promote": {"limit": LIMIT},
         "prune": {"limit": LIMIT},
         "cancel": {"id": 100, "running": True},
+        "cancel_some": {
+            "queue": None,
+            "task_type": None,
+            "before": None,
+            "after": 99_950,
+            "upto": 500_000,
+            "most": LIMIT,
+            "dry_run": False,
+        },
+        "backlog": {"task_types": ["a"], "queues": None, "most": LIMIT},
+        "list_tasks": attrs.asdict(TaskFilter(limit=LIMIT)),
         "enqueue_dedup": _rows.enqueue_params([KEYED]),
     }
     return every[name]
@@ -84,10 +97,12 @@ def literal(value: Any) -> str:
     return sql.Literal(value).as_string()
 
 
-def explain(session: psycopg.Connection, name: str, options: str) -> dict[str, Any]:
+def explain(
+    session: psycopg.Connection, name: str, options: str, given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Prepare and EXPLAIN a query as a worker's session would run it."""
     statement = prepared(name)
-    given = values(name)
+    given = given or values(name)
     session.execute(f"prepare {name} as {statement.sql}".encode())
     args = ", ".join(literal(given[param]) for param in statement.names)
     explained = f"explain ({options}, format json) execute {name} ({args})"
@@ -114,6 +129,7 @@ HOT = {
     "heartbeat": {"worker_pkey", "running_cancel"},
     "promote": {"scheduled_due"},
     "prune": {"finished_expires", "attempt_pkey", "task_pkey"},
+    "backlog": {"ready_key", "scheduled_due"},
 }
 
 
@@ -162,6 +178,28 @@ def test_hot_statements_read_few_rows(big: psycopg.Connection, name: str, mode: 
     assert pages <= 80 * LIMIT
 
 
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("after", [None, 250_000])
+@pytest.mark.parametrize("state", [None, "scheduled", "running", "succeeded", "failed"])
+def test_a_page_reads_few_rows(
+    big: psycopg.Connection, state: str | None, after: int | None, mode: str
+) -> None:
+    """A list reads what is on its page, whichever state and however far down it is."""
+    big.execute("update nursery_queue.finished set state = 'failed' where task_id % 1000 = 0")
+    big.execute(f"set plan_cache_mode = {mode}".encode())
+    for setting in ("seqscan", "bitmapscan"):
+        big.execute(f"set enable_{setting} = on".encode())  # as in an application's session
+    asked = TaskFilter(limit=LIMIT, state=State(state) if state else None, queue="q1", after=after)
+    plan = list(nodes(explain(big, "list_tasks", "analyze", attrs.asdict(asked))))
+    read = sum(
+        (n["Actual Rows"] + n.get("Rows Removed by Filter", 0)) * n["Actual Loops"]
+        for n in plan
+        if "Scan" in n["Node Type"] and n.get("Relation Name") in BIG
+    )
+
+    assert read <= 20 * LIMIT
+
+
 JOINS = ["nestloop", "hashjoin", "mergejoin"]
 # Without these a nested loop runs what is on its inner side again and again.
 OTHERS = ["tidscan", "material", "memoize", "hashagg", "sort"]
@@ -196,7 +234,7 @@ def test_no_plan_claims_more_than_asked(
         seen: list[tuple[Any, ...]] = []
         for _ in range(3):
             rows = session.execute(query("claim", "nursery_queue"), params, prepare=True)
-            seen += [row[1:2] for row in rows]
+            seen += [row[4:5] for row in rows]
         count = session.execute("select count(*) from nursery_queue.running").fetchone()
 
     assert seen == best[:21]
@@ -213,8 +251,8 @@ def test_claims_step_over_each_other(migrated: str) -> None:
         one.commit()
         other.execute("set lock_timeout = '5s'")
         params = values("claim") | {"limit": 4}
-        first = [row[1] for row in one.execute(query("claim", "nursery_queue"), params)]
-        second = [row[1] for row in other.execute(query("claim", "nursery_queue"), params)]
+        first = [row[4] for row in one.execute(query("claim", "nursery_queue"), params)]
+        second = [row[4] for row in other.execute(query("claim", "nursery_queue"), params)]
 
     assert len(first) == len(second) == 4
     assert max(first) < min(second)
@@ -254,6 +292,8 @@ def steps_of(store: PostgresStore) -> list[tuple[Pool, str]]:
         *((store._control, name) for name in ("claim", "settle", "promote", "prune")),
         (store._heartbeat, "heartbeat"),
         (store._pool, "cancel"),
+        (store._pool, "cancel_some"),
+        (store._pool, "list_tasks"),
         (store._pool, "enqueue_dedup"),
     ]
 

@@ -17,24 +17,27 @@ TASKS = (
     " run_afters float8[], max_attempts int4[], backoffs text[], timeouts float8[],"
     " keep_fors float8[]"
 )
+WISHES = "on_completes text[], contexts text[]"
 HELD = (
     "task_id int8, epoch int4, attempt int4, lost int4, worker_id uuid, cancel_requested bool,"
-    " keep_for float8"
+    " keep_for float8, on_complete bool, task_type text, queue text, age float8"
 )
 STATUS = (
     "id int8, task_type text, queue text, state text, attempt int4, created_at timestamptz,"
     " run_at timestamptz, started_at timestamptz, finished_at timestamptz, worker_id uuid,"
     " result jsonb, error_type text, error_message text, priority int4, lost int4,"
-    " cancel_requested bool"
+    " cancel_requested bool, on_complete text, completes int8, params jsonb, context jsonb"
 )
 ATTEMPT = (
     "task_id int8, number int8, outcome text, worker_id uuid, started_at timestamptz,"
     " finished_at timestamptz, error_type text, error_message text, error_traceback text,"
-    " error_details jsonb"
+    " error_details jsonb, final bool"
 )
 CLAIM = (
-    "next_due float8, id int8, epoch int4, attempt int4, lost int4, task_type text, queue text,"
-    " params text, max_attempts int4, backoff jsonb, timeout float8, keep_for float8"
+    "next_due float8, contended bool, held_back bool, strangers bool, id int8, epoch int4,"
+    " attempt int4, lost int4,"
+    " lag float8, task_type text, queue text, params text, max_attempts int4, backoff jsonb,"
+    " timeout float8, keep_for float8, ?column? bool, completes int8"
 )
 WORKER = (
     "id uuid, name text, host text, pid int4, queues text[], task_types text[],"
@@ -43,7 +46,7 @@ WORKER = (
 SETTLEMENTS = (
     "task_ids int8[], epochs int4[], states text[], finals bool[], attempts int4[], losts int4[],"
     " delays float8[], keep_fors float8[], outcomes text[], results text[], error_types text[],"
-    " error_messages text[], error_tracebacks text[], error_details text[]"
+    " error_messages text[], error_tracebacks text[], error_details text[], on_completes bool[]"
 )
 EXPECTED = {
     "abandoned": ("dead uuid[]", HELD),
@@ -53,22 +56,35 @@ EXPECTED = {
         ATTEMPT,
     ),
     "cancel": ("id int8, running bool", "cancel bool"),
+    "cancel_some": (
+        (
+            "queue text, task_type text, before timestamptz, after int8, upto int8, most int4,"
+            " dry_run bool"
+        ),
+        "last int8, count int4",
+    ),
     "claim": (
-        "limit int4, queues text[], slots int4[], task_types text[], worker_id uuid",
+        "limit int4, queues text[], slots int4[], at_once int4, worker_id uuid, task_types text[]",
         CLAIM,
     ),
-    "count_tasks": ("", "queue text, state text, count int8"),
-    "count_unknown": ("", "task_type text, count int8"),
+    "backlog": ("queues text[], most int4, task_types text[]", "count int8"),
+    "count_attempts": ("", "queue text, outcome text, final bool, count int8"),
+    "count_tasks": ("", "queue text, state text, count int8, count int8"),
+    "count_unknown": ("", "task_type text, count int8, min timestamptz"),
     "dead_workers": ("", "id uuid"),
     "deregister": ("id uuid", ""),
-    "enqueue": (TASKS, "id int8"),
-    "enqueue_dedup": (f"{TASKS}, dedup_keys text[]", "id int8, created bool"),
+    "enqueue": (f"{TASKS}, {WISHES}", "id int8"),
+    "enqueue_dedup": (f"{TASKS}, dedup_keys text[], {WISHES}", "id int8, created bool"),
     "forget_migration": ("version int4", ""),
     "forget_workers": ("dead uuid[]", ""),
     "heartbeat": ("draining bool, id uuid", "coalesce jsonb, exists bool"),
     "held": ("worker_id uuid", HELD),
-    "keep_to_indexes": ("once bool", "set_config text, set_config text, set_config text"),
-    "list_tasks": ("state text, queue text, task_type text, after int8, limit int4", STATUS),
+    "keep_to_indexes": ("once bool", ", ".join(["set_config text"] * 4)),
+    "limit": ("queue text, max_running int4", ""),
+    "list_tasks": (
+        "state text, queue text, task_type text, after int8, limit int4, payloads bool",
+        STATUS,
+    ),
     "list_workers": (
         "",
         WORKER,
@@ -76,8 +92,14 @@ EXPECTED = {
     "lock_migrations": ("", "pg_advisory_xact_lock void"),
     "migration_table_exists": ("", "?column? bool"),
     "overdue": ("", "?column? bool"),
+    "park": ("most int4", "park int4"),
+    "pause": ("queue text, paused bool", ""),
     "promote": ("limit int4", "count int8, case void"),
     "prune": ("limit int4", "count int8"),
+    "queues": (
+        "",
+        "name text, coalesce bool, max_running int4, coalesce int8, coalesce int8, coalesce int8",
+    ),
     "record_migration": ("version int4, name text, checksum text", ""),
     "register": (
         "id uuid, name text, host text, pid int4, queues text[], task_types text[], lease float8",
@@ -88,7 +110,9 @@ EXPECTED = {
         SETTLEMENTS,
         "task_id int8, epoch int4, refusal text",
     ),
-    "status": ("ids int8[]", STATUS),
+    "status": ("payloads bool, ids int8[]", STATUS),
+    "take_ids": ("count int4", "ids int8[], instant timestamptz"),
+    "unpark": ("task_types text[], most int4", "unpark int4"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import math
 
 from collections import Counter
@@ -36,6 +37,7 @@ NEVER: Final = {  # queries that find nothing, whenever one looks
     "not in one place": """
         select id from nursery_queue.task
          where (select count(*) from nursery_queue.ready where task_id = id)
+             + (select count(*) from nursery_queue.parked where task_id = id)
              + (select count(*) from nursery_queue.scheduled where task_id = id)
              + (select count(*) from nursery_queue.running where task_id = id)
              + (select count(*) from nursery_queue.finished where task_id = id) <> 1
@@ -110,6 +112,13 @@ def read_trace(path: Path, killed: Mapping[int, float]) -> list[Execution]:
 def contradictions(log: Sequence[Entry], trace: Sequence[Execution]) -> list[str]:
     """Say where the log and the trace do not agree, or not with themselves."""
     return [*_unheard_of(log, trace), *_at_once(trace), *_in_disorder(log)]
+
+
+def most_at_once(trace: Sequence[Execution]) -> int:
+    """Return how many handlers have run at once at most."""
+    edges = [(each.began, 1) for each in trace] + [(each.ended, -1) for each in trace]
+    # At the same instant, those that end go before those that begin.
+    return max(itertools.accumulate(change for _, change in sorted(edges)), default=0)
 
 
 def _unheard_of(log: Sequence[Entry], trace: Sequence[Execution]) -> Iterator[str]:

@@ -137,7 +137,7 @@ async def test_rolled_back_enqueues_leave_nothing(migrated: str) -> None:
 
 
 async def test_idle_worker_holds_no_transaction(migrated: str) -> None:
-    """An idle worker has four connections at most, none of them in a transaction."""
+    """An idle worker has few connections, none of them in a transaction."""
     query = (
         "select state, count(*)::int from pg_stat_activity"
         " where datname = current_database() and application_name = 'nursery_queue' group by state"
@@ -148,6 +148,7 @@ async def test_idle_worker_holds_no_transaction(migrated: str) -> None:
             for _ in range(50):
                 states: dict[str, int] = dict(conn.execute(query).fetchall())
                 assert set(states) <= {"idle", "active"}
-                assert sum(states.values()) <= 4
+                # To listen, for heartbeats, two to claim and settle; the application's first.
+                assert sum(states.values()) <= 5
                 await trio.sleep(0.01)
         nursery.cancel_scope.cancel()

@@ -17,7 +17,6 @@ import psycopg
 
 import nursery_queue as nq
 
-from nursery_queue._core._outcome import MAX_LOST
 from tests.cli.processes import Running, rows, until
 from tests.processes import drill, evidence
 from tests.processes.server import Mode, OwnServer
@@ -38,11 +37,6 @@ AWAY: Final = {  # what a handler may hear in its transaction when the server go
         nq.TransientError,
     )
 }
-# Lost once more, a task is given up. That is not what is drilled here.
-LOST_ENOUGH: Final = """
-    select pid from nursery_queue.running join nursery_queue.worker on worker.id = worker_id
-     where lost >= %s
-"""
 
 
 def mixture(rng: random.Random) -> list[nq.TaskRequest]:
@@ -75,18 +69,13 @@ class Drill:
             done = finished(self.server.dsn)
             if done == self.count:
                 break
-            if now >= kill_at and self.fleet.ready and (victim := self.victim()) is not None:
+            if now >= kill_at and self.fleet.ready and (victim := self.fleet.victim()) is not None:
                 kill_at = now + KILL_EVERY
                 if self.away is None and done >= self.count / 2:
                     self.crash(victim)
                 else:
                     self.fleet.kill(victim)
                     self.fleet.add()
-
-    def victim(self) -> Running | None:
-        """Choose the oldest whose death would make no task fail for good."""
-        spared = {pid for (pid,) in rows(self.server.dsn, LOST_ENOUGH, [MAX_LOST - 1])}
-        return next((each for each in self.fleet.alive if each.pid not in spared), None)
 
     def crash(self, victim: Running) -> None:
         """Stop the server as a crash would; while it is away, a worker goes, too."""
@@ -126,9 +115,7 @@ def test_every_extra_execution_is_explained(server: OwnServer, trace: Path) -> N
         fleet.add_ready(3)
         with witness.looking():
             drilling.run()
-            until(
-                lambda: fleet.ready and at_work(server.dsn) == fleet.pids, "the sweep of the dead"
-            )
+            until(lambda: fleet.all_at_work, "the sweep of the dead")
         fleet.dismiss()
 
     log = evidence.read_log(server.dsn)
@@ -148,10 +135,6 @@ def test_every_extra_execution_is_explained(server: OwnServer, trace: Path) -> N
     assert len(fleet.killed) >= 4
     assert witness.looks >= 20
     assert Counter(entry.outcome for entry in extra)["lost"] > 0
-
-
-def at_work(dsn: str) -> list[int]:
-    return sorted(pid for (pid,) in rows(dsn, "select pid from nursery_queue.worker"))
 
 
 def finished(dsn: str) -> int:

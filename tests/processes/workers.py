@@ -20,6 +20,7 @@ import trio
 
 import nursery_queue as nq
 
+from nursery_queue._core._outcome import MAX_LOST
 from nursery_queue.cli._errors import UNREACHABLE
 from tests.cli.processes import CHECKOUT, Running, rows, started, until
 from tests.processes import evidence
@@ -28,6 +29,11 @@ from tests.processes import evidence
 LEASE_LOST: Final = re.compile(r"lost the lease of worker ([0-9a-f-]{36})")
 LOUD: Final = re.compile(r" (ERROR|CRITICAL) |Traceback|Exception ignored")
 FINISHED: Final = "select count(*)::int from nursery_queue.finished"
+# Lost once more, a task is given up. That is not what is drilled here.
+LOST_ENOUGH: Final = """
+    select pid from nursery_queue.running join nursery_queue.worker on worker.id = worker_id
+     where lost >= %s
+"""
 CONNECTIONS: Final = """
     select count(*)::int from pg_stat_activity
      where application_name = 'nursery_queue' and datname = current_database()
@@ -69,11 +75,23 @@ class Fleet:
 
     @property
     def ready(self) -> bool:
-        return all("ready: " in worker.stderr for worker in self.alive)
+        return self.at_work == len(self.alive)
 
     @property
-    def pids(self) -> list[int]:
-        return sorted(worker.pid for worker in self.alive)
+    def at_work(self) -> int:
+        """How many have said that they are."""
+        return sum("ready: " in worker.stderr for worker in self.alive)
+
+    @property
+    def all_at_work(self) -> bool:
+        """Whether the database knows all of them, and nobody else any more."""
+        known = sorted(pid for (pid,) in rows(self.dsn, "select pid from nursery_queue.worker"))
+        return self.ready and known == sorted(worker.pid for worker in self.alive)
+
+    def victim(self) -> Running | None:
+        """Choose the oldest whose death would make no task fail for good."""
+        spared = {pid for (pid,) in rows(self.dsn, LOST_ENOUGH, [MAX_LOST - 1])}
+        return next((each for each in self.alive if each.pid not in spared), None)
 
     def kill(self, worker: Running) -> None:
         self.alive.remove(worker)
@@ -110,6 +128,7 @@ class Witness:
     """Looks at the tables again and again, through outages."""
 
     dsn: str
+    every: float = 0.1  # seconds
     looks: int = attrs.field(default=0, init=False)
     found: list[str] = attrs.field(factory=list[str], init=False)  # what must never be
     _pids: dict[UUID, int] = attrs.field(factory=dict[UUID, int], init=False)
@@ -137,7 +156,7 @@ class Witness:
 
     def _look_on(self) -> None:
         with psycopg.connect(self.dsn, autocommit=True, application_name="witness") as connection:
-            while not self._over.wait(0.1):
+            while not self._over.wait(self.every):
                 for what, query in evidence.NEVER.items():
                     self.found += [f"{what}: {row}" for row in connection.execute(query.encode())]
                 workers = connection.execute("select id, pid from nursery_queue.worker")

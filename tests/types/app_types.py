@@ -9,9 +9,13 @@ import datetime as dt
 
 from typing import Any, ParamSpec, TypeVar, assert_type
 
+import nursery_queue as nq
+
 from nursery_queue._app import App
 from nursery_queue._context import TaskContext
+from nursery_queue._core._completion import Cancelled, Failed, Result, Succeeded
 from nursery_queue._task_type import TaskRequest, TaskType
+from nursery_queue.testing import MemoryStore
 
 
 P = ParamSpec("P")
@@ -76,7 +80,55 @@ assert_type(chained.bind("a@b.c").options(timeout=None, retry=False), TaskReques
 assert_type(TaskRequest.by_name("x", {"a": 1}, queue="q"), TaskRequest)
 assert_type(app["x"], TaskType[..., Any])
 
+
+# Whom to tell is a task type of any kind, or a name; a context is anything.
+@app.task
+async def told(task_id: int, context: dict[str, int], result: Result) -> None: ...
+
+
+@app.task(on_complete=told.options(priority=1))
+async def tells(ctx: TaskContext, x: int) -> str:
+    return ""
+
+
+assert_type(result_of(tells), str)
+assert_type(tells.options(on_complete=told, context={"a": 1}).bind(1), TaskRequest)
+assert_type(tells.bind(1).options(on_complete="told", context=[None]), TaskRequest)
+assert_type(tells.bind(1).options(on_complete=None, context=None), TaskRequest)
+assert_type(TaskRequest.by_name("x", on_complete=told, context=1.5), TaskRequest)
+told.bind(1, {"a": 1}, Succeeded([5]))
+told.bind(1, {}, Failed("E: x", "E"))
+told.bind(1, {}, Cancelled("why"))
+
+
+def kinds(result: Result) -> str:
+    match result:
+        case Succeeded(value):
+            assert_type(value, Any)
+            return str(value)
+        case Failed(error, error_type):
+            return error + error_type
+        case Cancelled(reason):
+            return reason
+
+
+class Ears(nq.Instrument):
+    def task_completed(self, event: nq.Completed) -> None:
+        assert_type(event.status, nq.Outcome)
+        assert_type(event.error, str | None)
+
+    def report(self, event: nq.Report) -> None:
+        assert_type(event.counters + nq.Counters(failed=1), nq.Counters)
+        assert_type(event.counters.failure_rate, float)
+
+
+nq.Client(MemoryStore(), instruments=[Ears(), nq.LogEvents()])
+
 # Wrong calls are errors.
+nq.Client(MemoryStore(), instruments=[Ears])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]  # a class
+app.task(on_complete=5)(told.handler)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]  # no int
+bare.options(on_complete=b"x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # no bytes
+told.bind(1, {}, {"status": "succeeded"})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # one of the three
 bare.bind()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # path is missing
 bare.bind(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # path is a str
 bare.bind("a", height=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # no height

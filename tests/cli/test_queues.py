@@ -1,0 +1,194 @@
+"""`queues`, and `tasks cancel` of all that fit a description."""
+
+from __future__ import annotations
+
+import json
+
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Run
+from tests.cli.processes import rows
+
+
+STATES = "select id, state from nursery_queue.task_status order by id"
+
+
+def lines(text: str) -> list[list[str]]:
+    return [line.split("\t") for line in text.splitlines()]
+
+
+def objects(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def four(migrated: str) -> str:
+    """DSN of a database with two tasks in `default`, one of them later, and two in `mail`."""
+    rows(
+        migrated,
+        "insert into nursery_queue.task (task_type, queue, run_at, created_at) values"
+        " ('hello', 'default', now(), now() - interval '3 hours'),"
+        " ('hello', 'default', now() + interval '1 day', now()),"
+        " ('hello', 'mail', now(), now() - interval '1 hour'),"
+        " ('send', 'mail', now(), now())",
+    )
+    return migrated
+
+
+# -- queues --------------------------------------------------------------------------------------
+
+
+def test_list(quick: Run, four: str) -> None:
+    """One queue a line: those with live tasks, and those that are set in some way."""
+    quick("queues", "pause", "mail")
+    quick("queues", "limit", "idle", "3")
+
+    assert lines(quick("queues", "list").stdout) == [
+        ["default", "no", "", "1", "1", "0"],
+        ["idle", "no", "3", "0", "0", "0"],
+        ["mail", "yes", "", "0", "2", "0"],
+    ]
+    assert objects(quick("queues", "list", "--json").stdout)[2] == {
+        "name": "mail",
+        "paused": True,
+        "max_running": None,
+        "scheduled": 0,
+        "ready": 2,
+        "running": 0,
+    }
+
+
+def test_no_queues(quick: Run) -> None:
+    """Where there are none, there is nothing on stdout, and it is no error."""
+    for options in ([], ["--json"]):
+        done = quick("queues", "list", *options)
+        assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_pause_and_resume(quick: Run, four: str) -> None:
+    """Each queue is printed as it is now, in the order asked; twice does no harm."""
+    paused = quick("queues", "pause", "mail", "default", "mail")
+    again = quick("queues", "pause", "mail", "--json")
+    resumed = quick("queues", "resume", "mail")
+
+    assert [line[:2] for line in lines(paused.stdout)] == [["mail", "yes"], ["default", "yes"]]
+    assert [each["paused"] for each in objects(again.stdout)] == [True]
+    assert lines(resumed.stdout) == [["mail", "no", "", "0", "2", "0"]]
+    settings = "select name, paused, max_running from nursery_queue.queue order by name"
+    assert rows(four, settings) == [("default", True, None), ("mail", False, None)]
+
+
+def test_resume_of_a_queue_that_nobody_knows(quick: Run) -> None:
+    """A queue without tasks and settings is open, which is no error."""
+    assert lines(quick("queues", "resume", "new").stdout) == [["new", "no", "", "0", "0", "0"]]
+
+
+def test_limit(quick: Run, four: str) -> None:
+    """A limit is set, lowered to nothing and taken away; a pause beside it stays."""
+    quick("queues", "pause", "mail")
+    for given, stored in [("5", 5), ("0", 0), ("none", None)]:
+        done = quick("queues", "limit", "mail", given, "--json")
+
+        assert [each["max_running"] for each in objects(done.stdout)] == [stored]
+        assert rows(four, "select paused, max_running from nursery_queue.queue") == [(True, stored)]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["limit", "mail"], "Missing argument"),
+        (["limit", "mail", "many"], "or none"),
+        (["limit", "mail", "1.5"], "or none"),
+        (["limit", "mail", "--", "-1"], "or none"),
+        (["limit", "mail", str(2**31)], "or none"),
+        (["limit", "", "1"], "printable"),
+        (["pause"], "Missing argument"),
+        (["pause", "a\tb"], "printable"),
+        (["resume", ""], "printable"),
+    ],
+)
+def test_what_makes_no_sense_is_2(quick: Run, migrated: str, args: list[str], said: str) -> None:
+    """Usage errors say what they are about, and set nothing."""
+    done = quick("queues", *args)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert rows(migrated, "select * from nursery_queue.queue") == []
+
+
+# -- cancel all that fit -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "ids"),
+    [
+        (["--queue", "mail"], {3, 4}),
+        (["--type", "hello"], {1, 2, 3}),
+        (["--queue", "mail", "--type", "hello"], {3}),
+        (["--queue", "mail", "--all"], {3, 4}),
+        (["--before", "2h"], {1}),
+        (["--before", "90m"], {1}),
+        (["--before", "10min"], None),
+        (["--before", "2000-01-01T00:00Z"], set[int]()),
+        (["--before", "9000-01-01T00:00+01:00"], {1, 2, 3, 4}),
+        (["--queue", "nothing-there"], set[int]()),
+        (["--all"], {1, 2, 3, 4}),
+    ],
+)
+def test_filters(quick: Run, four: str, args: list[str], ids: set[int] | None) -> None:
+    """Filters combine; a dry run counts and touches nothing; how many they were is printed."""
+    before = rows(four, STATES)
+    dry = quick("tasks", "cancel", "--dry-run", *args)
+    untouched = rows(four, STATES) == before
+    done = quick("tasks", "cancel", *args)
+    cancelled = {task_id for task_id, state in rows(four, STATES) if state == "cancelled"}
+
+    assert untouched
+    if ids is None:
+        assert (dry.returncode, done.returncode, cancelled) == (2, 2, set())
+    else:
+        assert (dry.returncode, dry.stdout) == (0, f"{len(ids)}\n")
+        assert (done.returncode, done.stdout, cancelled) == (0, f"{len(ids)}\n", ids)
+
+
+def test_the_count_as_json(quick: Run, four: str) -> None:
+    """--json says how many, and whether it was only asked."""
+    dry = quick("tasks", "cancel", "--queue", "mail", "--dry-run", "--json")
+    done = quick("tasks", "cancel", "--queue", "mail", "--json")
+    again = quick("tasks", "cancel", "--queue", "mail", "--json")
+
+    assert objects(dry.stdout + done.stdout + again.stdout) == [
+        {"count": 2, "dry_run": True},
+        {"count": 2, "dry_run": False},
+        {"count": 0, "dry_run": False},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "--all"),
+        (["--dry-run"], "--all"),
+        (["1", "--queue", "mail"], "not both"),
+        (["1", "--all"], "not both"),
+        (["1", "--dry-run"], "not both"),
+        (["--queue", ""], "printable"),
+        (["--type", ""], "printable"),
+        (["--before", "2030-01-01T00:00"], "an age such as 2h"),
+        (["--before", "2030"], "an age such as 2h"),
+        (["--before", "-2h"], "an age such as 2h"),
+        (["--before", "2 weeks"], "no duration"),
+        (["--before", "200000d"], "100 years"),
+        (["--queue", "mail", "--let-finish"], "ids alone"),
+    ],
+)
+def test_what_cannot_be_meant_is_2(quick: Run, four: str, args: list[str], said: str) -> None:
+    """Whoever names nothing, or two things at once, is told so, and nothing is cancelled."""
+    before = rows(four, STATES)
+    done = quick("tasks", "cancel", *args)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert rows(four, STATES) == before
