@@ -51,6 +51,17 @@ def test_a_block_after_the_other(start: Start, migrated: str, signum: signal.Sig
     assert {len(each) for each in queues} <= {0, 1}
 
 
+def test_nothing_is_kept_from_the_reader(start: Start, migrated: str) -> None:
+    """The first block is there long before the second one; nobody waits for that to end it."""
+    rows(migrated, NEW, ["mail"])
+    with start("status", "--watch", "1h") as watching:
+        watching.line("^queue\tmail", of="stdout")
+        watching.send(INT)
+        code = watching.code()
+
+    assert (code, len(blocks(watching))) == (0, 1)
+
+
 def test_as_json(start: Start, migrated: str) -> None:
     """Each object has the instant at which it was true, and no line is without an object."""
     rows(migrated, NEW, ["mail"])

@@ -105,9 +105,9 @@ async def test_two_workers_keep_to_one_limit(
     await either.configure_queue("pool", max_running=3)
     refs = await fill(app, either, 20)
     async with working(quiet(app, either)), working(quiet(app, either)):
-        await trio.sleep(7)
+        await trio.sleep(8)
 
-        assert gauge.times == [n // 3 for n in range(20)]
+        assert gauge.times == pytest.approx([n // 3 for n in range(20)], abs=0.5)
         assert gauge.most["pool"] == 3
     assert await states(either, refs) == {"succeeded": 20}
 
@@ -134,7 +134,7 @@ async def test_limits_of_a_worker_apply_on_top(
     await fill(app, either, 12)
     workers = [quiet(app, either, queues={"pool": 2}) for _ in range(2)]
     async with working(workers[0]), working(workers[1]):
-        await trio.sleep(4)
+        await trio.sleep(5)
 
     assert len(gauge.starts) == 12
     assert (gauge.most["pool"], gauge.most_of_a_worker("pool")) == (3, 2)
@@ -148,9 +148,10 @@ async def test_what_waits_in_a_worker_takes_no_slot(
     await fill(app, either, 10)
     workers = [quiet(app, either, concurrency=1, prefetch=10) for _ in range(2)]
     async with working(workers[0]), working(workers[1]):
-        await trio.sleep(5)
+        await trio.sleep(6)
 
-    assert gauge.times == [n // 2 for n in range(10)]
+    # Where several are after one slot, who comes too late looks again a little later.
+    assert gauge.times == pytest.approx([n // 2 for n in range(10)], abs=0.5)
 
 
 async def test_a_busy_worker_comes_back_for_what_it_left(
