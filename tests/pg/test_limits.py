@@ -140,28 +140,35 @@ async def test_a_change_waits_for_claims_under_way(
 
 
 @pytest.mark.parametrize("change", ["max_running = 3", "paused = true"])
-async def test_a_claim_waits_for_a_change_under_way(
-    store: PostgresStore,
-    worker: uuid.UUID,
-    plain: psycopg.Connection,
-    watch: psycopg.Connection,
-    change: str,
+async def test_a_claim_leaves_alone_what_is_being_changed(
+    store: PostgresStore, worker: uuid.UUID, plain: psycopg.Connection, change: str
 ) -> None:
-    """Who changes a queue in plain SQL is as exact: no claim passes it that does not know."""
+    """Who changes a queue in plain SQL is as exact; other queues go on, and it is asked again."""
+    await store.enqueue([a_task(queue=queue) for queue in ("a", "b") for _ in range(9)])
+    await store.limit("a", None)
+    plain.execute(f"update nursery_queue.queue set {change} where name = 'a'".encode())
+
+    with trio.fail_after(5):
+        beside = await store.claim(worker, [TYPE], limit=5)
+        full = await store.claim(worker, [TYPE], limit=9)
+    plain.commit()
+    after = await store.claim(worker, [TYPE], limit=20)
+
+    assert {one.queue for one in beside.claims} == {one.queue for one in full.claims} == {"b"}
+    assert [each.contended for each in (beside, full, after)] == [True, True, False]
+    assert len(after.claims) == (3 if change.startswith("max") else 0)
+
+
+async def test_a_queue_that_is_being_made(
+    store: PostgresStore, worker: uuid.UUID, plain: psycopg.Connection
+) -> None:
+    """Nothing of a queue starts while somebody gives it its first limit."""
     await store.enqueue([a_task() for _ in range(9)])
-    await store.limit("default", None)
-    plain.execute(f"update nursery_queue.queue set {change} where name = 'default'".encode())
-    taken: list[int] = []
+    plain.execute("insert into nursery_queue.queue (name, max_running) values ('default', 2)")
 
-    async def claim_too() -> None:
-        taken.append(len(await claim(store, worker)))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(claim_too)
-        await somebody_waits(watch)
-        plain.commit()
-
-    assert taken == [3 if change.startswith("max") else 0]
+    assert await claim(store, worker) == []
+    plain.commit()
+    assert len(await claim(store, worker)) == 2
 
 
 async def test_plain_sql_is_news(store: PostgresStore, plain: psycopg.Connection) -> None:
@@ -204,7 +211,7 @@ async def test_each_schema_has_locks_of_its_own(
     """Whoever holds the same queue of another schema of this database is nobody to wait for."""
     await store.enqueue([a_task()])
     await store.limit("default", 1)
-    plain.execute("select pg_advisory_xact_lock(hashtextextended('other.queue', 0))")
+    plain.execute("select pg_advisory_xact_lock(hashtextextended('other.pool.default', 0))")
     plain.execute("select pg_advisory_xact_lock(hashtextextended('other.queue.default', 0))")
 
     with trio.fail_after(5):

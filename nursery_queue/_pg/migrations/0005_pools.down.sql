@@ -5,6 +5,6 @@ drop function nursery_queue.unpark(text[], integer);
 drop function nursery_queue.park(integer);
 drop function nursery_queue.room(text[]);
 drop trigger count_and_ring on nursery_queue.queue;
-drop trigger change_queues_alone on nursery_queue.queue;
+drop trigger change_alone on nursery_queue.queue;
 drop function nursery_queue.count_and_ring();
-drop function nursery_queue.change_queues_alone();
+drop function nursery_queue.change_alone();

@@ -1,18 +1,24 @@
 -- Queues as pools: how many tasks of a queue run over all workers, and who is in the way.
 
--- Whoever claims holds this lock shared and whoever changes a queue holds it alone, each until
--- the commit: so no claim comes in that does not know of a change made before.
-create function nursery_queue.change_queues_alone() returns trigger
+-- Whoever claims from a queue holds its lock shared and whoever changes the queue holds it alone,
+-- each until the commit: so no claim comes in that does not know of a change made before.
+create function nursery_queue.change_alone() returns trigger
 language plpgsql
 as $$
 begin
-    perform pg_advisory_xact_lock(hashtextextended('nursery_queue.queue', 0));
-    return null;
+    if tg_op <> 'INSERT' then
+        perform pg_advisory_xact_lock(hashtextextended('nursery_queue.queue.' || old.name, 0));
+    end if;
+    if tg_op = 'DELETE' then
+        return old;
+    end if;
+    perform pg_advisory_xact_lock(hashtextextended('nursery_queue.queue.' || new.name, 0));
+    return new;
 end
 $$;
 
-create trigger change_queues_alone before insert or update or delete on nursery_queue.queue
-    for each statement execute function nursery_queue.change_queues_alone();
+create trigger change_alone before insert or update or delete on nursery_queue.queue
+    for each row execute function nursery_queue.change_alone();
 
 -- What was claimed before there was a limit counts against it, too. Then rings: there may be
 -- room now.
@@ -34,33 +40,46 @@ $$;
 create trigger count_and_ring after insert or update or delete on nursery_queue.queue
     for each statement execute function nursery_queue.count_and_ring();
 
--- How many tasks may start, by queue, for those that are paused (-1) or have a limit; null: there
--- are none. Until the commit nobody else gets an answer for the latter, and no queue is changed.
+-- How many tasks may start, by queue, for those that are paused (-1), that somebody is changing
+-- (-2: ask again), or that have a limit; null: there are none. Until the commit nobody else gets an
+-- answer for the latter, and none of them is changed.
 create function nursery_queue.room(queues text[]) returns jsonb
 language plpgsql
 as $$
 declare
-    pool text;
+    each text;
+    changing text[] := '{}';
 begin
-    perform pg_advisory_xact_lock_shared(hashtextextended('nursery_queue.queue', 0));
-    -- Each statement in here sees what was committed while the one before it waited.
-    if not exists (select from nursery_queue.queue
-                    where name = any(queues) and (paused or max_running is not null)) then
+    foreach each in array queues loop
+        -- However long that transaction lasts, only this queue waits for it.
+        if not pg_try_advisory_xact_lock_shared(
+                   hashtextextended('nursery_queue.queue.' || each, 0)) then
+            changing := changing || each;
+        end if;
+    end loop;
+    if changing = '{}'
+       and not exists (select from nursery_queue.queue
+                        where name = any(queues) and (paused or max_running is not null)) then
         return null;
     end if;
-    for pool in select name from nursery_queue.queue
-                 where name = any(queues) and max_running > 0 and not paused
+    for each in select name from nursery_queue.queue
+                 where name = any(queues) and name <> all(changing)
+                   and max_running > 0 and not paused
                  order by name -- so that two claims cannot wait for each other
     loop
-        perform pg_advisory_xact_lock(hashtextextended('nursery_queue.queue.' || pool, 0));
+        perform pg_advisory_xact_lock(hashtextextended('nursery_queue.pool.' || each, 0));
     end loop;
-    return (select jsonb_object_agg(
-                       name, case when paused then -1
-                                  else greatest(0, max_running - (
-                                           select count(*) from nursery_queue.running
-                                            where running.pool = name)) end)
-              from nursery_queue.queue
-             where name = any(queues) and (paused or max_running is not null));
+    -- A statement of its own: it sees what was committed while those before it waited.
+    return (select jsonb_object_agg(name, free)
+              from (select name, case when paused then -1
+                                      else greatest(0, max_running - (
+                                               select count(*) from nursery_queue.running
+                                                where running.pool = name)) end as free
+                      from nursery_queue.queue
+                     where name = any(queues) and name <> all(changing)
+                       and (paused or max_running is not null)
+                     union all
+                    select name, -2 from unnest(changing) as name) as known);
 end
 $$;
 

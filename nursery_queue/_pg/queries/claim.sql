@@ -51,8 +51,9 @@ with recursive lane (queue) as (
 ), answer (next_due, contended, held_back, strangers) as (
     select (select extract(epoch from min(due_at) - nursery_queue.now())::float8
               from nursery_queue.scheduled),
-           -- Some queue has more than we got, and that is not for want of slots.
-           (select count(*) from picked) < %(limit)s::int
+           -- Some queue is being changed, or has more than we got, not for want of slots.
+           exists (select from wanted, room where (free ->> queue)::int = -2)
+           or (select count(*) from picked) < %(limit)s::int
            and exists (select
                          from offer
                         cross join lateral (select count(*) as n from picked
