@@ -1,0 +1,137 @@
+"""The model finds what it is for: stores with one flaw each."""
+
+from __future__ import annotations
+
+from typing import Any, LiteralString, cast
+
+import attrs
+import psycopg
+import pytest
+
+from nursery_queue._core._model import Held, Settlement
+from nursery_queue._core._outcome import settle_lost
+from nursery_queue._pg import _sessions, _store, _transaction
+from nursery_queue._pg._sql import query
+from nursery_queue.testing import VirtualTime
+from tests.model.search import search
+
+
+EXAMPLES = 500
+
+
+@attrs.frozen
+class Flaw:
+    """Text of a statement, or of an SQL function, and what it is replaced by."""
+
+    place: str
+    right: str
+    wrong: str
+
+
+FLAWS = {
+    "a claim does not look at the limit": Flaw(
+        "function room", "greatest(0, max_running - (", "greatest(max_running + 9, ("
+    ),
+    "a claim does not look at the pause": Flaw(
+        "function room", "when paused then -1", "when false then -1"
+    ),
+    "a settlement does not look at the fence": Flaw(
+        "settle", "and running.epoch = settled.epoch\n       and", "and"
+    ),
+    "a settlement does not look whether a cancel was requested": Flaw(
+        "settle", "and (settled.final or running.cancel_requested_at is null)", ""
+    ),
+    "a settlement keeps the dedup key": Flaw(
+        "settle",
+        "(select task_id from closed where final))",
+        "(select task_id from closed where false))",
+    ),
+    "a sweep takes what living workers hold": Flaw("abandoned", "or not exists", "or exists"),
+    "a sweep forgets what dead workers hold": Flaw(
+        "abandoned",
+        "running.worker_id = any(%(dead)s::uuid[])",
+        "cardinality(%(dead)s::uuid[]) < 0",
+    ),
+    "a completion is stored twice": Flaw(
+        "function complete",
+        "as ended (id, asked, context, ending)",
+        "as ended (id, asked, context, ending) cross join generate_series(1, 2)",
+    ),
+    "a completion is not stored after a cancel": Flaw(
+        "function cancel_many", "where on_complete is not null", "where false"
+    ),
+    "a task is ready before it is due": Flaw(
+        "promote", "due_at <= nursery_queue.now()", "due_at <= nursery_queue.now() + interval '2 s'"
+    ),
+    "a claim uses an epoch again": Flaw("claim", "epoch + 1 as epoch", "attempt + 1 as epoch"),
+    "tasks are deleted too soon": Flaw(
+        "prune",
+        "expires_at <= nursery_queue.now()",
+        "expires_at <= nursery_queue.now() + interval '1 hour'",
+    ),
+}
+
+
+def install(flaw: Flaw, dsn: str, patch: pytest.MonkeyPatch) -> None:
+    """Make the store wrong in one place."""
+    kind, _, name = flaw.place.partition(" ")
+    if kind == "function":
+        with psycopg.connect(dsn, autocommit=True) as session:
+            asked = session.execute(
+                "select pg_get_functiondef(%s::regproc)", [f"nursery_queue.{name}"]
+            )
+            ((text,),) = asked.fetchall()
+            session.execute(flawed(text, flaw))
+        return
+
+    def wrong(name: str, schema: str) -> LiteralString:
+        text = query(name, schema)
+        return flawed(text, flaw) if name == flaw.place else text
+
+    for module in (_sessions, _store, _transaction):
+        patch.setattr(module, "query", wrong)
+
+
+def flawed(text: str, flaw: Flaw) -> LiteralString:
+    assert flaw.right in text, f"{flaw.place} is not what it was: {flaw}"
+    return cast("LiteralString", text.replace(flaw.right, flaw.wrong))
+
+
+async def find(clock: VirtualTime, dsn: str, *, compares: bool) -> None:
+    """Find something wrong; some flaws break a constraint of the tables before a rule."""
+    with pytest.raises((AssertionError, psycopg.IntegrityError)):
+        await search(clock, dsn, examples=EXAMPLES, start=0, shrink=False, compares=compares)
+
+
+@pytest.mark.parametrize("flaw", FLAWS.values(), ids=[name.replace(" ", "-") for name in FLAWS])
+async def test_a_broken_rule(
+    virtual_time: VirtualTime, migrated: str, monkeypatch: pytest.MonkeyPatch, flaw: Flaw
+) -> None:
+    """A store that breaks one rule is found out, without another to compare it with."""
+    install(flaw, migrated, monkeypatch)
+    await find(virtual_time, migrated, compares=False)
+
+
+async def test_losses_that_are_not_counted(
+    virtual_time: VirtualTime, migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So is a sweep after which a task can be lost again and again."""
+
+    def forgetful(held: Held, **how: Any) -> Settlement:
+        return attrs.evolve(settle_lost(held, **how), lost=held.lost)
+
+    monkeypatch.setattr(_store, "settle_lost", forgetful)
+    await find(virtual_time, migrated, compares=False)
+
+
+async def test_a_difference(
+    virtual_time: VirtualTime, migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no rule speaks of shows beside a store in memory."""
+    flaw = Flaw(
+        "settle",
+        "result::jsonb, error_type, error_message\n      from",
+        "null, null, null\n      from",
+    )
+    install(flaw, migrated, monkeypatch)
+    await find(virtual_time, migrated, compares=True)

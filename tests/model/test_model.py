@@ -1,0 +1,25 @@
+"""Both stores go through anything that can happen, side by side, and all rules are kept."""
+
+from __future__ import annotations
+
+import pytest
+
+from nursery_queue.testing import VirtualTime
+from tests.model.search import search
+
+
+PARTS = 4  # for as many processes
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+async def test_whatever_is_done_in_whatever_order(
+    virtual_time: VirtualTime, migrated: str, part: int, pytestconfig: pytest.Config
+) -> None:
+    """The stores agree, and the rules of `Ledger` hold, after every step.
+
+    The examples are the same in every run, so that whoever sees it fail has caused it. Others:
+    `--hypothesis-seed N`; more: `--model-examples N`.
+    """
+    examples: int = pytestconfig.getoption("--model-examples")
+    base = int(pytestconfig.getoption("--hypothesis-seed") or 0)
+    await search(virtual_time, migrated, examples=examples // PARTS, start=base * PARTS + part)

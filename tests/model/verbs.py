@@ -1,0 +1,363 @@
+"""Every verb of the store boundary, done to both stores and held to what it has to do."""
+
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import attrs
+
+from nursery_queue._core._errors import StaleClaim, TransientError
+from nursery_queue._core._model import (
+    CancelFilter,
+    Claim,
+    Claimed,
+    Fence,
+    Held,
+    Lane,
+    NewTask,
+    Refusal,
+    Settlement,
+    TaskFilter,
+    WorkerInfo,
+)
+from nursery_queue._core._outcome import KEEP_FOR, AttemptOutcome, Policy, settle
+from nursery_queue._core._retry import RetryPolicy
+from nursery_queue._core._states import Event
+from nursery_queue.testing import VirtualTime
+from tests.model import expectations as expect, transactions as tx
+from tests.model.ledger import GONE, Done, Ledger
+from tests.model.picture import PARKED, Picture, of_memory, of_postgres
+from tests.model.questions import ask
+from tests.model.sides import Side, Sides
+from tests.model.wishes import CREW, Wish
+
+
+LEASE = 30.0
+POLICY = RetryPolicy(max_attempts=2, initial=4, factor=2, jitter=0)
+
+
+@attrs.define(eq=False)
+class Verbs:
+    """What can be done; each method is one step."""
+
+    sides: Sides
+    clock: VirtualTime
+    ledger: Ledger = attrs.field(factory=Ledger)
+    claims: list[Claim] = attrs.field(factory=list[Claim])  # every one there ever was
+
+    @property
+    def picture(self) -> Picture:
+        return self.ledger.picture
+
+    async def done(self, verb: str, **what: Any) -> None:
+        """End a step: both stores must know the same, and all rules be kept."""
+        found = await of_postgres(self.sides.postgres)
+        if self.sides.memory is not None:
+            expected, alike = of_memory(self.sides.memory), _unparked(found)
+            if expected != alike:
+                lines = ["the stores disagree; memory, postgres:", *expected.differences(alike)]
+                raise AssertionError("\n  ".join(lines))
+        self.ledger.check(Done(verb=verb, **what), found, self.clock.now())
+
+    # -- what applications do ------------------------------------------------------------
+
+    async def enqueue(self, wishes: Sequence[Wish]) -> None:
+        tasks = [self.new(wish) for wish in wishes]
+        copy = len(tasks) > 1 and not any(task.dedup_key for task in tasks)
+        refs = await self.sides.both(lambda side: side.store.enqueue(tasks, copy=copy))
+        effects = tx.Effects(self.picture, self.clock.now(), dict(self.picture.keys))
+        effects.enqueue(tasks, refs)
+        await self.done("enqueue", **effects.come_to())
+
+    def new(self, wish: Wish) -> NewTask:
+        if wish.at is None:
+            return wish.task
+        return attrs.evolve(wish.task, run_at=self.clock.now() + dt.timedelta(seconds=wish.at))
+
+    async def cancel(self, number: int, *, running: bool) -> None:
+        done = await self.sides.both(
+            lambda side: side.store.cancel(side.id(number), running=running)
+        )
+        task = self.picture.tasks.get(number)
+        assert done == (task is not None and task.live)
+        await self.done("cancel", to={number: expect.cancelled(task)} if done and task else {})
+
+    async def cancel_some(self, which: CancelFilter, first: int, last: int, *, dry: bool) -> None:
+        """Walk through the tasks from *first* to *last*."""
+
+        async def walk(side: Side) -> Any:
+            after, upto = side.id(first) - 1, side.id(last)
+            return await side.store.cancel_some(which, after=after, upto=upto, dry_run=dry)
+
+        async def cancel_some(side: Side) -> Any:
+            looked_at, count = await walk(side)
+            return looked_at and side.number(looked_at), count
+
+        looked_at, count = await self.sides.both(cancel_some)
+        walked = self._walked(first, last)
+        assert looked_at == (walked[-1] if walked else None)
+        fitting = {
+            number: expect.cancelled(task)
+            for number in walked
+            if (task := self.picture.tasks[number]).live and expect.fits(task, which)
+        }
+        assert count == len(fitting)
+        await self.done("cancel", to={} if dry else fitting)
+
+    def _walked(self, first: int, last: int) -> list[int]:
+        """Return the tasks from *first* to *last*, in the order of their ids."""
+        side = self.sides.postgres
+        ids = sorted((side.id(number), number) for number in self.picture.tasks)
+        return [number for task_id, number in ids if side.id(first) <= task_id <= side.id(last)]
+
+    async def retry(self, number: int) -> None:
+        done = await self.sides.both(lambda side: side.store.retry(side.id(number)))
+        task = self.picture.tasks.get(number)
+        assert done == (
+            task is not None
+            and task.place in {"failed", "cancelled"}
+            and task.asked.dedup_key not in self.picture.keys
+        )
+        moved = {"to": {number: "ready"}, "due": {number: self.clock.now()}} if done else {}
+        await self.done("retry", **moved)
+
+    async def pause(self, queue: str, *, paused: bool) -> None:
+        await self.sides.both(lambda side: side.store.pause(queue, paused=paused))
+        await self.done("pause")
+        assert self.picture.pools[queue].paused is paused
+
+    async def limit(self, queue: str, max_running: int | None) -> None:
+        await self.sides.both(lambda side: side.store.limit(queue, max_running))
+        await self.done("limit")
+        assert self.picture.pools[queue].max_running == max_running
+
+    async def ask(self, what: str, numbers: Sequence[int], which: TaskFilter) -> None:
+        """Ask something; it changes nothing."""
+        await ask(self.sides, self.picture, what, numbers, which)
+        await self.done("ask")
+
+    async def transaction(self, steps: Sequence[tx.Step], *, commits: bool) -> None:
+        """Do several things in one transaction, which may be rolled back."""
+
+        async def perform(side: Side) -> Any:
+            answers: list[Any] = []
+            try:
+                async with side.store.transaction() as transaction:
+                    await tx.perform(side, transaction, steps, answers)
+                    tx.end(commits=commits)
+            except (tx.RolledBack, StaleClaim, TransientError) as exc:
+                return answers, type(exc).__name__
+            return answers, None
+
+        answers, raised = await self.sides.both(perform)
+        effects = tx.Effects(self.picture, self.clock.now(), dict(self.picture.keys))
+        try:
+            effects = effects.follow(steps, iter(answers), [])
+            expected = None if commits else "RolledBack"
+        except tx.Refused as exc:
+            expected = "StaleClaim" if exc.why is Refusal.STALE else "TransientError"
+        assert raised == expected
+        await self.done("transaction", **(effects.come_to() if raised is None else {}))
+
+    # -- what workers do -----------------------------------------------------------------
+
+    async def register(self, worker_id: UUID, kind: int) -> None:
+        """Begin work; whoever does so brings back what it knows."""
+        info = WorkerInfo(
+            id=worker_id, name="w", host="h", pid=1, task_types=list(CREW[kind]), lease=LEASE
+        )
+        await self.sides.both(lambda side: side.store.register(info))
+        await self.done("register")
+        if any(task.place == PARKED for task in self.picture.tasks.values()):
+            await self.unpark(CREW[kind])
+
+    async def heartbeat(self, *worker_ids: UUID, draining: bool) -> None:
+        picture = self.picture
+        for worker_id in worker_ids:
+            beat = await self.sides.both(
+                lambda side, who=worker_id: side.store.heartbeat(who, draining=draining)
+            )
+            assert beat.registered == (worker_id in picture.workers)
+            held = expect.held(picture, worker_id).items() if beat.registered else ()
+            asked = [
+                (number, task.position.cancel_interrupts)
+                for number, task in held
+                if task.position.cancel_requested
+            ]
+            told = [(one.fence.task_id, one.interrupt) for one in beat.cancel_requests]
+            assert told == sorted(asked)
+        await self.done("heartbeat")
+
+    async def deregister(self, worker_id: UUID) -> None:
+        await self.sides.both(lambda side: side.store.deregister(worker_id))
+        await self.done("deregister")
+        assert worker_id not in self.picture.workers
+
+    async def claim(
+        self,
+        worker_id: UUID,
+        task_types: Sequence[str],
+        *,
+        limit: int,
+        lanes: Sequence[Lane] | None,
+        at_once: int | None,
+    ) -> None:
+        known = worker_id in self.picture.workers
+
+        async def claim(side: Side) -> Claimed:
+            found = await side.store.claim(
+                worker_id, task_types, limit=limit, lanes=lanes, at_once=at_once
+            )
+            assert not found.contended, "nobody else is there"
+            # In memory strangers are in nobody's way, and who is not known is not told the rest.
+            return attrs.evolve(found, strangers=False, held_back=known and found.held_back)
+
+        claims: list[Claim] = (await self.sides.both(claim)).claims
+        assert known or not claims
+        expect.check_claims(self.picture, claims, task_types, limit)
+        self._check_order(claims)
+        self.claims += claims
+        await self.done("claim", to={one.fence.task_id: "running" for one in claims})
+
+    def _check_order(self, claims: Sequence[Claim]) -> None:
+        tasks = [(one, self.picture.tasks[one.fence.task_id]) for one in claims]
+        ids = self.sides.postgres.id
+        order = [(-task.asked.priority, ids(one.fence.task_id)) for one, task in tasks]
+        assert order == sorted(set(order)), f"not the order of the queue: {claims}"
+
+    def decide(self, claim: Claim, outcome: AttemptOutcome) -> Settlement:
+        """Decide what an outcome means, as a worker does that knows what it could know."""
+        keep_for = KEEP_FOR if claim.keep_for is None else claim.keep_for
+        most = claim.max_attempts or POLICY.max_attempts
+        retry = attrs.evolve(POLICY, max_attempts=most)
+        policy = Policy(retry=retry, timeout=30.0, keep_for=keep_for)
+        return settle(claim, outcome, policy, rng=random.Random(0))  # there is no jitter
+
+    def stopped(self, settlement: Settlement) -> Settlement:
+        """Decide anew, if the task must not go round again."""
+        if expect.refusal(self.picture, settlement) is Refusal.CANCEL_REQUESTED:
+            return attrs.evolve(settlement, event=Event.CANCEL, delay=0.0)
+        return settlement
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        refused = await self.sides.both(
+            lambda side: side.store.settle([side.settlement(each) for each in settlements])
+        )
+        expected = {each.fence: expect.refusal(self.picture, each) for each in settlements}
+        assert refused == {fence: why for fence, why in expected.items() if why is not None}
+        accepted = [each for each in settlements if each.fence not in refused]
+        await self.done("settle", **self._settled(accepted))
+
+    def _settled(self, accepted: Sequence[Settlement]) -> dict[str, Any]:
+        now = self.clock.now()
+        return {
+            "to": {each.fence.task_id: expect.settled(each) for each in accepted},
+            "logged": frozenset(
+                each.fence.task_id for each in accepted if each.outcome is not None
+            ),
+            "used": {each.fence.task_id: (each.attempt, each.lost) for each in accepted},
+            "due": {
+                each.fence.task_id: now + dt.timedelta(seconds=each.delay)
+                for each in accepted
+                if not each.state.is_final
+            },
+        }
+
+    async def give_back_all_but(self, worker_id: UUID, kept: set[Fence]) -> None:
+        held = expect.held(self.picture, worker_id)
+        strays = {
+            number: task
+            for number, task in held.items()
+            if Fence(number, task.position.epoch) not in kept
+        }
+        moved = await self.sides.both(
+            lambda side: side.store.give_back_all_but(
+                worker_id, {side.fence(fence) for fence in kept}
+            )
+        )
+        assert moved == len(strays)
+        to = {
+            number: expect.ended("cancelled", task.asked.keep_for)
+            if task.position.cancel_requested
+            else "ready"
+            for number, task in strays.items()
+        }
+        used = {number: expect.given_back(task, lost=0) for number, task in strays.items()}
+        await self.done("give_back", to=to, used=used, due=self._from_now(to))
+
+    # -- what the janitor does -----------------------------------------------------------
+
+    async def promote(self) -> None:
+        due = expect.due(self.picture, self.clock.now())
+        assert await self.sides.both(lambda side: side.store.promote()) == len(due)
+        await self.done("promote", to=dict.fromkeys(due, "ready"))
+
+    async def sweep(self, *, max_lost: int) -> None:
+        abandoned = expect.abandoned(self.picture, self.clock.now())
+
+        async def sweep(side: Side) -> Any:
+            told: list[tuple[Held, Settlement]] = []
+            swept = await side.store.sweep(
+                max_lost=max_lost, tell=lambda held, settlement: told.append((held, settlement))
+            )
+            told.sort(key=lambda each: each[0].fence.task_id)
+            return swept, told
+
+        swept, told = await self.sides.both(sweep)
+        assert swept == len(told) == len(abandoned)
+        to = {number: expect.lost(task, max_lost) for number, task in abandoned.items()}
+        used = {number: expect.given_back(task, lost=1) for number, task in abandoned.items()}
+        logged = frozenset(abandoned)
+        await self.done("sweep", to=to, logged=logged, used=used, due=self._from_now(to))
+
+    async def prune(self) -> None:
+        old = expect.expired(self.picture, self.clock.now())
+        assert await self.sides.both(lambda side: side.store.prune()) == len(old)
+        await self.done("prune", to=dict.fromkeys(old, GONE))
+
+    async def park(self) -> None:
+        """Put aside what nobody knows; in memory nothing has to be."""
+        known = expect.known(self.picture, self.clock.now())
+        strange = [
+            number
+            for number, task in self.picture.tasks.items()
+            if task.place == "ready" and task.asked.task_type not in known
+        ]
+        if self.sides.memory is not None:
+            assert await self.sides.memory.store.park() == 0
+        assert await self.sides.postgres.store.park() == len(strange)
+        await self.done("park", to=dict.fromkeys(strange, PARKED))
+
+    async def unpark(self, task_types: Sequence[str]) -> None:
+        known = [
+            number
+            for number, task in self.picture.tasks.items()
+            if task.place == PARKED and task.asked.task_type in task_types
+        ]
+        if self.sides.memory is not None:
+            assert await self.sides.memory.store.unpark(task_types) == 0
+        assert await self.sides.postgres.store.unpark(task_types) == len(known)
+        await self.done("unpark", to=dict.fromkeys(known, "ready"))
+
+    def _from_now(self, to: Mapping[int, str]) -> dict[int, dt.datetime]:
+        return {number: self.clock.now() for number, place in to.items() if place == "ready"}
+
+
+def _unparked(picture: Picture) -> Picture:
+    """Return a picture as it would be if nothing had to be put aside."""
+    if not any(task.place == PARKED for task in picture.tasks.values()):
+        return picture
+    tasks = {
+        number: attrs.evolve(task, position=attrs.evolve(task.position, place="ready"))
+        if task.place == PARKED
+        else task
+        for number, task in picture.tasks.items()
+    }
+    return attrs.evolve(picture, tasks=tasks)
