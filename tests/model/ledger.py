@@ -147,8 +147,8 @@ def _check_change(done: Done, number: int, was: Task, task: Task, now: dt.dateti
     elif done.verb == "retry":
         assert (new.attempt, new.lost) == (0, 0)
     elif old.place == new.place == "running":
-        asked = {"cancel_requested": True, "cancel_interrupts": new.cancel_interrupts}
-        assert new == attrs.evolve(old, **asked)
+        interrupts = new.cancel_interrupts
+        assert new == attrs.evolve(old, cancel_requested=True, cancel_interrupts=interrupts)
     elif old.place != "running":
         assert (new.attempt, new.lost) == (old.attempt, old.lost)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import attrs
@@ -38,6 +38,10 @@ from tests.model.wishes import (
 from tests.model.world import World
 
 
+T = TypeVar("T")
+NOBODY = (UUID(int=0), 0)  # a worker that was never registered
+
+
 class Machine(RuleBasedStateMachine):
     """Everything that can happen to a queue, in any order."""
 
@@ -62,17 +66,18 @@ class Machine(RuleBasedStateMachine):
     # -- what there is to choose from ----------------------------------------------------
 
     def a_task(self, index: int) -> int:
-        """Return a task: a live one, one that ended, one that is gone; sometimes none."""
+        """Return a task: rather a running one, or a live one, or one that has ended."""
         tasks = self.picture.tasks
         running = [number for number, task in tasks.items() if task.place == "running"]
         live = [number for number, task in tasks.items() if task.live and number not in running]
         rest = [number for number, task in tasks.items() if not task.live]
-        return _pick(index, [*rest[-3:], *live[-3:], *running[-2:]], 10**6)
+        gone = [number for number in self.verbs.ledger.due if number not in tasks]
+        return _pick(index, [*gone[-1:], *rest[-3:], *live[-3:], *running[-2:]], 10**6)
 
     def a_worker(self, index: int) -> tuple[UUID, int]:
         """Return a worker: rather one that is registered."""
         former = [worker for worker in self.crew if worker[0] not in self.picture.workers]
-        return _pick(index, [*former[-1:], *self.registered()], (UUID(int=0), 0))
+        return _pick(index, [*former[-1:], *self.registered()], NOBODY)
 
     def registered(self) -> list[tuple[UUID, int]]:
         return [worker for worker in self.crew if worker[0] in self.picture.workers]
@@ -90,6 +95,9 @@ class Machine(RuleBasedStateMachine):
 
     def registered_ids(self) -> list[UUID]:
         return [worker_id for worker_id, _ in self.registered()]
+
+    def somebody_is_able(self) -> bool:
+        return bool(self.able())
 
     def able(self) -> list[tuple[UUID, int]]:
         """Return the workers for whom there is something to claim."""
@@ -170,8 +178,10 @@ class Machine(RuleBasedStateMachine):
                 case "settle", index, outcome, knowing:
                     found = self.a_settlement(index, outcome, knowing=knowing)
                     known += [] if found is None else [tx.Settle(found)]
-                case _, inner, fails:
+                case "savepoint", inner, fails:
                     known.append(tx.Savepoint(self._known(inner), fails))
+                case _:
+                    raise AssertionError(step)
         return known
 
     # -- what workers do -----------------------------------------------------------------
@@ -213,17 +223,17 @@ class Machine(RuleBasedStateMachine):
         self.crew.append((worker_id, kind))
         self.do(self.verbs.register, worker_id, kind)
 
-    @precondition(able)
+    @precondition(somebody_is_able)
     @rule(worker=which)
     def claim(self, worker: int) -> None:
-        self._claim(_pick(worker, self.able(), None), limit=10)
+        self._claim(_pick(worker, self.able(), NOBODY), limit=10)
 
-    @precondition(able)
+    @precondition(somebody_is_able)
     @rule(worker=which, outcomes=st.lists(outcomes, min_size=1, max_size=3))
     def work(self, worker: int, outcomes: list[str]) -> None:
         """Claim, and settle all but the last."""
         before = len(self.verbs.claims)
-        self._claim(_pick(worker, self.able(), None), limit=len(outcomes) + 1)
+        self._claim(_pick(worker, self.able(), NOBODY), limit=len(outcomes) + 1)
         batch = [
             self.verbs.decide(claim, OUTCOMES[outcome])
             for claim, outcome in zip(self.verbs.claims[before:], outcomes, strict=False)
@@ -337,7 +347,7 @@ class Machine(RuleBasedStateMachine):
     def a_worker_falls_silent(self, worker: int, seconds: float, max_lost: int | None) -> None:
         """It has crashed, or is frozen: its lease may run out, and then others may sweep."""
         busy = [one for one in self.registered() if expect.held(self.picture, one[0])]
-        silent = _pick(worker, [*self.registered(), *busy, *busy], None)
+        silent = _pick(worker, [*self.registered(), *busy, *busy], NOBODY)
         self.world.clock.advance(seconds)
         others = [one for one in self.registered_ids() if one != silent[0]]
         self.do(self.verbs.heartbeat, *others, draining=False)
@@ -345,6 +355,6 @@ class Machine(RuleBasedStateMachine):
             self.do(self.verbs.sweep, max_lost=max_lost)
 
 
-def _pick(index: int, choice: Sequence[Any], otherwise: Any) -> Any:
+def _pick(index: int, choice: Sequence[T], otherwise: T) -> T:
     """Return one of *choice*, counted from the end, where the newest are."""
     return choice[-1 - index % len(choice)] if choice else otherwise

@@ -207,31 +207,28 @@ def _positions(rows: Mapping[str, list[Any]]) -> dict[int, Position]:
 
 
 def _position(place: str, attempt: int, epoch: int, lost: int, *rest: Any) -> Position:
-    known = {"attempt": attempt, "epoch": epoch, "lost": lost}
-    if place == "scheduled":
-        return Position(place=place, due_at=_instant(rest[0]), **known)
+    here = Position(place=place, attempt=attempt, epoch=epoch, lost=lost)
     if place == "running":
         worker_id, started_at, requested, interrupts, _ = rest
-        return Position(
-            place=place,
+        return attrs.evolve(
+            here,
             worker_id=UUID(worker_id),
             started_at=_instant(started_at),
             cancel_requested=requested,
             cancel_interrupts=interrupts,
-            **known,
         )
     if place == "finished":
         state, finished_at, expires_at, result, error_type, error_message = rest
-        return Position(
+        return attrs.evolve(
+            here,
             place=state,
             finished_at=_instant(finished_at),
             expires_at=_instant(expires_at),
             result=result,
             error_type=error_type,
             error_message=error_message,
-            **known,
         )
-    return Position(place=place, due_at=_instant(rest[0]), **known)
+    return attrs.evolve(here, due_at=_instant(rest[0]))
 
 
 def _logs(rows: Iterable[Any]) -> dict[int, tuple[Entry, ...]]:

@@ -32,8 +32,12 @@ async def search(
     it is shown. *compares*: beside a store in memory, else PostgreSQL alone.
     """
     world = World.on(clock, dsn, compares=compares)
-    factory = functools.partial(Machine, world)
-    seed(start)(factory)
+
+    @seed(start)
+    class Run(Machine):
+        def __init__(self) -> None:
+            super().__init__(world)
+
     found = settings(
         max_examples=examples,
         stateful_step_count=STEPS,
@@ -41,9 +45,9 @@ async def search(
         report_multiple_bugs=False,
         deadline=None,
         database=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
-    run = functools.partial(run_state_machine_as_test, factory, settings=found)
+    run = functools.partial(run_state_machine_as_test, Run, settings=found)
     try:
         with clock.hold(1e9):  # only steps move it
             await trio.to_thread.run_sync(run)

@@ -6,10 +6,11 @@ stored: answers are compared with numbers in the place of ids.
 
 from __future__ import annotations
 
+import itertools
 import json
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import attrs
 
@@ -106,20 +107,19 @@ class Side:
             case CancelRequest() | Held() | Settlement():
                 return attrs.evolve(answer, fence=self.numbered(answer.fence))
             case Mapping():
-                items: Mapping[Any, Any] = answer
+                items: dict[Any, Any] = {**answer}
                 return {self.numbered(key): self.numbered(value) for key, value in items.items()}
             case list() | tuple():
-                values: Sequence[Any] = answer
-                return [self.numbered(value) for value in values]
+                return [self.numbered(value) for value in cast("Sequence[Any]", answer)]
             case _:
                 return answer
 
 
 def _differences(here: Any, there: Any) -> list[str]:
     """Return what is not the same in two answers, as far down as lists go."""
-    if not (isinstance(here, list) and isinstance(there, list) and len(here) == len(there)):
-        return [str(here), str(there)]
-    pairs: zip[tuple[Any, Any]] = zip(here, there, strict=True)
+    if not (isinstance(here, list) and isinstance(there, list)):
+        return [f"{here}", f"{there}"]
+    pairs: list[tuple[Any, Any]] = [*itertools.zip_longest(here, there)]  # pyright: ignore[reportUnknownArgumentType]  # lists of anything
     return [line for one, other in pairs if one != other for line in _differences(one, other)]
 
 

@@ -20,6 +20,7 @@ async def test_whatever_is_done_in_whatever_order(
     The examples are the same in every run, so that whoever sees it fail has caused it. Others:
     `--hypothesis-seed N`; more: `--model-examples N`.
     """
-    examples: int = pytestconfig.getoption("--model-examples")
-    base = int(pytestconfig.getoption("--hypothesis-seed") or 0)
-    await search(virtual_time, migrated, examples=examples // PARTS, start=base * PARTS + part)
+    examples = int(pytestconfig.getoption("--model-examples") or 0)
+    seed: str | None = pytestconfig.getoption("--hypothesis-seed")
+    start = int(seed or 0) * PARTS + part
+    await search(virtual_time, migrated, examples=examples // PARTS, start=start)

@@ -7,7 +7,7 @@ import datetime as dt
 import json
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import attrs
 
@@ -70,7 +70,8 @@ async def perform(
                 task_id = own(answers) if step.number == OWN else side.id(step.number)
                 answers.append(await tx.cancel(task_id, running=step.running))
             case Settle():
-                answers.append(await tx.settle(side.settlement(step.settlement)))
+                await tx.settle(side.settlement(step.settlement))
+                answers.append(None)
             case Savepoint():
                 with contextlib.suppress(RolledBack):
                     async with tx.savepoint():
@@ -86,7 +87,8 @@ def end(*, commits: bool) -> None:
 
 def own(answers: Sequence[Any]) -> int:
     """Return the task that was stored last, or one that nobody knows."""
-    refs: list[TaskRef] = [ref for answer in answers if isinstance(answer, list) for ref in answer]
+    stored = [cast("list[TaskRef]", answer) for answer in answers if isinstance(answer, list)]
+    refs = [ref for batch in stored for ref in batch]
     return refs[-1].id if refs else NOBODY
 
 
@@ -198,8 +200,9 @@ class Effects:
             self.keys = {key: holder for key, holder in self.keys.items() if holder != number}
 
     def _place(self, number: int) -> str | None:
+        moved = self.to.get(number) or self.born.get(number)
         task = self.picture.tasks.get(number)
-        return self.to.get(number) or self.born.get(number) or (task and task.place)
+        return moved if moved or task is None else task.place
 
     def _keep_for(self, number: int) -> float | None:
         if number in self.asked:

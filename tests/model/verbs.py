@@ -15,6 +15,7 @@ import attrs
 
 from nursery_queue._core._errors import StaleClaim, TransientError
 from nursery_queue._core._model import (
+    Beat,
     CancelFilter,
     Claim,
     Claimed,
@@ -181,9 +182,11 @@ class Verbs:
     async def heartbeat(self, *worker_ids: UUID, draining: bool) -> None:
         picture = self.picture
         for worker_id in worker_ids:
-            beat = await self.sides.both(
-                lambda side, who=worker_id: side.store.heartbeat(who, draining=draining)
-            )
+
+            async def heartbeat(side: Side, who: UUID = worker_id) -> Beat:
+                return await side.store.heartbeat(who, draining=draining)
+
+            beat = await self.sides.both(heartbeat)
             assert beat.registered == (worker_id in picture.workers)
             held = expect.held(picture, worker_id).items() if beat.registered else ()
             asked = [
