@@ -9,7 +9,7 @@ import attrs
 import pytest
 import trio
 
-from nursery_queue._core._model import ErrorRecord, Fence, Refusal
+from nursery_queue._core._model import ErrorRecord, Fence, Refusal, TaskFilter
 from nursery_queue._core._states import FINAL, TRANSITIONS, Event, State, transition
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime
@@ -197,6 +197,27 @@ async def test_a_task_to_be_cancelled_may_end_otherwise(store: Store, event: Eve
     await settle(store, task.fence, event)
 
     assert await state(store, task.id) is transition(State.RUNNING, event)
+
+
+async def test_the_same_twice_in_a_batch(store: Store) -> None:
+    """A settlement that is there twice is applied, once."""
+    task = await claimed_once(store)
+    ended = ends(task.fence, Event.SUCCEED)
+
+    assert await store.settle([ended, ended]) == {}
+    assert len(await store.attempts(task.id)) == 1
+
+
+async def test_the_order_of_those_that_tell(store: Store) -> None:
+    """Tasks that tell how others have ended are stored in the order of these, not of the batch."""
+    claims = [await claimed_once(store, on_complete='{"task_type": "tell"}') for _ in range(3)]
+    batch = [ends(one.fence, Event.SUCCEED, on_complete=True) for one in reversed(claims)]
+
+    assert await store.settle(batch) == {}
+
+    newest = await store.list_tasks(TaskFilter(limit=3))
+
+    assert [one.completes for one in reversed(newest)] == [one.id for one in claims]
 
 
 async def test_two_at_the_same_time(store: Store) -> None:

@@ -269,6 +269,43 @@ async def test_a_task_to_be_cancelled(store: Store) -> None:
     assert await state(store, task.id) is State.CANCELLED
 
 
+async def test_a_task_that_is_cancelled_first(store: Store) -> None:
+    """Nor must one go round again of which the block itself has asked that it be cancelled."""
+    task = await claimed_once(store)
+    with pytest.raises(TransientError):
+        async with store.transaction() as tx:
+            await tx.cancel(task.id, running=False)
+            await tx.settle(ends(task.fence, Event.RETRY))
+
+    assert await state(store, task.id) is State.RUNNING
+
+    async with store.transaction() as tx:
+        await tx.settle(ends(task.fence, Event.RETRY))
+
+        assert await tx.cancel(task.id)
+        assert not await tx.cancel(task.id)
+
+    assert await state(store, task.id) is State.CANCELLED
+
+
+async def test_ids_are_in_the_order_of_the_steps(store: Store) -> None:
+    """A task that tells how another has ended is older than one that is enqueued afterwards."""
+    telling = '{"task_type": "tell"}'
+    task = await claimed_once(store, on_complete=telling)
+    waiting = await add(store, on_complete=telling)
+    async with store.transaction() as tx:
+        await tx.settle(ends(task.fence, Event.SUCCEED, on_complete=True))
+        (first,) = await tx.enqueue([a_task()])
+        await tx.cancel(waiting)
+        (last,) = await tx.enqueue([a_task()])
+
+    newest = [one.id for one in await store.list_tasks(TaskFilter(limit=4))]
+    told = [one.completes for one in await store.list_tasks(TaskFilter(limit=4))]
+
+    assert (newest[0], newest[2]) == (last.id, first.id)
+    assert told == [None, waiting, None, task.id]
+
+
 async def test_keep_for_nothing(store: Store) -> None:
     """A task that is not to be kept goes with the commit, not before."""
     task = await claimed_once(store, dedup_key="k")
