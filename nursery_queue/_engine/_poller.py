@@ -96,7 +96,9 @@ class Poller:
 
     def _pause(self) -> float:
         interval = self.interval * self.rng.uniform(0.9, 1.1) if self.interval else math.inf
-        until = min(self._due, self._look_again, self.hands.oldest + HAND_BACK_AFTER)
+        # While it has no lease it promotes nothing, and is rung when it has one again.
+        due = math.inf if self.worker_id() is None else self._due
+        until = min(due, self._look_again, self.hands.oldest + HAND_BACK_AFTER)
         if self._wants_more and trio.current_time() < self._not_before:
             until = min(until, self._not_before)
         return max(0.0, min(interval, until - trio.current_time()))
@@ -109,11 +111,12 @@ class Poller:
         await self._claim_on()
         while self.on_idle is not None and self._seems_idle():
             with answered_within(CLAIM_TIMEOUT, "bringing back what was put aside"):
-                self._maybe_more = await self.store.unpark(list(self.app.task_types)) > 0
-            if self._seems_idle():
+                brought = await self.store.unpark(list(self.app.task_types))
+            self._maybe_more = True  # the janitor may have been faster
+            await self._claim_on()
+            if self._seems_idle() and not brought:
                 self.on_idle()
                 break
-            await self._claim_on()
 
     def _seems_idle(self) -> bool:
         return not (self._maybe_more or self.hands.held or self._look_again < math.inf)

@@ -380,3 +380,24 @@ async def test_only_losses_use_up_the_budget_of_losses(
     assert await outcomes(client, ref) == [
         *("lost", "snoozed", "lost", "interrupted", "failed", "lost")
     ]
+
+
+async def test_what_falls_due_meanwhile(
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, anywhere: FlakyStore
+) -> None:
+    """Without a lease a worker waits in peace, also for what is due; then it runs that."""
+
+    @app.task(name="later")
+    async def later() -> None: ...
+
+    ref = await client.enqueue(later.options(run_after=20))
+    worker = make_worker(app, client)
+    async with working(worker):
+        anywhere.down.update({"heartbeat", "deregister", "register"})
+        await trio.sleep(60)
+        assert worker.health().lease_left == 0
+        assert await state(client, ref) == "scheduled"
+        anywhere.down.clear()
+        await trio.sleep(15)
+
+        assert await state(client, ref) == "succeeded"

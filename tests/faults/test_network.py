@@ -27,6 +27,7 @@ from tests.pg.proxy import Link, Proxy, proxied
 LISTEN = b'LISTEN "nursery_queue'
 HEARTBEAT = b"set heartbeat_at = nursery_queue.now()"
 CLAIM = b"with recursive lane (queue)"
+SWEEP = b"-- Is there anything to sweep?"
 SETTLE = b"with settled as materialized"
 HANDLER = b"select 'by the handler'"
 
@@ -195,7 +196,8 @@ async def test_silent_claim(
     worker = nq.Worker(app, client, poll_interval=0)
     async with working(worker):
         await trio.sleep(4)
-        silence(link := proxy.link(CLAIM), applied=applied)
+        # Of those for claiming and the like the last one used is used next: that of the sweep.
+        silence(link := proxy.link(SWEEP), applied=applied)
         ref = await pg.enqueue("echo", value=1)
         with virtual_time.hold():
             while not link.busy:  # the notification is under way
