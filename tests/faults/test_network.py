@@ -27,7 +27,6 @@ from tests.pg.proxy import Link, Proxy, proxied
 LISTEN = b'LISTEN "nursery_queue'
 HEARTBEAT = b"set heartbeat_at = nursery_queue.now()"
 CLAIM = b"with recursive lane (queue)"
-SWEEP = b"-- Is there anything to sweep?"
 SETTLE = b"with settled as materialized"
 HANDLER = b"select 'by the handler'"
 
@@ -196,8 +195,9 @@ async def test_silent_claim(
     worker = nq.Worker(app, client, poll_interval=0)
     async with working(worker):
         await trio.sleep(4)
-        # Of those for claiming and the like the last one used is used next: that of the sweep.
-        silence(link := proxy.link(SWEEP), applied=applied)
+        await pg.resume("another")  # rings, so that the connection that was used last claims
+        await trio.sleep(1)
+        silence(link := proxy.last_used(CLAIM), applied=applied)
         ref = await pg.enqueue("echo", value=1)
         with virtual_time.hold():
             while not link.busy:  # the notification is under way

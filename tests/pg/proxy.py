@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 
 from collections.abc import AsyncGenerator
@@ -27,6 +28,9 @@ def _set() -> trio.Event:
     return event
 
 
+_turns = itertools.count(1)
+
+
 @attrs.define(eq=False)
 class Link:
     """One connection through the proxy."""
@@ -34,6 +38,7 @@ class Link:
     said: bytearray = attrs.field(factory=bytearray)  # by the client
     told: int = 0  # bytes, by the server
     busy: bool = True  # the server has not answered what was said last
+    spoke: int = 0  # as the how-manieth of all
     asking: trio.Event = attrs.field(factory=_set)  # what the client says is passed on
     answering: trio.Event = attrs.field(factory=_set)  # and what the server says
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
@@ -57,6 +62,7 @@ class Link:
         """Note what the client says."""
         self.said += data
         self.busy = True
+        self.spoke = next(_turns)
         if self._swallowing and bytes(data[:1]) in {b"P", b"B"}:  # Parse, Bind
             self.answering = trio.Event()
 
@@ -95,6 +101,11 @@ class Proxy:
     def link(self, needle: bytes) -> Link:
         """Return the newest connection on which a client has said *needle*."""
         return next(link for link in reversed(self.links) if needle in link.said)
+
+    def last_used(self, needle: bytes) -> Link:
+        """Return, of the connections on which a client has said *needle*, the one used last."""
+        said = [link for link in self.links if needle in link.said]
+        return max(said, key=lambda link: link.spoke)
 
     def drop(self) -> None:
         """Close all connections."""
