@@ -183,7 +183,8 @@ async def test_a_blocking_handler_is_named(
     async with working(worker):
         names = await ear.provoke(client, name)
 
-    blocked, over = ear.lines
+    # On a slow machine it may block for longer than the lease; then it does so again.
+    blocked, over, *_ = ear.lines
     assert any(each in blocked for each in names)
     assert place(comment) in blocked
     assert re.fullmatch(r"the event loop runs again, after \d+\.\d s", over)
