@@ -10,7 +10,7 @@
 #   _app, _task_type                 what users declare; knows no database.
 #   _context, _transaction, _client  what handlers and applications call.
 #   _engine, _worker                 the loops, one a file, and their nesting.
-#   _connect, _embedded, testing, cli  the doors.
+#   _connect, _producers, _embedded, testing, cli  the doors.
 #
 # Uses `from x import y as y` for `pyright --verifytypes`.
 from ._app import App as App
@@ -71,6 +71,14 @@ from ._engine._exit_report import (
     Fate as Fate,
     TaskExit as TaskExit,
 )
+from ._producers import producer as producer
+from ._producers._producer import AsyncProducer as AsyncProducer, Producer as Producer
+from ._runtime._after_commit import (
+    AfterCommit as AfterCommit,
+    AfterCommitBatch as AfterCommitBatch,
+    Drained as Drained,
+)
+from ._runtime._callbacks import CallbackCounts as CallbackCounts
 from ._runtime._instruments import Instrument as Instrument, LogEvents as LogEvents
 from ._runtime._log_level import log_level as _log_level
 from ._store import Store as Store

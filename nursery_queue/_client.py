@@ -6,6 +6,7 @@ import contextlib
 import math
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, ParamSpec, Self, overload
 
@@ -17,6 +18,8 @@ from ._core._errors import Closed, TaskCancelled, TaskFailed, UnknownTask
 from ._core._model import Attempt, Held, Settlement, Stats, TaskFilter, TaskRef, TaskStatus
 from ._core._outcome import MAX_LOST
 from ._core._states import State
+from ._runtime._after_commit import AfterCommit, AfterCommitBatch
+from ._runtime._callbacks import CallbackCounts, Pending, Tally, call_all
 from ._runtime._instruments import Audience, Instrument, LogEvents
 from ._runtime._log_level import log_level
 from ._steering import Steering, name_of
@@ -50,6 +53,7 @@ class Client(Steering):
         factory=lambda: (LogEvents(),), converter=tuple[Instrument, ...], kw_only=True
     )
     audience: Audience = attrs.field(init=False, repr=False)
+    called_back: Tally = attrs.field(factory=Tally, init=False, repr=False)
     _waiting: Waiting = attrs.field(init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
@@ -131,23 +135,47 @@ class Client(Steering):
         return refs
 
     @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncGenerator[Transaction]:
+    async def transaction(
+        self, *, after: AfterCommit | AfterCommitBatch | None = None
+    ) -> AsyncGenerator[Transaction]:
         """Open a transaction, in which your writes and your tasks commit together.
 
         Commits when the block ends well, rolls back when it raises or is cancelled. Raises
         `CommitOutcomeUnknown` if the connection is lost during the commit.
+
+        Args:
+            after: Who calls what `tx.after` is given. None: the block does, after its commit,
+                and waits for them; cancelled then, it cancels them.
+
+        Raises:
+            RuntimeError: *after* has not been entered, and has no nursery.
+            Closed: It has been closed, or is a batch that is over.
+            TypeError: It is neither an `AfterCommit` nor a batch of one.
         """
         self._check_open()
+        _check_after(after)
         complete = False  # psycopg.Rollback ends the block without an error
-        async with self.store.transaction() as inner:
-            tx = opened(inner, self.max_params_bytes, self.audience)
-            try:
-                yield tx
-                complete = True
-            finally:
-                tx.end()
-        if complete:
-            tx.committed()
+        with nullcontext(Pending()) if after is None else after.registering() as pending:
+            async with self.store.transaction() as inner:
+                tx = opened(inner, self.max_params_bytes, self.audience, pending)
+                try:
+                    yield tx
+                    complete = True
+                finally:
+                    tx.end()
+            if complete:
+                pending.committed = True
+                tx.committed()
+        if after is None and complete and pending.callbacks:
+            await call_all(pending.callbacks, self.called_back)
+
+    @property
+    def callbacks(self) -> CallbackCounts:
+        """What became of callbacks that have ended; those of an `AfterCommit` it counts itself.
+
+        Those that handlers give to `ctx.after` count on their worker's client.
+        """
+        return self.called_back.counts
 
     # -- asking -------------------------------------------------------------------
 
@@ -299,3 +327,12 @@ class Client(Steering):
         if self._closed:
             msg = "this client has been closed: open another one with nursery_queue.connect()"
             raise Closed(msg)
+
+
+def _check_after(after: object) -> None:
+    if after is not None and not isinstance(after, AfterCommit | AfterCommitBatch):
+        msg = (
+            f"transaction(after=...) takes an AfterCommit or a batch of one, not {after!r:.100}: a "
+            f"function to call after the commit goes to tx.after() within the block"
+        )
+        raise TypeError(msg)

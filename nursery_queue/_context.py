@@ -6,18 +6,23 @@ import contextlib
 import enum
 
 from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVarTuple
 from uuid import UUID
 
 import attrs
 import trio
 
 from ._core._model import Fence
+from ._runtime._after_commit import AfterCommit, AfterCommitBatch
+from ._runtime._callbacks import Pending
 from ._transaction import Transaction
 
 
 if TYPE_CHECKING:
     from ._client import Client
+
+
+Ts = TypeVarTuple("Ts")
 
 
 class CancelReason(enum.IntEnum):
@@ -58,6 +63,7 @@ class TaskContext:
     fence: Fence
     client: Client
     _why: Callable[[], CancelReason | None] = attrs.field(alias="why", repr=False)
+    _pending: Callable[[], Pending] = attrs.field(alias="pending", repr=False)
     _tx: Transaction | None = attrs.field(default=None, alias="tx")
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
 
@@ -93,10 +99,31 @@ class TaskContext:
         return self._nursery
 
     @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncGenerator[Transaction]:
-        """Open a transaction of its own, which commits when the block ends well."""
-        async with self.client.transaction() as tx:
+    async def transaction(
+        self, *, after: AfterCommit | AfterCommitBatch | None = None
+    ) -> AsyncGenerator[Transaction]:
+        """Open a transaction of its own, which commits when the block ends well.
+
+        See `Client.transaction`, also for *after*.
+        """
+        async with self.client.transaction(after=after) as tx:
             yield tx
+
+    def after(self, fn: Callable[[*Ts], object], /, *args: *Ts) -> None:
+        """Have *fn* called once this attempt's success is stored, and only then.
+
+        Not if it fails, is timed out or cancelled, or has lost its task. It is best effort: a
+        worker that dies in between does not call it, and no other one will. Otherwise it is as
+        `Transaction.after`: 10 run at once, in the order of the calls, each for at most 30 s;
+        they run in trio, wherever the handler does. The attempt keeps its place among those
+        that run at once, and a worker that is stopped treats them as handlers: they have
+        *grace* seconds, then they are cancelled. `ctx.tx.after` does the same, unless it is
+        in a savepoint that is rolled back.
+
+        Raises:
+            Closed: The attempt has ended.
+        """
+        self._pending().add(fn, args)
 
     @contextlib.asynccontextmanager
     async def own_nursery(self) -> AsyncGenerator[None]:

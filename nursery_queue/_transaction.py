@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import Any, ParamSpec, overload
+from typing import Any, ParamSpec, TypeVarTuple, overload
 
 import attrs
 import trio
 
 from ._core._errors import TransactionEnded
 from ._core._events import Enqueued, enqueued
-from ._core._model import NewTask, Settlement, TaskRef
+from ._core._model import NewTask, Settlement, TaskRef, TaskStatus
+from ._runtime._callbacks import Callback, Pending
 from ._runtime._instruments import Audience
 from ._store import StoreTransaction
 from ._task_type import TaskRequest, TaskType, as_request
 
 
 P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
 
 
 @attrs.define(eq=False)
@@ -32,11 +34,13 @@ class Transaction:
     _open: Callable[[], Awaitable[StoreTransaction]]
     _max_params_bytes: int
     _audience: Audience
+    _pending: Pending  # together with what is to be called although it is not ours
     _inner: StoreTransaction | None = None
     _opening: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     _ended: bool = attrs.field(default=False, init=False)
     # What there will be to tell when it is committed.
     _enqueued: list[Enqueued] = attrs.field(factory=list[Enqueued], init=False)
+    _callbacks: list[Callback] = attrs.field(factory=list[Callback], init=False)
 
     @property
     def is_open(self) -> bool:
@@ -88,10 +92,46 @@ class Transaction:
         """Cancel a task with this transaction; see `Client.cancel`."""
         return await (await self._current()).cancel(task_id(task), running=running)
 
+    async def status(self, task: TaskRef | int, *, payloads: bool = False) -> TaskStatus | None:
+        """Say where a task is, as this transaction sees it; see `Client.status`."""
+        (status,) = await self.status_many([task], payloads=payloads)
+        return status
+
+    async def status_many(
+        self, tasks: Sequence[TaskRef | int], *, payloads: bool = False
+    ) -> list[TaskStatus | None]:
+        """Say where tasks are, in the order asked, as this transaction sees them."""
+        ids = [task_id(task) for task in tasks]
+        return await (await self._current()).status_many(ids, payloads=payloads)
+
+    def after(self, fn: Callable[[*Ts], object], /, *args: *Ts) -> None:
+        """Have *fn* called once this is committed, and only then. It is best effort.
+
+        Not if it is rolled back, or a savepoint around this call, or if what became of the
+        commit is not known. They begin in the order of the calls, run concurrently, and in the
+        context of the call; one that fails is logged. When, and within which limits, is said
+        by what `client.transaction` was given as *after*: `AfterCommit`. By default its block
+        waits for them, when the connection has been given back: 10 run at once, each is
+        cancelled after 30 s, and all when the block is.
+
+        Args:
+            fn: A function, async or not; it runs in trio's thread. If it blocks, let
+                `trio.to_thread.run_sync` be *fn*.
+            args: Its arguments.
+
+        Raises:
+            TransactionEnded: The block has ended.
+            Closed: The `AfterCommit` of this transaction has been closed.
+        """
+        if self._ended:
+            raise TransactionEnded(_ended_message())
+        self._callbacks.append(self._pending.add(fn, args))
+
     @contextlib.asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None]:
         """A block that is rolled back alone when it raises; the error goes on."""
-        before, complete, kept = len(self._enqueued), False, False
+        enqueued, callbacks = len(self._enqueued), len(self._callbacks)
+        complete = kept = False
         try:
             async with (await self._current()).savepoint():
                 yield
@@ -99,7 +139,8 @@ class Transaction:
             kept = complete
         finally:
             if not kept:
-                del self._enqueued[before:]
+                del self._enqueued[enqueued:]
+                self._pending.drop(self._callbacks[callbacks:])
 
     async def _current(self) -> StoreTransaction:
         if self._ended:
@@ -126,13 +167,15 @@ class Transaction:
             self._audience.enqueued.tell(event)
 
 
-def opened(inner: StoreTransaction, max_params_bytes: int, audience: Audience) -> Transaction:
+def opened(
+    inner: StoreTransaction, max_params_bytes: int, audience: Audience, pending: Pending
+) -> Transaction:
     """Return a `Transaction` that is open already."""
 
     async def never() -> StoreTransaction:
         raise AssertionError
 
-    return Transaction(never, max_params_bytes, audience, inner)
+    return Transaction(never, max_params_bytes, audience, pending, inner)
 
 
 def new_tasks(

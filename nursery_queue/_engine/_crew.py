@@ -200,7 +200,8 @@ class Crew:
 
     def report(self) -> ExitReport:
         """Say what became of the tasks in hand."""
-        return self.drain.ledger.report(held=self.hands.held, running=self.hands.running)
+        running = {each for each in self.hands.running if not each.ended}
+        return self.drain.ledger.report(held=self.hands.held, running=running)
 
     async def move_out(self) -> None:
         """Leave nothing behind in the store, if it answers; shielded, bounded."""

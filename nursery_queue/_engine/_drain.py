@@ -72,6 +72,7 @@ class Drain:
             await self._quiet()
         self.over = True
         self.hands.cancel_all(CancelReason.SHUTDOWN)
+        self.hands.curtail()
         with trio.move_on_after(self.cleanup):
             await self._quiet()
         if self.hands.running:
@@ -82,7 +83,8 @@ class Drain:
 
         Their nursery waits for them all the same.
         """
-        self.executor.give_back(self.hands.running)
+        # What is called after a handler has nothing to give back: its task is settled.
+        self.executor.give_back([each for each in self.hands.running if not each.ended])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._remind, work)
             await self.hands.quiet()
@@ -90,7 +92,7 @@ class Drain:
 
     async def _remind(self, work: trio.Nursery) -> None:
         due, pause = trio.current_time(), REMIND_AFTER
-        _complain(work)
+        self._complain(work)
         with trio.move_on_after(FLUSH):
             while self.hands.held:
                 await self._news.wait()
@@ -98,7 +100,15 @@ class Drain:
         while True:
             due, pause = due + pause, 2 * pause
             await trio.sleep_until(due)
-            _complain(work)
+            self._complain(work)
+
+    def _complain(self, work: trio.Nursery) -> None:
+        settled = {task_name(each) for each in self.hands.running if each.ended}
+        for task in work.child_tasks:
+            if task.name.startswith("task "):
+                fate = "settled" if task.name in settled else "released"
+                tree = task_tree(task)
+                log.warning("cancelled, but still running, its task %s: %s", fate, tree)
 
     async def _quiet(self) -> None:
         await self._closed.wait()
@@ -108,16 +118,10 @@ class Drain:
         self.executor.give_back(self.hands.unstarted())
 
     def _check_idle(self) -> None:
-        if self.on_idle is not None and self._closed.is_set() and not self.hands.held:
+        if self.on_idle is not None and self._closed.is_set() and not self.hands.busy:
             self.on_idle()
 
 
 def task_name(execution: Execution) -> str:
     """Return what the trio task of an attempt is called."""
     return f"task {execution.claim.fence.task_id} {execution.claim.task_type}"
-
-
-def _complain(work: trio.Nursery) -> None:
-    for task in work.child_tasks:
-        if task.name.startswith("task "):
-            log.warning("cancelled, but still running, its task released: %s", task_tree(task))

@@ -33,9 +33,11 @@ from nursery_queue._core._outcome import (
     Succeeded,
     TimedOut,
 )
+from nursery_queue._runtime._callbacks import Pending
 from nursery_queue._runtime._instruments import Topic
 from nursery_queue._transaction import Transaction
 
+from ._afterwards import Afterwards
 from ._hands import Execution, Hands
 from ._settler import Entry, Settler
 from ._stage import End, Raised, Stage, Stopped
@@ -71,11 +73,38 @@ class Executor:
             raise
         finally:
             # Nothing in here waits, so it happens also while we are being cancelled.
+            execution.ended_at = trio.current_time()
+            if execution.pending is not None:
+                execution.afterwards = self._afterwards(execution, execution.pending, outcome)
             if execution.stored:
                 self._has_stored(_entry(execution, Succeeded()))
             elif not execution.released:
                 self._hand_in(execution, outcome)
             execution.ended = True
+            if execution.afterwards is None:
+                self.hands.finished(execution)
+        if execution.afterwards is not None:
+            await self._see_off(execution, execution.afterwards)
+
+    def _afterwards(
+        self, execution: Execution, pending: Pending, outcome: AttemptOutcome
+    ) -> Afterwards | None:
+        """Return what is to be called when the outcome is stored, if there is something."""
+        if execution.released or not (pending.callbacks and isinstance(outcome, Succeeded)):
+            return None
+        afterwards = Afterwards(execution.claim, pending.callbacks, self.stage.client.called_back)
+        if self.hands.curtailed:
+            afterwards.cancel()
+        return afterwards
+
+    async def _see_off(self, execution: Execution, afterwards: Afterwards) -> None:
+        """Call what is to be called afterwards, in the place of the handler."""
+        try:
+            await afterwards.run()
+        except BaseException:  # as above, it ends the worker
+            self.hands.cancel_all(CancelReason.SHUTDOWN)
+            raise
+        finally:
             self.hands.finished(execution)
 
     def give_back(self, executions: Iterable[Execution]) -> None:
@@ -92,9 +121,11 @@ class Executor:
             return
         if outcome not in {_NOT_STARTED, _INTERRUPTED}:
             log.warning("lost the claim on %s; its outcome is dropped", execution.claim)
+        execution.settled(success=False)
         self.hands.settled([execution.claim.fence])
 
     def _has_stored(self, entry: Entry) -> None:
+        entry.execution.settled(success=True)
         self.hands.settled([entry.execution.claim.fence])
         self.settler.stored([entry], [self.settler.decide(entry)], ())
 

@@ -14,7 +14,10 @@ import trio
 from nursery_queue._context import CancelReason
 from nursery_queue._core._model import CancelRequest, Claim, Fence
 from nursery_queue._core._outcome import Policy
+from nursery_queue._runtime._callbacks import Pending
 from nursery_queue._task_type import TaskType
+
+from ._afterwards import Afterwards
 
 
 @attrs.define(eq=False)
@@ -33,6 +36,8 @@ class Execution:
     released: bool = False  # given back although the handler has not ended
     stored: bool = False  # its success has been committed with its transaction
     ended: bool = False  # the handler has; what the clocks say from now on does not concern it
+    pending: Pending | None = None  # what `ctx.after` was given
+    afterwards: Afterwards | None = None  # the same, if the handler has succeeded
 
     def cancel(self, reason: CancelReason) -> None:
         """Cancel the handler, or keep it from starting; the greatest reason is kept."""
@@ -46,6 +51,11 @@ class Execution:
         if trio.current_time() >= self.scope.deadline:
             self.note(CancelReason.TIMED_OUT)
         return self.reason
+
+    def settled(self, *, success: bool) -> None:
+        """Let those who wait hear that the success is stored, or never will be."""
+        if self.afterwards is not None:
+            self.afterwards.settled(success=success)
 
     def note(self, reason: CancelReason) -> None:
         """Record a reason."""
@@ -98,6 +108,9 @@ class Hands:
     held: dict[Fence, Execution] = attrs.field(factory=dict[Fence, Execution], init=False)
     # Like a set, but in the order of their start.
     _running: dict[Execution, None] = attrs.field(factory=dict[Execution, None], init=False)
+    # Those of them that are settled, and stay for what is to be called afterwards.
+    _staying: set[Execution] = attrs.field(factory=set[Execution], init=False)
+    curtailed: bool = attrs.field(default=False, init=False)  # there is no time for that any more
     _backlog: deque[Execution] = attrs.field(factory=deque[Execution], init=False)
     _by_queue: Counter[str] = attrs.field(factory=Counter[str], init=False)
     _quiet: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -126,7 +139,7 @@ class Hands:
     @property
     def room(self) -> int:
         """How many more claims may be held now."""
-        return max(0, self.capacity - len(self.held))
+        return max(0, self.capacity - len(self.held) - len(self._staying))
 
     @property
     def idle(self) -> int:
@@ -138,13 +151,18 @@ class Hands:
         """Whether a claim is worth a statement: something would start at once, or half is free."""
         return self.room > 0 and (self.idle > 0 or self.room >= self.capacity // 2)
 
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything in hand, or to be called afterwards."""
+        return bool(self.held or self._staying)
+
     def room_in(self, queue: str, limit: int) -> int:
         """How many more tasks of a queue may be held."""
         return max(0, limit - self._by_queue[queue])
 
     @property
     def running(self) -> list[Execution]:
-        """Those whose handler has not ended."""
+        """Those whose handler, or what is called after it, has not ended."""
         return list(self._running)
 
     # -- coming and going ------------------------------------------------------------
@@ -160,14 +178,16 @@ class Hands:
         self._start_next()
 
     def finished(self, execution: Execution) -> None:
-        """Note that a handler has ended; its claim is held until it is settled."""
+        """Note that an execution needs its place no more; its claim is held until settled."""
         self._running.pop(execution, None)
-        execution.ended_at = trio.current_time()
-        self.pace.took(execution.ended_at - execution.started_at)
+        self.pace.took(trio.current_time() - execution.started_at)
         self._stalled = False
         self._start_next()
         if not self._running:
             self._quiet.set()
+        if execution in self._staying:
+            self._staying.remove(execution)
+            self.freed()
 
     async def quiet(self) -> None:
         """Wait until no handler runs."""
@@ -180,6 +200,8 @@ class Hands:
         for fence in fences:
             if (execution := self.held.pop(fence, None)) is not None:
                 self._by_queue[execution.claim.queue] -= 1
+                if execution.afterwards is not None and execution in self._running:
+                    self._staying.add(execution)
         self.freed()
 
     @property
@@ -210,6 +232,13 @@ class Hands:
         """Cancel every handler, and keep what waits from starting."""
         for execution in self.held.values():
             execution.cancel(reason)
+
+    def curtail(self) -> None:
+        """Cancel what is called after handlers; whatever comes later comes too late."""
+        self.curtailed = True
+        for execution in self._running:
+            if execution.afterwards is not None:
+                execution.afterwards.cancel()
 
     def obey(self, request: CancelRequest) -> None:
         """Do what somebody asked of one of our tasks."""

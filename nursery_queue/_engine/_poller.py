@@ -68,7 +68,7 @@ class Poller:
 
     def freed(self) -> None:
         """There is room; worth a claim if the last one left something behind."""
-        if self.on_idle is not None and not self.hands.held:
+        if self.on_idle is not None and not self.hands.busy:
             self._maybe_more = True  # make sure that nothing is left before calling it idle
         if self._held_back or any(self._room_in(queue) for queue in self._full):
             self._maybe_more = True  # nobody has asked for more of that queue
@@ -119,7 +119,7 @@ class Poller:
                 break
 
     def _seems_idle(self) -> bool:
-        return not (self._maybe_more or self.hands.held or self._look_again < math.inf)
+        return not (self._maybe_more or self.hands.busy or self._look_again < math.inf)
 
     @property
     def _wants_more(self) -> bool:

@@ -157,11 +157,13 @@ class Settler:
             match refused.get(claim.fence):
                 case None:
                     _tell(claim, settlement)
+                    entry.execution.settled(success=settlement.event is Event.SUCCEED)
                     done.append(claim.fence)
                     if self.ledger is not None:
                         self.ledger.stored(settlement)
                 case Refusal.STALE:
                     log.warning("lost the claim on %s; its outcome is dropped", claim)
+                    entry.execution.settled(success=False)
                     done.append(claim.fence)
                     if self.ledger is not None:
                         self.ledger.failed(claim.fence, Fate.LEASE_LOST)

@@ -17,6 +17,7 @@ from nursery_queue._context import CancelReason, TaskContext
 from nursery_queue._core._errors import DoNotRetry, RetryAfter, Snooze, StaleClaim, TransientError
 from nursery_queue._core._groups import leaves
 from nursery_queue._core._outcome import Succeeded
+from nursery_queue._runtime._callbacks import Pending
 from nursery_queue._runtime._timekeeper import held
 from nursery_queue._task_type import TaskType
 from nursery_queue._transaction import Transaction
@@ -24,6 +25,8 @@ from nursery_queue._transaction import Transaction
 from ._asyncio_bridge import AsyncioBridge
 from ._hands import Execution
 
+
+_ENDED = "this attempt has ended: call ctx.after before the handler returns"
 
 SETTLE_WITHIN = 5.0  # seconds, in the transaction of a handler that has returned
 
@@ -72,6 +75,9 @@ class Stage:
             if _is_for_others(exc):
                 raise
             error = _without_own_nursery(exc, execution.task_type)
+        finally:
+            if execution.pending is not None:
+                execution.pending.refusal = _ENDED
         reason = self.why(execution)
         if error is not None and (not scope.cancel_called or _counts(error, reason)):
             return Raised(error)
@@ -108,6 +114,7 @@ class Stage:
                 lambda: stack.enter_async_context(store.transaction()),
                 self.client.max_params_bytes,
                 self.client.audience,
+                _pending(execution),
             )
             stack.callback(tx.end)
             context = self._context(execution, values, tx)
@@ -173,8 +180,16 @@ class Stage:
             fence=claim.fence,
             client=self.client,
             why=lambda: self.why(execution),
+            pending=lambda: _pending(execution),
             tx=tx,
         )
+
+
+def _pending(execution: Execution) -> Pending:
+    """Return where to note what is to be called afterwards; few handlers need it."""
+    if execution.pending is None:
+        execution.pending = Pending(refusal=_ENDED if execution.ended else None)
+    return execution.pending
 
 
 def _is_for_others(exc: BaseException) -> bool:

@@ -35,11 +35,11 @@ from nursery_queue._core._outcome import give_back, settle_lost
 from nursery_queue._core._states import Event, sources
 from nursery_queue._store import StoreTransaction, TellLost, tell_nobody
 
-from . import _migrate, _rows
+from . import _migrate, _plan, _rows
 from ._errors import translated
 from ._sessions import Sessions
 from ._sql import query
-from ._transaction import PostgresTransaction, insert_tasks, settle_rows
+from ._transaction import PostgresTransaction, carry_out, insert_tasks, settle_rows
 
 
 BATCH = 1000
@@ -87,10 +87,8 @@ class PostgresStore(Sessions):
 
     async def cancel(self, task_id: int, *, running: bool = True) -> bool:
         """Cancel a waiting task, or ask for a running one to be."""
-        if task_id not in _rows.IDS:
-            return False
-        rows = await self._run(self._pool, "cancel", {"id": task_id, "running": running})
-        return bool(rows[0][0])
+        async with self._lent(self._pool) as conn:
+            return await carry_out(conn, _plan.cancel(self.schema, task_id, running=running))
 
     async def cancel_some(
         self, which: CancelFilter, *, after: int, upto: int, dry_run: bool

@@ -5,35 +5,38 @@ from __future__ import annotations
 import contextlib
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import psycopg
 
 from nursery_queue._core._errors import StaleClaim, TransientError
-from nursery_queue._core._model import Fence, NewTask, Refusal, Settlement, TaskRef
+from nursery_queue._core._model import Fence, NewTask, Refusal, Settlement, TaskRef, TaskStatus
 
+from . import _plan
 from ._connection import Connection
 from ._copy import copy_tasks
-from ._rows import IDS, enqueue_params, settle_params
+from ._plan import Plan
+from ._rows import settle_params
 from ._sql import query
+
+
+T = TypeVar("T")
+
+
+async def carry_out(conn: Connection, plan: Plan[T]) -> T:
+    """Send what *plan* says and return what its answer means."""
+    rows = await conn.fetch(plan.statement, plan.params) if plan.statement is not None else []
+    return plan.read(rows)
 
 
 async def insert_tasks(
     conn: Connection, schema: str, tasks: Sequence[NewTask], *, copy: bool = False
 ) -> list[TaskRef]:
     """Store tasks, all or none, and answer in their order; without *copy*, in one statement."""
-    if not tasks:
-        return []
-    if copy:
+    if copy and tasks:
         return await copy_tasks(conn, schema, tasks)
-    params = enqueue_params(tasks)
-    if any(task.dedup_key is not None for task in tasks):
-        rows = await conn.fetch(query("enqueue_dedup", schema), params)
-        return [TaskRef(task_id, created) for task_id, created in rows]
-    rows = await conn.fetch(query("enqueue", schema), params)
-    # Ids are given out in order of insertion; RETURNING promises no order of its own.
-    return [TaskRef(task_id) for (task_id,) in sorted(rows)]
+    return await carry_out(conn, _plan.enqueue(schema, tasks))
 
 
 async def settle_rows(
@@ -67,11 +70,15 @@ class PostgresTransaction:
 
     async def cancel(self, task_id: int, *, running: bool = True) -> bool:
         """Ask for a task to be cancelled; nobody sees it before the commit."""
-        if task_id not in IDS:
-            return False
-        params = {"id": task_id, "running": running}
-        rows = await self.connection.fetch(query("cancel", self._schema), params)
-        return bool(rows[0][0])
+        plan = _plan.cancel(self._schema, task_id, running=running)
+        return await carry_out(self.connection, plan)
+
+    async def status_many(
+        self, task_ids: Sequence[int], *, payloads: bool = False
+    ) -> list[TaskStatus | None]:
+        """Say where tasks are, as this transaction sees them."""
+        plan = _plan.status(self._schema, task_ids, payloads=payloads)
+        return await carry_out(self.connection, plan)
 
     async def settle(self, settlement: Settlement) -> None:
         """Settle one claim, with the commit. Raises `StaleClaim` if it is not ours any more."""

@@ -68,6 +68,12 @@ class StoreTransaction(Protocol):
         """Ask for a task to be cancelled; nobody sees it before the commit."""
         ...
 
+    async def status_many(
+        self, task_ids: Sequence[int], *, payloads: bool = False
+    ) -> list[TaskStatus | None]:
+        """Say where tasks are, as this transaction sees them. See `Store.status_many`."""
+        ...
+
     async def settle(self, settlement: Settlement) -> None:
         """Settle one claim, with the commit.
 

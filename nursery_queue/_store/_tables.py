@@ -8,6 +8,7 @@ import json
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from typing import Self
 from uuid import UUID
 
 import attrs
@@ -54,6 +55,16 @@ class Tables:
             self.started = (dt.datetime.now(dt.UTC), trio.current_time())
         wall, base = self.started
         return wall + dt.timedelta(seconds=trio.current_time() - base)
+
+    def copy(self) -> Self:
+        """Return tables for trying out what applications do; rows never change."""
+        return attrs.evolve(
+            self,
+            tasks=dict(self.tasks),
+            places=dict(self.places),
+            log={task_id: list(attempts) for task_id, attempts in self.log.items()},
+            dedup=dict(self.dedup),
+        )
 
     # -- what applications do ----------------------------------------------------
 

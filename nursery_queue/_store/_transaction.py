@@ -11,18 +11,21 @@ import attrs
 import trio
 
 from nursery_queue._core._errors import StaleClaim, TransientError
-from nursery_queue._core._model import NewTask, Refusal, Settlement, TaskRef
+from nursery_queue._core._model import NewTask, Refusal, Settlement, TaskRef, TaskStatus
 from nursery_queue._core._states import State
 
 from ._duties import Duties
 from ._rows import check_settlement, check_task
 
 
+Step = Callable[[Duties], object]
+
+
 @attrs.define(eq=False)
 class Draft:
     """What an open transaction has done so far."""
 
-    steps: list[Callable[[], object]] = attrs.field(factory=list[Callable[[], object]])
+    steps: list[Step] = attrs.field(factory=list[Step])
     settlements: dict[int, Settlement] = attrs.field(factory=dict[int, Settlement])
     keys: dict[str, int] = attrs.field(factory=dict[str, int])  # of its own new tasks
     waiting: dict[int, NewTask] = attrs.field(factory=dict[int, NewTask])  # its own new tasks
@@ -78,7 +81,7 @@ class MemoryTransaction:
         if key is not None:
             draft.keys[key] = task_id
         draft.waiting[task_id] = task
-        draft.steps.append(lambda: self._tables.insert(task, task_id, now))
+        draft.steps.append(lambda tables: tables.insert(task, task_id, now))
         return TaskRef(task_id)
 
     async def cancel(self, task_id: int, *, running: bool = True) -> bool:
@@ -95,8 +98,18 @@ class MemoryTransaction:
         else:
             draft.ended.add(task_id)
             teller = self._teller(task_id)
-        draft.steps.append(lambda: self._tables.cancel(task_id, running=running, teller=teller))
+        draft.steps.append(lambda tables: tables.cancel(task_id, running=running, teller=teller))
         return True
+
+    async def status_many(
+        self, task_ids: Sequence[int], *, payloads: bool = False
+    ) -> list[TaskStatus | None]:
+        """Say where tasks would be if the block ended now."""
+        await trio.lowlevel.checkpoint()
+        tables = self._tables.copy()
+        for step in self._draft.steps:
+            step(tables)
+        return [tables.status(task_id, payloads=payloads) for task_id in task_ids]
 
     async def settle(self, settlement: Settlement) -> None:
         """Settle one claim when the block ends well."""
@@ -112,7 +125,7 @@ class MemoryTransaction:
         if settlement.state.is_final:
             draft.ended.add(task_id)
             teller = self._teller(task_id) if settlement.on_complete else None
-        draft.steps.append(lambda: self._tables.apply(settlement, teller))
+        draft.steps.append(lambda tables: tables.apply(settlement, teller))
 
     def _teller(self, task_id: int) -> int | None:
         """Return the id of the task that will tell how this one has ended, if one will.
@@ -142,7 +155,7 @@ class MemoryTransaction:
                 msg = f"dedup key {key!r} was taken while the transaction was open"
                 raise TransientError(msg)
         for step in self._draft.steps:
-            step()
+            step(self._tables)
 
 
 def _insist(settlement: Settlement, refusal: Refusal | None) -> None:

@@ -20,6 +20,7 @@ from nursery_queue._core._outcome import Succeeded
 from nursery_queue._engine._asyncio_bridge import open_bridge
 from nursery_queue._engine._hands import Execution
 from nursery_queue._engine._stage import End, Raised, Stage, Stopped
+from nursery_queue._runtime._callbacks import call_all
 from nursery_queue._store._memory import MemoryStore
 from nursery_queue._task_type import TaskRequest, TaskType, as_request
 
@@ -41,7 +42,8 @@ async def perform(task: object, /, *args: Any, **kwargs: Any) -> Any:
     The code is the worker's: params go through JSON and are checked, time limit, `ctx.tx`,
     `ctx.nursery`, threads and asyncio are as declared or as `options()` says. There is one
     attempt, and no retry. `ctx.client` and `ctx.tx` lead to a new `MemoryStore`; `performing()`
-    gives handlers a client that you can look at afterwards.
+    gives handlers a client that you can look at afterwards. What `ctx.after` was given is called
+    when the handler has succeeded, and awaited; what it raises is logged.
 
     Being cancelled cancels the handler, with reason SHUTDOWN; a handler that returns all the
     same has its result returned.
@@ -110,6 +112,8 @@ class Performer:
                 bridge=bridge,
             )
             end = await _cancellable(stage, execution)
+        if isinstance(end, Succeeded) and execution.pending and execution.pending.callbacks:
+            await call_all(execution.pending.callbacks, client.called_back)
         return await _result(end, execution)
 
     def _claim(self, task: NewTask) -> Claim:

@@ -352,3 +352,30 @@ async def test_claims_beside_an_open_transaction(store: Store) -> None:
         assert (await claim_one(store, worker)).fence.task_id == first
 
     assert await state(store, second) is State.CANCELLED
+
+
+async def test_status(store: Store) -> None:
+    """A transaction sees what it has done, and nobody else does before its commit."""
+    waiting, running = await add(store, params='{"a": 1}'), await claimed_once(store, priority=1)
+    asked = [waiting, running.fence.task_id]
+    before = await store.status_many(asked), await store.attempts(running.fence.task_id)
+    with pytest.raises(Oops):
+        async with store.transaction() as tx:
+            assert await tx.status_many(asked) == before[0]
+            new = (await tx.enqueue([a_task(params='{"b": 2}', dedup_key="k")]))[0].id
+            await tx.cancel(waiting)
+            await tx.settle(ends(running.fence, Event.SUCCEED))
+            found = await tx.status_many([new, 10**6, *asked], payloads=True)
+
+            assert [each and (each.state, each.params) for each in found] == [
+                (State.READY, {"b": 2}),
+                None,
+                (State.CANCELLED, {"a": 1}),
+                (State.SUCCEEDED, {}),
+            ]
+            assert await tx.status_many(asked) != before[0]
+            raise Oops
+
+    assert before == (await store.status_many(asked), await store.attempts(running.fence.task_id))
+    (ref,) = await store.enqueue([a_task(dedup_key="k")])
+    assert ref.created

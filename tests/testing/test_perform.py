@@ -358,3 +358,40 @@ async def test_on_postgres(virtual_time: VirtualTime, app: nq.App, migrated: str
 
     assert [task.task_type for task in tasks] == ["child"]
     assert now == virtual_time.now().isoformat()
+
+
+# -- after the handler ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asyncio", [False, True])
+async def test_what_is_called_afterwards(
+    virtual_time: VirtualTime, app: nq.App, asyncio: bool
+) -> None:
+    """What `ctx.after` and `ctx.tx.after` were given is called, and awaited, after a success."""
+    called: list[str] = []
+    client = nq.Client(MemoryStore())
+
+    async def call(text: str) -> None:
+        await trio.sleep(5)
+        called.append(text)
+
+    @app.task(asyncio=asyncio)
+    async def work(ctx: nq.TaskContext, error: bool) -> str:
+        ctx.after(call, "after")
+        if error:
+            raise ValueError
+        return f"called so far: {called}"
+
+    @app.task(transactional=True)
+    async def write(ctx: nq.TaskContext) -> None:
+        ctx.after(call, "ctx")
+        ctx.tx.after(call, "tx")
+
+    with pytest.raises(ValueError):  # noqa: PT011  # there is no text in it
+        await performing(client=client)(work, error=True)
+    assert called == []
+    assert await performing(client=client)(work, error=False) == "called so far: []"
+    assert called == ["after"]
+    await performing(client=client)(write)
+    assert sorted(called) == ["after", "ctx", "tx"]
+    assert client.callbacks == nq.CallbackCounts(finished=3)

@@ -1,0 +1,102 @@
+"""What an application's verbs send to the database and how they read its answer: no I/O."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, LiteralString, TypeVar
+from uuid import UUID
+
+import attrs
+
+from nursery_queue._core._model import NewTask, TaskRef, TaskStatus
+from nursery_queue._core._states import State
+
+from ._rows import IDS, Row, enqueue_params
+from ._sql import query
+
+
+T = TypeVar("T")
+
+
+@attrs.frozen
+class Plan(Generic[T]):
+    """One statement, and how to read its rows; without a statement there is nothing to ask."""
+
+    read: Callable[[Sequence[Row]], T]
+    statement: LiteralString | None = None
+    params: Mapping[str, Any] = attrs.field(factory=dict[str, Any])
+
+
+def enqueue(schema: str, tasks: Sequence[NewTask]) -> Plan[list[TaskRef]]:
+    """Store tasks, all or none, and answer in their order."""
+    if not tasks:
+        return Plan(_refs)
+    name = "enqueue" if all(task.dedup_key is None for task in tasks) else "enqueue_dedup"
+    read = _refs_in_order if name == "enqueue" else _refs
+    return Plan(read, query(name, schema), enqueue_params(tasks))
+
+
+def cancel(schema: str, task_id: int, *, running: bool) -> Plan[bool]:
+    """Ask for a task to be cancelled; False: unknown, or it has ended."""
+    if task_id not in IDS:
+        return Plan(_truth)
+    return Plan(_truth, query("cancel", schema), {"id": task_id, "running": running})
+
+
+def status(
+    schema: str, task_ids: Sequence[int], *, payloads: bool
+) -> Plan[list[TaskStatus | None]]:
+    """Say where tasks are, in the order asked, on a connection whose loaders are not ours.
+
+    An application may have it turn JSON, instants and so on into whatever it likes: so all
+    comes as one column of text.
+    """
+
+    def read(rows: Sequence[Row]) -> list[TaskStatus | None]:
+        found = {status.id: status for status in map(_status, rows)}
+        return [found.get(task_id) for task_id in task_ids]
+
+    ids = [task_id for task_id in task_ids if task_id in IDS]
+    if not ids:
+        return Plan(read)
+    asked = query("status", schema)
+    statement = f"select row_to_json(status)::text from ({asked}) as status"  # noqa: S608  # ours
+    return Plan(read, statement, {"ids": ids, "payloads": payloads})
+
+
+def _refs(rows: Sequence[Row]) -> list[TaskRef]:
+    return [TaskRef(task_id, created) for task_id, created in rows]
+
+
+def _refs_in_order(rows: Sequence[Row]) -> list[TaskRef]:
+    # Ids are given out in order of insertion; RETURNING promises no order of its own.
+    return [TaskRef(task_id) for task_id in sorted(row[0] for row in rows)]
+
+
+def _truth(rows: Sequence[Row]) -> bool:
+    return any(row[0] for row in rows)
+
+
+def _status(row: Row) -> TaskStatus:
+    values = json.loads(row[0])
+    for name, read in _READ.items():
+        if values[name] is not None:
+            values[name] = read(values[name])
+    return TaskStatus(**values)
+
+
+def _instant(text: str) -> dt.datetime:
+    return dt.datetime.fromisoformat(text).astimezone(dt.UTC)
+
+
+_READ: Mapping[str, Callable[[str], Any]] = {
+    "state": State,
+    "worker_id": UUID,
+    "created_at": _instant,
+    "run_at": _instant,
+    "started_at": _instant,
+    "finished_at": _instant,
+}

@@ -1,0 +1,167 @@
+"""What is said to every world alike; how it gets to the database is a subclass's to say."""
+
+from __future__ import annotations
+
+import abc
+
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVarTuple, overload
+
+import attrs
+
+from nursery_queue._core._model import TaskRef, TaskStatus
+from nursery_queue._runtime._callbacks import CallbackCounts, Tally
+from nursery_queue._task_type import TaskRequest, TaskType, as_request
+
+from ._call import Call
+
+
+P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
+
+
+@attrs.define(eq=False)
+class Producer(abc.ABC):
+    """Enqueues tasks in the transaction of a sync connection or session; see `producer`.
+
+    Nothing is committed here. A call that fails raises the library's own error and leaves the
+    transaction as it was before the call.
+    """
+
+    _tally: Tally = attrs.field(factory=Tally, init=False)
+
+    @property
+    def callbacks(self) -> CallbackCounts:
+        """What became of the callbacks that this producer was given, and have ended."""
+        return self._tally.counts
+
+    @overload
+    def enqueue(self, task: TaskType[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> TaskRef: ...
+
+    @overload
+    def enqueue(self, task: TaskRequest, /) -> TaskRef: ...
+
+    @overload
+    def enqueue(self, task: str, /, **params: Any) -> TaskRef: ...
+
+    def enqueue(self, task: object, /, *args: Any, **kwargs: Any) -> TaskRef:
+        """Store one task with the transaction and return its id; see `Client.enqueue`."""
+        (ref,) = self.enqueue_many([as_request(task, *args, **kwargs)])
+        return ref
+
+    @abc.abstractmethod
+    def enqueue_many(self, requests: Sequence[TaskRequest]) -> list[TaskRef]:
+        """Store tasks with the transaction, all or none; their ids come back in order."""
+
+    @abc.abstractmethod
+    def cancel(self, task: TaskRef | int, *, running: bool = True) -> bool:
+        """Cancel a task with the transaction; see `Client.cancel`."""
+
+    def status(self, task: TaskRef | int, *, payloads: bool = False) -> TaskStatus | None:
+        """Say where a task is, as the transaction sees it; see `Client.status`."""
+        (status,) = self.status_many([task], payloads=payloads)
+        return status
+
+    @abc.abstractmethod
+    def status_many(
+        self, tasks: Sequence[TaskRef | int], *, payloads: bool = False
+    ) -> list[TaskStatus | None]:
+        """Say where tasks are, in the order asked; see `Client.status`."""
+
+    def after(self, fn: Callable[[*Ts], object], /, *args: *Ts) -> None:
+        """Call *fn* once the transaction is committed, and not at all if it is rolled back.
+
+        On Django's connection this is its `on_commit`. On a SQLAlchemy session they are called
+        in order, in the thread that commits, when the transaction is over; an error is logged
+        and counted, the others are called all the same. They may use the session itself, unless
+        it is in a `with session.begin():`, which SQLAlchemy wants to be left first.
+
+        Raises:
+            TypeError: *fn* cannot be called, or is async; or this is a connection of psycopg or
+                of SQLAlchemy's Core: those do not tell when they commit.
+        """
+        del fn, args
+        raise TypeError(_NO_HOOK)
+
+    def _call(self, fn: Callable[..., object], args: Sequence[object]) -> Call:
+        return Call.of(fn, args, self._tally)
+
+
+@attrs.define(eq=False)
+class AsyncProducer(abc.ABC):
+    """Enqueues tasks in the transaction of an async connection or session; see `producer`.
+
+    Nothing is committed here. A call that fails raises the library's own error and leaves the
+    transaction as it was before the call. So does one that is cancelled, except on asyncio at
+    its very end: there it may have had its effect. Tasks may use one connection at the same
+    time: their calls take turns.
+    """
+
+    _tally: Tally = attrs.field(factory=Tally, init=False)
+
+    @property
+    def callbacks(self) -> CallbackCounts:
+        """What became of the callbacks that this producer was given, and have ended.
+
+        Those of a `Transaction` its client counts.
+        """
+        return self._tally.counts
+
+    @overload
+    async def enqueue(
+        self, task: TaskType[P, Any], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskRef: ...
+
+    @overload
+    async def enqueue(self, task: TaskRequest, /) -> TaskRef: ...
+
+    @overload
+    async def enqueue(self, task: str, /, **params: Any) -> TaskRef: ...
+
+    async def enqueue(self, task: object, /, *args: Any, **kwargs: Any) -> TaskRef:
+        """Store one task with the transaction and return its id; see `Client.enqueue`."""
+        (ref,) = await self.enqueue_many([as_request(task, *args, **kwargs)])
+        return ref
+
+    @abc.abstractmethod
+    async def enqueue_many(self, requests: Sequence[TaskRequest]) -> list[TaskRef]:
+        """Store tasks with the transaction, all or none; their ids come back in order."""
+
+    @abc.abstractmethod
+    async def cancel(self, task: TaskRef | int, *, running: bool = True) -> bool:
+        """Cancel a task with the transaction; see `Client.cancel`."""
+
+    async def status(self, task: TaskRef | int, *, payloads: bool = False) -> TaskStatus | None:
+        """Say where a task is, as the transaction sees it; see `Client.status`."""
+        (status,) = await self.status_many([task], payloads=payloads)
+        return status
+
+    @abc.abstractmethod
+    async def status_many(
+        self, tasks: Sequence[TaskRef | int], *, payloads: bool = False
+    ) -> list[TaskStatus | None]:
+        """Say where tasks are, in the order asked; see `Client.status`."""
+
+    def after(self, fn: Callable[[*Ts], object], /, *args: *Ts) -> None:
+        """Call *fn* once the transaction is committed, and not at all if it is rolled back.
+
+        *fn* may be async. On an `AsyncSession` the callbacks run within `commit()`: they start
+        in order, at most 10 at once, each for at most 30 s; an error is logged and counted, the
+        others run all the same. On a `Transaction` this is its own `after`.
+
+        Raises:
+            TypeError: *fn* cannot be called; or this is a connection of psycopg or of
+                SQLAlchemy's Core: those do not tell when they commit.
+        """
+        del fn, args
+        raise TypeError(_NO_HOOK)
+
+    def _call(self, fn: Callable[..., object], args: Sequence[object]) -> Call:
+        return Call.of(fn, args, self._tally)
+
+
+_NO_HOOK = (
+    "a connection of psycopg or of SQLAlchemy's Core does not tell when its transaction is "
+    "committed: do it after your commit(), or enqueue a task; a SQLAlchemy Session, Django's "
+    "connection and client.transaction() do tell"
+)
