@@ -13,7 +13,7 @@ from pathlib import Path
 import nox
 
 
-nox.options.sessions = ["tests", "lint", "types", "wheel"]
+nox.options.sessions = ["tests", "lint", "types", "docs", "wheel"]
 nox.options.reuse_venv = "yes"
 
 HERE = Path(__file__).parent
@@ -123,6 +123,14 @@ def types(session: nox.Session) -> None:
     session.run("mypy", "--cache-dir", f"{session.create_tmp()}/mypy")
     session.run("pyright")
     session.run("pyright", "--verifytypes", "nursery_queue", "--ignoreexternal")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error. It is in docs/_build/html then."""
+    session.install(*group("docs"))
+    build = ("sphinx-build", "-W", "--keep-going", "--fresh-env", "-b", "html")
+    session.run(*build, *session.posargs, "docs", "docs/_build/html")
 
 
 @nox.session
