@@ -79,10 +79,10 @@ def tests(session: nox.Session) -> None:
     suite = ("python", "-m", "pytest", *PARALLEL, *session.posargs)
     session.run(*suite, env={"NURSERY_QUEUE_TEST_DSN": None})
     if programs := find_postgres(15):
-        # Not again what knows no server, or brings its own.
-        left_out = ("--with-server-only", "--ignore=tests/unit", "--ignore=tests/smoke")
-        again = (*suite, *left_out)
-        session.run("python", "tests/on_postgres.py", str(programs), *again)
+        # Not again what knows no server, brings its own, or is about other people's programs.
+        ignored = [f"--ignore=tests/{each}" for each in ("unit", "smoke", "docs", "examples")]
+        left_out = ("--with-server-only", *ignored)
+        session.run("python", "tests/on_postgres.py", str(programs), *suite, *left_out)
     else:
         session.warn("NOT RUN: the suite on PostgreSQL 15: its programs were not found")
     session.notify("smoke-3.13")

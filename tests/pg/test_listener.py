@@ -66,7 +66,7 @@ async def test_answer_comes_after_the_notifications(listener: Listener, conn: Co
         nursery.start_soon(functools.partial(listener.run, heard.append))
         for number in range(1, 300):
             await conn.execute("notify one")
-            await listener.answered(listener.ask())
+            await listener.flushed()  # a probe may be under way that was sent before
             assert len(heard) == number
         nursery.cancel_scope.cancel()
 
@@ -146,7 +146,7 @@ async def test_probes_do_not_disturb(dsn: str, conn: Connection) -> None:
         nursery.start_soon(run, heard.append)
         for number in range(1, 100):
             await conn.execute("notify one")
-            await listener.answered(listener.ask())
+            await listener.flushed()  # a probe may be under way that was sent before
             assert len(heard) == number
         nursery.cancel_scope.cancel()
 
