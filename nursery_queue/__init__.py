@@ -8,7 +8,7 @@
 #   _store      the boundary, and the in-memory side of it.
 #   _pg         the PostgreSQL side: connection, pool, SQL, migrations.
 #   _app, _task_type                 what users declare; knows no database.
-#   _context, _transaction, _client  what handlers and applications call.
+#   _context, _transaction, _stream_writer, _client  what handlers and applications call.
 #   _engine, _worker                 the loops, one a file, and their nesting.
 #   _connect, _producers, _embedded, testing, cli  the doors.
 #
@@ -38,6 +38,8 @@ from ._core._errors import (
     SchemaError as SchemaError,
     Snooze as Snooze,
     StaleClaim as StaleClaim,
+    StreamFull as StreamFull,
+    StreamRestarted as StreamRestarted,
     TaskCancelled as TaskCancelled,
     TaskFailed as TaskFailed,
     TransactionEnded as TransactionEnded,
@@ -82,6 +84,8 @@ from ._runtime._callbacks import CallbackCounts as CallbackCounts
 from ._runtime._instruments import Instrument as Instrument, LogEvents as LogEvents
 from ._runtime._log_level import log_level as _log_level
 from ._store import Store as Store
+from ._stream_writer import StreamWriter as StreamWriter
+from ._streams import StreamInfo as StreamInfo, StreamReader as StreamReader
 from ._task_type import TaskRequest as TaskRequest, TaskType as TaskType
 from ._transaction import Transaction as Transaction
 from ._worker import Health as Health, SiblingHealth as SiblingHealth, Worker as Worker

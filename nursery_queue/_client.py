@@ -18,11 +18,21 @@ from ._core._errors import Closed, TaskCancelled, TaskFailed, UnknownTask
 from ._core._model import Attempt, Held, Settlement, Stats, TaskFilter, TaskRef, TaskStatus
 from ._core._outcome import MAX_LOST
 from ._core._states import State
+from ._core._streams import stream_name
+from ._news import News
 from ._runtime._after_commit import AfterCommit, AfterCommitBatch
 from ._runtime._callbacks import CallbackCounts, Pending, Tally, call_all
 from ._runtime._instruments import Audience, Instrument, LogEvents
 from ._runtime._log_level import log_level
 from ._steering import Steering, name_of
+from ._streams import (
+    FURTHEST,
+    POLL,
+    StreamInfo,
+    StreamReader,
+    Streams,
+    poll_interval,
+)
 from ._task_type import MAX_PARAMS_BYTES, TaskRequest, TaskType, as_request
 from ._transaction import Transaction, new_tasks, opened, task_id
 from ._waiting import Waiting
@@ -43,6 +53,8 @@ class Client(Steering):
         max_params_bytes: The largest params of one task, in bytes of JSON; 1,000,000.
         instruments: Who hears of what happens to tasks, here and in workers with this client;
             by default `LogEvents()` alone.
+        stream_poll_interval: Seconds between looks of those who read streams, should a
+            notification get lost; 5. 0: they rely on notifications alone.
 
     Raises:
         TypeError: One of *instruments* is none.
@@ -52,14 +64,19 @@ class Client(Steering):
     instruments: Sequence[Instrument] = attrs.field(
         factory=lambda: (LogEvents(),), converter=tuple[Instrument, ...], kw_only=True
     )
+    stream_poll_interval: float = attrs.field(default=POLL, converter=poll_interval, kw_only=True)
     audience: Audience = attrs.field(init=False, repr=False)
     called_back: Tally = attrs.field(factory=Tally, init=False, repr=False)
-    _waiting: Waiting = attrs.field(init=False)
+    _news: News = attrs.field(init=False, repr=False)
+    _waiting: Waiting = attrs.field(init=False, repr=False)
+    _streams: Streams = attrs.field(init=False, repr=False)
     _closed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.audience = Audience(self.instruments)
-        self._waiting = Waiting(self.store)
+        self._news = News(self.store)
+        self._waiting = Waiting(self.store, self._news)
+        self._streams = Streams(self.store, self._news, self.stream_poll_interval)
         log_level.complain()
 
     async def __aenter__(self) -> Self:
@@ -76,10 +93,10 @@ class Client(Steering):
     async def aclose(self) -> None:
         """Close the connections; may be called again. Using the client then raises `Closed`."""
         self._closed = True
-        try:
-            await self.store.aclose()
-        finally:
-            self._waiting.ask_again()  # they are to get `Closed` at once
+        for each in (self._waiting, self._streams, self._news):
+            each.close(_CLOSED)
+        await self.store.aclose()
+        await self._news.ended()
 
     # -- enqueuing ----------------------------------------------------------------
 
@@ -282,6 +299,33 @@ class Client(Steering):
         self._check_open()
         return await self.store.stats()
 
+    # -- streams ------------------------------------------------------------------
+
+    def read_stream(
+        self, task: TaskRef | int, name: str = "default", start: int = 0
+    ) -> StreamReader:
+        """Read what a task writes to a stream: `async for data in client.read_stream(task)`.
+
+        All of it comes, in order, once, as it was written, until the stream is closed; by
+        default that is when the task has ended. Woken by NOTIFY; looks besides, each
+        `stream_poll_interval`. Rides out outages of the database, however long: it never
+        raises `TransientError`. See `StreamReader` for what it does raise.
+
+        Args:
+            task: The task; it need not have begun.
+            name: The stream's name; nothing need have been written to it.
+            start: Index of the first chunk wanted, of those since the last restart; waits for
+                it if need be. Below 0 it counts from the end, as that is when reading begins.
+        """
+        self._check_open()
+        first = whole(start, "start", minimum=-FURTHEST, maximum=FURTHEST)
+        return self._streams.reader(task_id(task), stream_name(name), first)
+
+    async def stream_info(self, task: TaskRef | int, name: str = "default") -> StreamInfo | None:
+        """Say how far a stream has come. None: there is no such task (any more)."""
+        self._check_open()
+        return await self._streams.info(task_id(task), stream_name(name))
+
     # -- steering -----------------------------------------------------------------
 
     async def cancel(self, task: TaskRef | int, *, running: bool = True) -> bool:
@@ -325,8 +369,10 @@ class Client(Steering):
 
     def _check_open(self) -> None:
         if self._closed:
-            msg = "this client has been closed: open another one with nursery_queue.connect()"
-            raise Closed(msg)
+            raise Closed(_CLOSED)
+
+
+_CLOSED = "this client has been closed: open another one with nursery_queue.connect()"
 
 
 def _check_after(after: object) -> None:

@@ -15,6 +15,7 @@ import trio
 from ._core._model import Fence
 from ._runtime._after_commit import AfterCommit, AfterCommitBatch
 from ._runtime._callbacks import Pending
+from ._stream_writer import OnRetry, Send, StreamOptions, StreamWriter
 from ._transaction import Transaction
 
 
@@ -64,8 +65,12 @@ class TaskContext:
     client: Client
     _why: Callable[[], CancelReason | None] = attrs.field(alias="why", repr=False)
     _pending: Callable[[], Pending] = attrs.field(alias="pending", repr=False)
+    _send: Send = attrs.field(alias="send", repr=False)
     _tx: Transaction | None = attrs.field(default=None, alias="tx")
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
+    _streams: dict[str, StreamWriter] = attrs.field(
+        factory=dict[str, StreamWriter], init=False, repr=False
+    )
 
     @property
     def cancel_reason(self) -> CancelReason | None:
@@ -124,6 +129,42 @@ class TaskContext:
             Closed: The attempt has ended.
         """
         self._pending().add(fn, args)
+
+    def stream(
+        self,
+        name: str = "default",
+        *,
+        on_retry: OnRetry = "continue",
+        close_on_finish: bool = True,
+        max_chunks: int | None = None,
+    ) -> StreamWriter:
+        """Return what writes to a stream of this task; the same one for the same name.
+
+        Whoever reads it gets each chunk once, in order, now or later, as long as the task is
+        kept: see `Client.read_stream`. Nothing is stored before the first write.
+
+        Args:
+            name: The stream's own among those of the task: 1 to 200 printable characters.
+            on_retry: What the first write or close of a new attempt does with what earlier
+                ones have written: "continue" goes on behind it, unless one of them has closed
+                the stream, then what is written now is ignored; "restart" hides it.
+            close_on_finish: The stream is closed when the task has ended, however it did.
+            max_chunks: As many it may have; None: any number.
+
+        Raises:
+            ValueError: This attempt has opened it with other options.
+        """
+        options = StreamOptions(
+            on_retry=on_retry, close_on_finish=close_on_finish, max_chunks=max_chunks
+        )
+        if (writer := self._streams.get(name)) is None:
+            writer = self._streams[name] = StreamWriter(name, options, self.fence, self._send)
+        if writer.options != options:
+            msg = (
+                f"this attempt has opened the stream {name!r} with other options: {writer.options}"
+            )
+            raise ValueError(msg)
+        return writer
 
     @contextlib.asynccontextmanager
     async def own_nursery(self) -> AsyncGenerator[None]:

@@ -13,6 +13,7 @@ import trio
 from ._core._errors import TransactionEnded
 from ._core._events import Enqueued, enqueued
 from ._core._model import NewTask, Settlement, TaskRef, TaskStatus
+from ._core._streams import StreamWrite
 from ._runtime._callbacks import Callback, Pending
 from ._runtime._instruments import Audience
 from ._store import StoreTransaction
@@ -151,11 +152,15 @@ class Transaction:
                     self._inner = await self._open()
         return self._inner
 
-    # -- for the executor ----------------------------------------------------------
+    # -- for the engine and for streams --------------------------------------------
 
     async def settle(self, settlement: Settlement) -> None:
         """Settle this attempt's own claim with the transaction."""
         await (await self._current()).settle(settlement)
+
+    async def write_stream(self, write: StreamWrite) -> None:
+        """Store chunks with the transaction."""
+        await (await self._current()).write_stream(write)
 
     def end(self) -> None:
         """Refuse further use."""

@@ -11,6 +11,7 @@ from nursery_queue._core._checks import whole
 from nursery_queue._pg._sql import DEFAULT_SCHEMA
 from nursery_queue._pg._store import PostgresStore
 from nursery_queue._runtime._instruments import Instrument, LogEvents
+from nursery_queue._streams import POLL
 from nursery_queue._task_type import MAX_PARAMS_BYTES
 
 from ._admin import migrate_up
@@ -24,6 +25,7 @@ async def connect(
     pool_size: int = 4,
     max_params_bytes: int = MAX_PARAMS_BYTES,
     instruments: Sequence[Instrument] | None = None,
+    stream_poll_interval: float = POLL,
 ) -> AsyncGenerator[Client]:
     """Open a client on a PostgreSQL database, and close it when the block ends.
 
@@ -35,6 +37,9 @@ async def connect(
         max_params_bytes: The largest params of one task, in bytes of JSON.
         instruments: Who hears of what happens to tasks, here and in workers with this client;
             None: `LogEvents()` alone.
+        stream_poll_interval: Seconds between looks of those who read streams, should a
+            notification get lost; 0: none. All readers together use one more connection, to
+            listen.
 
     Raises:
         TypeError: One of *instruments* is none.
@@ -47,7 +52,12 @@ async def connect(
     )
     limit = whole(max_params_bytes, "max_params_bytes", minimum=2)
     heard = (LogEvents(),) if instruments is None else instruments
-    async with Client(store, max_params_bytes=limit, instruments=heard) as client:
+    async with Client(
+        store,
+        max_params_bytes=limit,
+        instruments=heard,
+        stream_poll_interval=stream_poll_interval,
+    ) as client:
         await store.check()
         yield client
 

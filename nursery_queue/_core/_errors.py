@@ -30,7 +30,7 @@ class NotifyUnavailable(NurseryQueueError):
 
 
 class Closed(NurseryQueueError):
-    """You used a client, pool or transaction after you closed it."""
+    """You used a client, pool, transaction or stream after it was closed."""
 
 
 class TransactionEnded(NurseryQueueError):
@@ -61,7 +61,15 @@ class UnknownTaskType(NurseryQueueError):
 
 
 class PayloadTooLarge(NurseryQueueError, ValueError):
-    """Params, or a context, are larger than `max_params_bytes`; nothing was stored."""
+    """Params, a context or a chunk of a stream are larger than may be; nothing was stored."""
+
+
+class StreamFull(NurseryQueueError):
+    """A stream would have more chunks than its `max_chunks`; nothing of this write was stored."""
+
+
+class StreamRestarted(NurseryQueueError):
+    """A new attempt has begun the stream anew: what you read counts no more, read from 0."""
 
 
 class ParamsError(NurseryQueueError, ValueError):

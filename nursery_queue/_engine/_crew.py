@@ -258,7 +258,8 @@ class Crew:
         await self.tenancy.watch()
 
     async def _listen(self, *, task_status: trio.TaskStatus[None]) -> None:
-        def ring(bell: Bell) -> None:
+        def ring(bell: Bell, task_id: int | None = None) -> None:
+            del task_id
             if bell is Bell.CANCEL:
                 self.tenancy.bell.ring()
             else:

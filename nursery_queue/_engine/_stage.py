@@ -17,8 +17,10 @@ from nursery_queue._context import CancelReason, TaskContext
 from nursery_queue._core._errors import DoNotRetry, RetryAfter, Snooze, StaleClaim, TransientError
 from nursery_queue._core._groups import leaves
 from nursery_queue._core._outcome import Succeeded
+from nursery_queue._core._streams import StreamWrite
 from nursery_queue._runtime._callbacks import Pending
 from nursery_queue._runtime._timekeeper import held
+from nursery_queue._stream_writer import Send
 from nursery_queue._task_type import TaskType
 from nursery_queue._transaction import Transaction
 
@@ -61,6 +63,7 @@ class Stage:
     leased: Callable[[], bool]  # False: others may have the tasks in hand
     threads: trio.CapacityLimiter
     bridge: AsyncioBridge | None = None
+    send: Send | None = None  # stores what handlers write to streams; None: the client's store does
 
     async def run(self, execution: Execution, settle: Settle) -> End:
         """Run one attempt. Raises only what is not its business, as being cancelled around it."""
@@ -181,8 +184,12 @@ class Stage:
             client=self.client,
             why=lambda: self.why(execution),
             pending=lambda: _pending(execution),
+            send=self.send or self._send,
             tx=tx,
         )
+
+    async def _send(self, write: StreamWrite, tx: Transaction | None) -> None:
+        await (self.client.store if tx is None else tx).write_stream(write)
 
 
 def _pending(execution: Execution) -> Pending:

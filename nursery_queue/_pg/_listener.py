@@ -31,7 +31,7 @@ _LONGEST_NAME = 63  # bytes; the server would cut off the rest
 
 
 class Listener:
-    """LISTENs on a connection of its own; hears channel names, never payloads.
+    """LISTENs on a connection of its own; hears names of channels, with payloads as raw bytes.
 
     An empty query now and then proves that the peer is alive. PostgreSQL sends a backend's
     pending notifications before the end of a query's answer, so an answer also proves that
@@ -41,7 +41,7 @@ class Listener:
     def __init__(self, conn: Connection, channels: Iterable[str]) -> None:
         self.connection = conn
         self._names = {_checked(name).encode(): name for name in channels}
-        self._heard: list[str] = []
+        self._heard: list[tuple[str, bytes]] = []
         self._asked = 0  # questions sent and answered; at most one is under way
         self._answered = 0
         self._asked_at = -math.inf
@@ -77,12 +77,12 @@ class Listener:
 
     async def run(
         self,
-        on_notify: Callable[[str], object],
+        on_notify: Callable[[str, bytes], object],
         *,
         probe_every: float = 10.0,
         probe_timeout: float = 5.0,
     ) -> None:
-        """Call *on_notify* with the channel's name for each notification, for ever.
+        """Call *on_notify* with channel and payload of each notification, for ever.
 
         Raises `psycopg.OperationalError` when the connection dies, or has been silent for
         *probe_every* seconds and then does not answer within *probe_timeout*. When it
@@ -95,7 +95,7 @@ class Listener:
             self.close()
 
     async def _run(
-        self, on_notify: Callable[[str], object], probe_every: float, probe_timeout: float
+        self, on_notify: Callable[[str, bytes], object], probe_every: float, probe_timeout: float
     ) -> None:
         async with self.connection.lock:
             due = trio.current_time() + probe_every
@@ -149,9 +149,9 @@ class Listener:
     def _hear(self, notify: PGnotify) -> None:
         name = self._names.get(notify.relname)
         if name is not None:
-            self._heard.append(name)
+            self._heard.append((name, notify.extra))
 
-    def _read(self, on_notify: Callable[[str], object]) -> None:
+    def _read(self, on_notify: Callable[[str, bytes], object]) -> None:
         """Handle all that has arrived, in the order in which the server sent it."""
         pgconn = self.connection.pgconn
         self._deliver(on_notify)
@@ -161,13 +161,13 @@ class Listener:
                 self._answered = self._asked
                 self._news.unpark_all()
 
-    def _deliver(self, on_notify: Callable[[str], object]) -> None:
+    def _deliver(self, on_notify: Callable[[str, bytes], object]) -> None:
         pgconn = self.connection.pgconn
         while notify := pgconn.notifies():
             self._hear(notify)
         heard, self._heard = self._heard, []
-        for name in heard:
-            on_notify(name)
+        for name, payload in heard:
+            on_notify(name, payload)
 
     async def _readable(self, deadline: float) -> bool:
         """Read what arrives until *deadline*; tell whether something did."""

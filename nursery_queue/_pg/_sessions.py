@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +14,7 @@ import psycopg
 import trio
 
 from nursery_queue._core._errors import Closed, NotifyUnavailable, TransientError
-from nursery_queue._store import Bell
+from nursery_queue._store import Bell, Ring
 
 from ._cancelling import expendable
 from ._connection import Connection
@@ -32,6 +32,7 @@ log = logging.getLogger("nursery_queue")
 # Of the pool's connections, for claiming and settling while a worker is registered: however
 # many transactions handlers hold open, the worker itself is never kept waiting.
 CONTROL = 2
+_LONGEST_ID = 20  # characters, and one more
 CONTROL_CANCEL = 2.0  # seconds to cancel a statement of ours; then its connection is closed
 
 
@@ -66,7 +67,7 @@ class Sessions:
 
     async def listen(
         self,
-        ring: Callable[[Bell], object],
+        ring: Ring,
         bells: Sequence[Bell],
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -79,6 +80,11 @@ class Sessions:
             msg = "this store has been closed"
             raise Closed(msg)
         channels = {channel_of(bell, self.schema): bell for bell in bells}
+
+        def hear(channel: str, payload: bytes) -> None:
+            bell = channels[channel]
+            ring(bell, _task_id(payload) if bell is Bell.STREAM else None)
+
         with translated_for_workers():
             listener = await self._open_listener(channels)
             try:
@@ -86,7 +92,7 @@ class Sessions:
                 for bell in bells:
                     ring(bell)
                 task_status.started()
-                await listener.run(lambda channel: ring(channels[channel]))
+                await listener.run(hear)
             finally:
                 listener.close()
 
@@ -166,6 +172,11 @@ class Sessions:
         if limit.cancelled_caught:
             msg = f"the database gave no answer within {seconds:g} s"
             raise TransientError(msg)
+
+
+def _task_id(payload: bytes) -> int | None:
+    """Read what may have been sent by anybody: an id, or else nothing."""
+    return int(payload) if len(payload) < _LONGEST_ID and payload.isdigit() else None
 
 
 def channel_of(bell: Bell, schema: str) -> str:

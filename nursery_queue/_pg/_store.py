@@ -33,9 +33,10 @@ from nursery_queue._core._model import (
 )
 from nursery_queue._core._outcome import give_back, settle_lost
 from nursery_queue._core._states import Event, sources
+from nursery_queue._core._streams import StreamPage, StreamRequest, StreamWrite
 from nursery_queue._store import StoreTransaction, TellLost, tell_nobody
 
-from . import _migrate, _plan, _rows
+from . import _migrate, _plan, _rows, _streams
 from ._errors import translated
 from ._sessions import Sessions
 from ._sql import query
@@ -46,6 +47,7 @@ BATCH = 1000
 COPY = 100_000  # tasks that are stored in the time of one call
 WALK = 5000  # tasks to look at in one statement
 PARK = 10_000  # positions at the head of each queue to look at in one statement
+CHUNKS = 50_000  # of streams to delete in one statement, and those of one task
 VACUUM_AFTER = 10_000  # positions parked, once hardly any others are left to park
 
 
@@ -156,6 +158,12 @@ class PostgresStore(Sessions):
         async with self._lent(self._pool) as conn:
             return _rows.stats(*[await conn.fetch(query(name, self.schema)) for name in names])
 
+    async def read_streams(self, requests: Sequence[StreamRequest]) -> list[StreamPage | None]:
+        """Return a page for each request, in their order; None: there is no such task."""
+        asked = _streams.read_params(requests)
+        rows = await self._run(self._pool, "read_streams", asked)
+        return _streams.pages(rows, len(requests))
+
     # -- what a worker does ------------------------------------------------------
 
     async def register(self, worker: WorkerInfo) -> None:
@@ -221,6 +229,11 @@ class PostgresStore(Sessions):
         async with self._lent(self._control) as conn:
             return await settle_rows(conn, self.schema, settlements)
 
+    async def write_stream(self, write: StreamWrite) -> None:
+        """Store chunks of an attempt at the end of one of its streams, all or none."""
+        async with self._lent(self._pool) as conn:
+            await _streams.write(conn, self.schema, write)
+
     async def give_back_all_but(self, worker_id: UUID, fences: set[Fence]) -> int:
         """Release what the store thinks this worker holds, except *fences*."""
         rows = await self._run(self._control, "held", {"worker_id": worker_id})
@@ -253,7 +266,7 @@ class PostgresStore(Sessions):
 
     async def prune(self) -> int:
         """Delete a batch of tasks that ended longer ago than they are kept; return how many."""
-        rows = await self._run(self._control, "prune", {"limit": BATCH})
+        rows = await self._run(self._control, "prune", {"limit": BATCH, "chunks": CHUNKS})
         return int(rows[0][0])
 
     async def backlog(

@@ -12,8 +12,9 @@ import psycopg
 
 from nursery_queue._core._errors import StaleClaim, TransientError
 from nursery_queue._core._model import Fence, NewTask, Refusal, Settlement, TaskRef, TaskStatus
+from nursery_queue._core._streams import StreamWrite
 
-from . import _plan
+from . import _plan, _streams
 from ._connection import Connection
 from ._copy import copy_tasks
 from ._plan import Plan
@@ -87,6 +88,10 @@ class PostgresTransaction:
             refusal = refused[settlement.fence]
             msg = f"{settlement.fence} cannot be settled: {refusal}"
             raise (StaleClaim if refusal is Refusal.STALE else TransientError)(msg)
+
+    async def write_stream(self, write: StreamWrite) -> None:
+        """Store chunks with the commit; nobody sees them before."""
+        await _streams.write(self.connection, self._schema, write)
 
     @contextlib.asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None]:

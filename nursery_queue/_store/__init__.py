@@ -30,14 +30,22 @@ from nursery_queue._core._model import (
     WorkerInfo,
     WorkerStatus,
 )
+from nursery_queue._core._streams import StreamPage, StreamRequest, StreamWrite
 
 
 class Bell(enum.Enum):
-    """What a store can ring for. A ring carries no data; the tables are the truth."""
+    """What a store can ring for. A ring is a hint; the tables are the truth."""
 
     WORK = enum.auto()  # there may be something to claim, or a new due time
     CANCEL = enum.auto()  # somebody wants a running task cancelled
     FINISHED = enum.auto()  # a task has ended
+    STREAM = enum.auto()  # a task has written to a stream, or closed one
+
+
+class Ring(Protocol):
+    """Called when a bell rings. *task_id*: only this task's streams have news; None: any."""
+
+    def __call__(self, bell: Bell, task_id: int | None = None, /) -> object: ...
 
 
 # Called with each attempt that a sweep has settled, and with what was decided.
@@ -80,6 +88,10 @@ class StoreTransaction(Protocol):
         Raises `StaleClaim` if it is not ours any more, `TransientError` if another
         transaction is in the way or it must not go round again.
         """
+        ...
+
+    async def write_stream(self, write: StreamWrite) -> None:
+        """Store chunks with the commit; nobody sees them before. See `Store.write_stream`."""
         ...
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
@@ -177,6 +189,10 @@ class Store(Protocol):
         """Count tasks and attempts, and list workers. Reads everything."""
         ...
 
+    async def read_streams(self, requests: Sequence[StreamRequest]) -> list[StreamPage | None]:
+        """Return a page for each request, in their order; None: there is no such task."""
+        ...
+
     # -- what a worker does ------------------------------------------------------
 
     async def register(self, worker: WorkerInfo) -> None:
@@ -209,6 +225,16 @@ class Store(Protocol):
 
     async def settle(self, settlements: Sequence[Settlement]) -> dict[Fence, Refusal]:
         """Write what became of claims; return those not applied, and why."""
+        ...
+
+    async def write_stream(self, write: StreamWrite) -> None:
+        """Store chunks of an attempt at the end of one of its streams, all or none.
+
+        Ignored if an earlier attempt has closed the stream and this one goes on with it.
+        Raises `StaleClaim` if the claim is not ours any more, `Closed` if this attempt has
+        closed the stream, `StreamFull` if it would have too many chunks. Cancelled or failed,
+        it may have had its effect.
+        """
         ...
 
     async def give_back_all_but(self, worker_id: UUID, fences: set[Fence]) -> int:
@@ -249,7 +275,7 @@ class Store(Protocol):
 
     async def listen(
         self,
-        ring: Callable[[Bell], object],
+        ring: Ring,
         bells: Sequence[Bell],
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -257,6 +283,7 @@ class Store(Protocol):
         """Call *ring* for each of *bells* when there may be news, until cancelled.
 
         Hints only: they may be late, merged or missing. All ring as soon as we can hear, for
-        whatever was missed before. Raises `NotifyUnavailable` if there will never be any.
+        whatever was missed before. `Bell.STREAM` may name the task; no other one does.
+        Raises `NotifyUnavailable` if there will never be any.
         """
         ...

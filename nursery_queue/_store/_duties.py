@@ -26,8 +26,10 @@ from nursery_queue._core._model import (
 )
 from nursery_queue._core._outcome import give_back, settle_lost
 from nursery_queue._core._states import Event, State, transition
+from nursery_queue._core._streams import StreamWrite, WriteFate
 
 from ._rows import Place, Setting, Task, Worker, completion, execution, order
+from ._streams import Stream
 from ._tables import Tables
 
 
@@ -99,12 +101,16 @@ class Duties(Tables):
             ),
         )
 
+    def holds(self, fence: Fence) -> bool:
+        """Whether a claim is still what it was."""
+        place = self.places.get(fence.task_id)
+        return place is not None and place.state is State.RUNNING and place.epoch == fence.epoch
+
     def refusal(self, settlement: Settlement) -> Refusal | None:
         """Say why a settlement cannot be applied, if so."""
-        fence = settlement.fence
-        place = self.places.get(fence.task_id)
-        if place is None or place.state is not State.RUNNING or place.epoch != fence.epoch:
+        if not self.holds(settlement.fence):
             return Refusal.STALE
+        place = self.places[settlement.fence.task_id]
         if place.cancel_requested and not settlement.state.is_final:
             return Refusal.CANCEL_REQUESTED
         return None
@@ -151,6 +157,15 @@ class Duties(Tables):
         else:
             self.places[task_id] = attrs.evolve(place, ready_at=now)
         return not state.is_final or settlement.on_complete or self.limited(queue)
+
+    def write_stream(self, write: StreamWrite) -> WriteFate:
+        """Store chunks of an attempt at the end of one of its streams, all or none."""
+        if not self.holds(write.fence):
+            return WriteFate.STALE
+        streams = self.streams.setdefault(write.fence.task_id, {})
+        if write.name not in streams:
+            streams[write.name] = Stream(write.fence.epoch, write.close_on_finish)
+        return streams[write.name].write(write, self.now())
 
     def give_back_all_but(self, worker_id: UUID, fences: set[Fence]) -> int:
         """Release what this worker holds, except *fences*."""

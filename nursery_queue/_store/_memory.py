@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from uuid import UUID
 
@@ -30,8 +30,9 @@ from nursery_queue._core._model import (
     WorkerInfo,
     WorkerStatus,
 )
+from nursery_queue._core._streams import StreamPage, StreamRequest, StreamWrite, insist_on
 
-from . import Bell, StoreTransaction, TellLost, _census, tell_nobody
+from . import Bell, Ring, StoreTransaction, TellLost, _census, tell_nobody
 from ._duties import Duties
 from ._rows import check_settlement, check_task
 from ._transaction import MemoryTransaction
@@ -47,9 +48,7 @@ class MemoryStore:
     """
 
     _tables: Duties = attrs.field(factory=Duties, init=False)
-    _rings: list[Callable[[Bell], None]] = attrs.field(
-        factory=list[Callable[[Bell], None]], init=False
-    )
+    _rings: list[Ring] = attrs.field(factory=list[Ring], init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
     async def check(self) -> None:
@@ -84,15 +83,15 @@ class MemoryStore:
         yield tx
         await self._turn()
         tx.commit()
-        for bell in Bell:
-            self._ring(bell)
+        self._ring_all()
+        for task_id in tx.written:
+            self._ring(Bell.STREAM, task_id)
 
     async def cancel(self, task_id: int, *, running: bool = True) -> bool:
         """Cancel a waiting task, or ask for a running one to be."""
         await self._turn()
         done = self._tables.cancel(task_id, running=running)
-        for bell in Bell:  # who is told of it is work
-            self._ring(bell)
+        self._ring_all()  # who is told of it is work
         return done
 
     async def cancel_some(
@@ -101,9 +100,7 @@ class MemoryStore:
         """Cancel what fits on one page of a walk through all tasks, or count it."""
         await self._turn()
         page = self._tables.cancel_some(which, after=after, upto=upto, dry_run=dry_run)
-        self._ring(Bell.CANCEL)
-        self._ring(Bell.FINISHED)
-        self._ring(Bell.WORK)  # there may be tasks that tell how they ended
+        self._ring_all()  # there may be tasks that tell how they ended
         return page
 
     async def retry(self, task_id: int) -> bool:
@@ -157,6 +154,11 @@ class MemoryStore:
         await self._turn()
         return _census.stats(self._tables)
 
+    async def read_streams(self, requests: Sequence[StreamRequest]) -> list[StreamPage | None]:
+        """Return a page for each request, in their order; None: there is no such task."""
+        await self._turn()
+        return [self._tables.read_stream(request) for request in requests]
+
     # -- what a worker does ------------------------------------------------------
 
     async def register(self, worker: WorkerInfo) -> None:
@@ -205,6 +207,12 @@ class MemoryStore:
             self._ring(Bell.WORK)
         return refused
 
+    async def write_stream(self, write: StreamWrite) -> None:
+        """Store chunks of an attempt at the end of one of its streams, all or none."""
+        await self._turn()
+        insist_on(self._tables.write_stream(write), write)
+        self._ring(Bell.STREAM, write.fence.task_id)
+
     async def give_back_all_but(self, worker_id: UUID, fences: set[Fence]) -> int:
         """Release what the store thinks this worker holds, except *fences*."""
         await self._turn()
@@ -248,7 +256,7 @@ class MemoryStore:
 
     async def listen(
         self,
-        ring: Callable[[Bell], object],
+        ring: Ring,
         bells: Sequence[Bell],
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -256,9 +264,9 @@ class MemoryStore:
         """Call *ring* for each of *bells* when there may be news, until cancelled."""
         await self._turn()
 
-        def relay(bell: Bell) -> None:
+        def relay(bell: Bell, task_id: int | None = None, /) -> None:
             if bell in bells:
-                ring(bell)
+                ring(bell, task_id)
 
         self._rings.append(relay)
         try:
@@ -277,9 +285,13 @@ class MemoryStore:
             raise Closed(msg)
         await trio.lowlevel.checkpoint()
 
-    def _ring(self, bell: Bell) -> None:
+    def _ring(self, bell: Bell, task_id: int | None = None) -> None:
         for ring in list(self._rings):
-            ring(bell)
+            ring(bell, task_id)
+
+    def _ring_all(self) -> None:
+        for bell in (Bell.WORK, Bell.CANCEL, Bell.FINISHED):
+            self._ring(bell)
 
     def _rung(self, moved: int) -> int:
         if moved:

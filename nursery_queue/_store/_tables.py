@@ -26,9 +26,11 @@ from nursery_queue._core._model import (
 )
 from nursery_queue._core._outcome import KEEP_FOR
 from nursery_queue._core._states import Event, State, sources, transition
+from nursery_queue._core._streams import StreamPage, StreamRequest
 from nursery_queue._runtime._timekeeper import timekeeper
 
 from ._rows import Place, Setting, Task, Worker, completion, execution, fits, tells
+from ._streams import Stream, page
 
 
 PAGE = 5000
@@ -43,6 +45,7 @@ class Tables:
     log: dict[int, list[Attempt]] = attrs.field(factory=dict[int, "list[Attempt]"])
     dedup: dict[str, int] = attrs.field(factory=dict[str, int])
     workers: dict[UUID, Worker] = attrs.field(factory=dict[UUID, Worker])
+    streams: dict[int, dict[str, Stream]] = attrs.field(factory=dict[int, "dict[str, Stream]"])
     settings: dict[str, Setting] = attrs.field(factory=dict[str, Setting])
     ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
     started: tuple[dt.datetime, float] | None = None
@@ -64,6 +67,10 @@ class Tables:
             places=dict(self.places),
             log={task_id: list(attempts) for task_id, attempts in self.log.items()},
             dedup=dict(self.dedup),
+            streams={
+                task_id: {name: stream.copy() for name, stream in streams.items()}
+                for task_id, streams in self.streams.items()
+            },
         )
 
     # -- what applications do ----------------------------------------------------
@@ -244,6 +251,13 @@ class Tables:
         )
         return list(itertools.islice(matching, which.limit))
 
+    def read_stream(self, asked: StreamRequest) -> StreamPage | None:
+        """Return what a stream has for a reader; None: there is no such task."""
+        if (place := self.places.get(asked.task_id)) is None:
+            return None
+        stream = self.streams.get(asked.task_id, {}).get(asked.name)
+        return page(stream, asked, finished=place.state.is_final)
+
     # -- helpers -----------------------------------------------------------------
 
     def _held(self, worker_id: UUID) -> list[tuple[int, Place]]:
@@ -275,3 +289,4 @@ class Tables:
     def _forget(self, task_id: int) -> None:
         del self.tasks[task_id], self.places[task_id]
         self.log.pop(task_id, None)
+        self.streams.pop(task_id, None)

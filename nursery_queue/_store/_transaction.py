@@ -13,6 +13,7 @@ import trio
 from nursery_queue._core._errors import StaleClaim, TransientError
 from nursery_queue._core._model import NewTask, Refusal, Settlement, TaskRef, TaskStatus
 from nursery_queue._core._states import State
+from nursery_queue._core._streams import StreamWrite, insist_on
 
 from ._duties import Duties
 from ._rows import check_settlement, check_task
@@ -31,6 +32,7 @@ class Draft:
     waiting: dict[int, NewTask] = attrs.field(factory=dict[int, NewTask])  # its own new tasks
     ended: set[int] = attrs.field(factory=set[int])
     stopped: set[int] = attrs.field(factory=set[int])  # running, and not to go round again
+    written: set[int] = attrs.field(factory=set[int])  # have something new in a stream
 
     def copy(self) -> Draft:
         return Draft(
@@ -40,6 +42,7 @@ class Draft:
             dict(self.waiting),
             set(self.ended),
             set(self.stopped),
+            set(self.written),
         )
 
 
@@ -106,9 +109,7 @@ class MemoryTransaction:
     ) -> list[TaskStatus | None]:
         """Say where tasks would be if the block ended now."""
         await trio.lowlevel.checkpoint()
-        tables = self._tables.copy()
-        for step in self._draft.steps:
-            step(tables)
+        tables = self._tried()
         return [tables.status(task_id, payloads=payloads) for task_id in task_ids]
 
     async def settle(self, settlement: Settlement) -> None:
@@ -126,6 +127,29 @@ class MemoryTransaction:
             draft.ended.add(task_id)
             teller = self._teller(task_id) if settlement.on_complete else None
         draft.steps.append(lambda tables: tables.apply(settlement, teller))
+
+    async def write_stream(self, write: StreamWrite) -> None:
+        """Store chunks when the block ends well."""
+        await trio.lowlevel.checkpoint()
+
+        def step(tables: Duties) -> None:
+            insist_on(tables.write_stream(write), write)
+
+        step(self._tried())
+        self._draft.steps.append(step)
+        self._draft.written.add(write.fence.task_id)
+
+    @property
+    def written(self) -> set[int]:
+        """The tasks whose streams have something new."""
+        return self._draft.written
+
+    def _tried(self) -> Duties:
+        """Return the tables as they would be if the block ended now."""
+        tables = self._tables.copy()
+        for step in self._draft.steps:
+            step(tables)
+        return tables
 
     def _teller(self, task_id: int) -> int | None:
         """Return the id of the task that will tell how this one has ended, if one will.
@@ -154,6 +178,8 @@ class MemoryTransaction:
             if self._tables.dedup.get(key, 0) not in {0, *self._draft.ended}:
                 msg = f"dedup key {key!r} was taken while the transaction was open"
                 raise TransientError(msg)
+        if self._draft.written:
+            self._tried()  # raises if a claim or a stream is not any more what it was
         for step in self._draft.steps:
             step(self._tables)
 

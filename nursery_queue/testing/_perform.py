@@ -43,7 +43,8 @@ async def perform(task: object, /, *args: Any, **kwargs: Any) -> Any:
     `ctx.nursery`, threads and asyncio are as declared or as `options()` says. There is one
     attempt, and no retry. `ctx.client` and `ctx.tx` lead to a new `MemoryStore`; `performing()`
     gives handlers a client that you can look at afterwards. What `ctx.after` was given is called
-    when the handler has succeeded, and awaited; what it raises is logged.
+    when the handler has succeeded, and awaited; what it raises is logged. What it writes to
+    streams is checked and dropped.
 
     Being cancelled cancels the handler, with reason SHUTDOWN; a handler that returns all the
     same has its result returned.
@@ -110,6 +111,7 @@ class Performer:
                 leased=lambda: True,
                 threads=trio.CapacityLimiter(1),
                 bridge=bridge,
+                send=_dropped,
             )
             end = await _cancellable(stage, execution)
         if isinstance(end, Succeeded) and execution.pending and execution.pending.callbacks:
@@ -157,6 +159,11 @@ async def _cancellable(stage: Stage, execution: Execution) -> End:
         execution.ended = True
         nursery.cancel_scope.cancel("the handler has ended")
     return end
+
+
+async def _dropped(*_: object) -> None:
+    """Let what the handler writes to streams be: there is no task to keep it with."""
+    await trio.lowlevel.checkpoint()
 
 
 async def _nothing_to_settle(*_: object) -> None:

@@ -12,8 +12,9 @@ import trio
 
 from nursery_queue._core._errors import Closed
 from nursery_queue._core._states import Event
+from nursery_queue._core._streams import Chunk, StreamWrite
 from nursery_queue._store import Bell, Store
-from tests.contract.steps import a_task, add, claim_one, claimed_once, ends, hire, settle
+from tests.contract.steps import Known, a_task, add, claim_one, claimed_once, ends, hire, settle
 
 
 PATIENCE = 20.0  # seconds
@@ -24,9 +25,12 @@ class Ear:
     """Counts rings."""
 
     heard: dict[Bell, int] = attrs.field(factory=dict[Bell, int])
+    hints: list[int | None] = attrs.field(factory=list["int | None"])  # of streams
     _news: trio.Event = attrs.field(factory=trio.Event)
 
-    def ring(self, bell: Bell) -> None:
+    def ring(self, bell: Bell, task_id: int | None = None) -> None:
+        if bell is Bell.STREAM:
+            self.hints.append(task_id)
         self.heard[bell] = self.heard.get(bell, 0) + 1
         self._news.set()
         self._news = trio.Event()
@@ -164,6 +168,30 @@ async def lost_for_good(store: Store) -> Step:
     return lambda: until(lambda: store.sweep(max_lost=1))
 
 
+def one_chunk(task: Known) -> StreamWrite:
+    return StreamWrite(fence=task.fence, name="s", chunks=[Chunk.of("a")])
+
+
+async def written(store: Store) -> Step:
+    task = await claimed_once(store)
+    return lambda: store.write_stream(one_chunk(task))
+
+
+async def stream_closed(store: Store) -> Step:
+    task = await claimed_once(store)
+    return lambda: store.write_stream(StreamWrite(fence=task.fence, name="s", close=True))
+
+
+async def written_in_a_transaction(store: Store) -> Step:
+    task = await claimed_once(store)
+
+    async def step() -> None:
+        async with store.transaction() as tx:
+            await tx.write_stream(one_chunk(task))
+
+    return step
+
+
 NEWS = [
     *[
         (Bell.WORK, step)
@@ -188,6 +216,7 @@ NEWS = [
         (Bell.FINISHED, step)
         for step in (cancelled, succeeded, deleted, succeeded_in_a_transaction, lost_for_good)
     ],
+    *[(Bell.STREAM, step) for step in (written, stream_closed, written_in_a_transaction)],
 ]
 
 
@@ -216,6 +245,7 @@ async def test_only_the_bells_asked_for(store: Store, bell: Bell) -> None:
     task, waiting = await claimed_once(store), await add(store)
     async with listening(store, [bell]) as ear, listening(store) as all_ears:
         before = dict(all_ears.heard)
+        await store.write_stream(one_chunk(task))
         await store.cancel(task.id)
         await store.cancel(waiting)
         await add(store)
@@ -224,6 +254,23 @@ async def test_only_the_bells_asked_for(store: Store, bell: Bell) -> None:
         await ear.hears(bell, after=1)
 
         assert set(ear.heard) == {bell}
+
+
+async def test_who_has_written_is_told(store: Store) -> None:
+    """The bell for streams says which task has news; at the start, any may have."""
+    tasks = [await claimed_once(store) for _ in range(3)]
+    async with listening(store, [Bell.STREAM]) as ear:
+        for number, task in enumerate(tasks):
+            await store.write_stream(one_chunk(task))
+            await ear.hears(Bell.STREAM, after=number + 1)
+        async with store.transaction() as tx:
+            for task in tasks[:2]:
+                await tx.write_stream(one_chunk(task))
+                await tx.write_stream(one_chunk(task))
+        await ear.hears(Bell.STREAM, after=len(tasks) + 2)
+
+        one, two, three = (task.id for task in tasks)
+        assert ear.hints == [None, one, two, three, *sorted([one, two])]
 
 
 async def test_a_bell_does_not_fall_silent(store: Store) -> None:
@@ -240,4 +287,4 @@ async def test_listening_to_a_closed_store(store: Store) -> None:
     """A closed store has no news."""
     await store.aclose()
     with pytest.raises(Closed):
-        await store.listen(lambda _: None, [Bell.WORK])
+        await store.listen(lambda _bell, _id=None: None, [Bell.WORK])

@@ -8,7 +8,6 @@ import random
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
 from uuid import UUID
 
 import attrs
@@ -30,7 +29,8 @@ from nursery_queue._core._model import (
     WorkerInfo,
     WorkerStatus,
 )
-from nursery_queue._store import Bell, Store, StoreTransaction, TellLost, tell_nobody
+from nursery_queue._core._streams import StreamPage, StreamRequest, StreamWrite
+from nursery_queue._store import Bell, Ring, Store, StoreTransaction, TellLost, tell_nobody
 from nursery_queue._store._memory import MemoryStore
 
 
@@ -180,9 +180,17 @@ class FlakyStore:
         async with self._verb("status_many"):
             return await self.inner.status_many(task_ids, payloads=payloads)
 
+    async def read_streams(self, requests: Sequence[StreamRequest]) -> list[StreamPage | None]:
+        async with self._verb("read_streams"):
+            return await self.inner.read_streams(requests)
+
+    async def write_stream(self, write: StreamWrite) -> None:
+        async with self._verb("write_stream"):
+            await self.inner.write_stream(write)
+
     async def listen(
         self,
-        ring: Callable[[Bell], Any],
+        ring: Ring,
         bells: Sequence[Bell],
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,

@@ -6,7 +6,6 @@ import contextlib
 import logging
 
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from typing import Any
 
 import attrs
 import psycopg
@@ -17,7 +16,7 @@ import nursery_queue as nq
 
 from nursery_queue._core._model import Fence, Refusal, Settlement
 from nursery_queue._runtime._supervisor import SiblingState
-from nursery_queue._store import Bell
+from nursery_queue._store import Bell, Ring
 from nursery_queue._worker import SiblingHealth
 from tests.engine.support import FlakyStore
 
@@ -87,7 +86,7 @@ class FaultyStore(FlakyStore):
 
     async def listen(
         self,
-        ring: Callable[[Bell], Any],
+        ring: Ring,
         bells: Sequence[Bell],
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,

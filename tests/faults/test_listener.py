@@ -57,7 +57,7 @@ def deaf_without_notify(app: nq.App, client: nq.Client) -> nq.Worker:
     return nq.Worker(app, client, poll_interval=0)
 
 
-def no_news(bell: Bell) -> None:
+def no_news(bell: Bell, task_id: int | None = None) -> None:
     """Hear it, and do nothing."""
 
 

@@ -248,7 +248,7 @@ async def test_listening_is_refused_without_connecting_again(pooler: Pooler, mig
     store = PostgresStore(pooler.dsn)
     for _ in range(3):
         with trio.fail_after(10), pytest.raises(NotifyUnavailable, match="pooler"):
-            await store.listen(lambda _: None, [Bell.WORK])
+            await store.listen(lambda _bell, _id=None: None, [Bell.WORK])
     await store.aclose()
 
     assert pooler.transactions == 1

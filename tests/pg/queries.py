@@ -39,7 +39,7 @@ def prepared(name: str) -> Prepared:
             names.append(match[1])
         return f"${names.index(match[1]) + 1}"
 
-    text = re.sub(r"%\((\w+)\)s", number, (FOLDER / f"{name}.sql").read_text())
+    text = re.sub(r"%\((\w+)\)[sb]", number, (FOLDER / f"{name}.sql").read_text())
     return Prepared(text, names)
 
 

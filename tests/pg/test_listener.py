@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 import psycopg
 import pytest
@@ -22,6 +22,13 @@ from tests.pg.proxy import proxied
 QUOTED = 'a "b" C; drop'
 
 
+Heard = list[tuple[str, bytes]]
+
+
+def noting(heard: Heard) -> Callable[[str, bytes], object]:
+    return lambda channel, payload: heard.append((channel, payload))
+
+
 @pytest.fixture
 async def listener(dsn: str) -> AsyncGenerator[Listener]:
     listener = await Listener.open(dsn, ["one", QUOTED])
@@ -30,16 +37,16 @@ async def listener(dsn: str) -> AsyncGenerator[Listener]:
 
 
 async def test_hears_channels_in_order(listener: Listener, conn: Connection) -> None:
-    """Each notification is announced by its channel's name, whatever characters that has."""
-    heard: list[str] = []
+    """Each notification is told with its channel's name, whatever characters that has."""
+    heard: Heard = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(listener.run, heard.append)
+        nursery.start_soon(listener.run, noting(heard))
         await conn.fetch("select pg_notify(%s, 'x')", ("one",))
         await conn.fetch("select pg_notify(%s, 'x')", (QUOTED,))
         await conn.fetch("select pg_notify(%s, 'x')", ("elsewhere",))
         await conn.fetch("select pg_notify(%s, 'y')", ("one",))
         await listener.answered(listener.ask())
-        assert heard == ["one", QUOTED, "one"]
+        assert heard == [("one", b"x"), (QUOTED, b"x"), ("one", b"y")]
         nursery.cancel_scope.cancel()
 
 
@@ -49,7 +56,7 @@ async def test_hears_what_came_before_run(listener: Listener, conn: Connection) 
     await listener.connection.execute("select 1")  # reads the notification as well
     heard = trio.Event()
 
-    def hear(_channel: str) -> None:
+    def hear(_channel: str, _payload: bytes) -> None:
         heard.set()
 
     async with trio.open_nursery() as nursery:
@@ -61,9 +68,9 @@ async def test_hears_what_came_before_run(listener: Listener, conn: Connection) 
 
 async def test_answer_comes_after_the_notifications(listener: Listener, conn: Connection) -> None:
     """Once a question is answered, all that was committed before it has been heard."""
-    heard: list[str] = []
+    heard: Heard = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(functools.partial(listener.run, heard.append))
+        nursery.start_soon(functools.partial(listener.run, noting(heard)))
         for number in range(1, 300):
             await conn.execute("notify one")
             await listener.flushed()  # a probe may be under way that was sent before
@@ -77,26 +84,26 @@ async def test_notifications_within_the_answer(listener: Listener, conn: Connect
     await conn.execute("notify one")  # held back by the server until the transaction ends
     listener.connection.pgconn.send_query(b"select 1; commit")
     listener._asked += 1  # as if that had been the question
-    heard: list[str] = []
+    heard: Heard = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(listener.run, heard.append)
+        nursery.start_soon(listener.run, noting(heard))
         await listener.answered(1)
-        assert heard == ["one"]
+        assert heard == [("one", b"")]
         nursery.cancel_scope.cancel()
 
 
 async def test_undecodable_payload(dsn: str) -> None:
-    """A payload that is no valid text does no harm: it is not looked at."""
+    """A payload that is no valid text does no harm: it is passed on as it came."""
     async with await Connection.connect(dsn, client_encoding="sql_ascii") as conn:
         listener = await Listener.open(dsn, ["one"])
         await conn.execute(b"notify one, '\xc3\xa9'")
         await listener.connection.execute("select 1")
-        heard: list[str] = []
+        heard: Heard = []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(listener.run, heard.append)
+            nursery.start_soon(listener.run, noting(heard))
             await conn.execute(b"notify one, '\xc3\xa9'")
             await listener.answered(listener.ask())
-            assert heard == ["one", "one"]
+            assert heard == [("one", "é".encode())] * 2
             nursery.cancel_scope.cancel()
 
 
@@ -114,7 +121,7 @@ async def test_killed(listener: Listener, conn: Connection) -> None:
 
         async def run() -> None:
             with pytest.raises(psycopg.OperationalError):
-                await listener.run(lambda _: None)
+                await listener.run(lambda _c, _p: None)
 
         async def ask() -> None:
             with pytest.raises(psycopg.OperationalError):
@@ -133,17 +140,17 @@ async def test_silent_peer(dsn: str) -> None:
         listener = await Listener.open(proxy.dsn, ["one"])
         proxy.blackhole()
         with trio.fail_after(10), pytest.raises(psycopg.OperationalError, match="did not answer"):
-            await listener.run(lambda _: None, probe_every=0.05, probe_timeout=0.1)
+            await listener.run(lambda _c, _p: None, probe_every=0.05, probe_timeout=0.1)
         assert listener.connection.closed
 
 
 async def test_probes_do_not_disturb(dsn: str, conn: Connection) -> None:
     """A connection that answers its probes lives on and still hears."""
     listener = await Listener.open(dsn, ["one"])
-    heard: list[str] = []
+    heard: Heard = []
     async with trio.open_nursery() as nursery:
         run = functools.partial(listener.run, probe_every=0.001, probe_timeout=10)
-        nursery.start_soon(run, heard.append)
+        nursery.start_soon(run, noting(heard))
         for number in range(1, 100):
             await conn.execute("notify one")
             await listener.flushed()  # a probe may be under way that was sent before
@@ -157,7 +164,7 @@ async def test_closed_from_outside(listener: Listener) -> None:
 
         async def run() -> None:
             with pytest.raises(psycopg.OperationalError):
-                await listener.run(lambda _: None)
+                await listener.run(lambda _c, _p: None)
 
         nursery.start_soon(run)
         await trio.testing.wait_all_tasks_blocked()
@@ -167,7 +174,7 @@ async def test_closed_from_outside(listener: Listener) -> None:
 async def test_cancelled_run_closes(listener: Listener) -> None:
     """Cancelling `run()` closes the connection."""
     with trio.move_on_after(0.01):
-        await listener.run(lambda _: None)
+        await listener.run(lambda _c, _p: None)
 
     assert listener.connection.closed
 
@@ -176,4 +183,4 @@ async def test_a_bug_in_the_callback(listener: Listener, conn: Connection) -> No
     """An exception of the callback ends `run()` as it is."""
     await conn.execute("notify one")
     with pytest.raises(ZeroDivisionError):
-        await listener.run(lambda _: 1 // 0)
+        await listener.run(lambda _c, _p: 1 // 0)

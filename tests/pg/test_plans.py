@@ -56,7 +56,7 @@ def values(name: str) -> dict[str, Any]:
         "settle": _rows.settle_params(settlements),
         "heartbeat": {"id": WORKER, "draining": False},
         "promote": {"limit": LIMIT},
-        "prune": {"limit": LIMIT},
+        "prune": {"limit": LIMIT, "chunks": LIMIT},
         "cancel": {"id": 100, "running": True},
         "cancel_some": {
             "queue": None,
@@ -128,7 +128,13 @@ HOT = {
     "settle": {"running_pkey"},
     "heartbeat": {"worker_pkey", "running_cancel"},
     "promote": {"scheduled_due"},
-    "prune": {"finished_expires", "attempt_pkey", "task_pkey"},
+    "prune": {
+        "finished_expires",
+        "stream_task_id_name_key",
+        "attempt_pkey",
+        "task_pkey",
+        "chunk_pkey",
+    },
     "backlog": {"ready_key", "scheduled_due"},
 }
 

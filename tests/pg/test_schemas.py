@@ -21,6 +21,7 @@ import tests.contract
 
 from nursery_queue._core._model import Refusal, TaskFilter
 from nursery_queue._core._states import Event, State
+from nursery_queue._core._streams import StreamWrite
 from nursery_queue._pg import _migrate
 from nursery_queue._pg._connection import Connection
 from nursery_queue._pg._sessions import channel_of
@@ -153,7 +154,8 @@ async def test_sweeping_one_leaves_the_other(pair: tuple[PostgresStore, Postgres
 
 async def make_all_kinds_of_news(store: PostgresStore) -> None:
     task, worker = await add(store), await hire(store)
-    await claim_one(store, worker)
+    fence = (await claim_one(store, worker)).fence
+    await store.write_stream(StreamWrite(fence=fence, name="s", close=True))
     await store.cancel(task)
     await store.give_back_all_but(worker, set())
     await store.retry(task)
@@ -198,7 +200,7 @@ async def test_the_longest_name(dsn: str) -> None:
 
 
 BAD = ["", "Jobs", "my jobs", "my-jobs", "1st", 'a"b', "a.b", "a;drop", "jöbs", "a" * 51, "a\n"]
-TAKEN = ["jobs_cancel", "jobs_finished"]  # the channels of jobs
+TAKEN = ["jobs_cancel", "jobs_finished", "jobs_stream"]  # the channels of jobs
 
 
 @pytest.mark.parametrize("name", BAD + TAKEN)

@@ -95,10 +95,17 @@ EXPECTED = {
     "park": ("most int4", "park int4"),
     "pause": ("queue text, paused bool", ""),
     "promote": ("limit int4", "count int8, case void"),
-    "prune": ("limit int4", "count int8"),
+    "prune": ("limit int4, chunks int4", "count int8"),
     "queues": (
         "",
         "name text, coalesce bool, max_running int4, coalesce int8, coalesce int8, coalesce int8",
+    ),
+    "read_streams": (
+        "task_ids int8[], names text[], starts int8[], restarts int4[], chunks int4, bytes int4",
+        (
+            "place int4, start int8, length int8, restarts int4, closed bool,"
+            " last_write timestamptz, kind text, data bytea"
+        ),
     ),
     "record_migration": ("version int4, name text, checksum text", ""),
     "register": (
@@ -112,6 +119,13 @@ EXPECTED = {
     ),
     "status": ("payloads bool, ids int8[]", STATUS),
     "take_ids": ("count int4", "ids int8[], instant timestamptz"),
+    "write_stream": (
+        (
+            'task_id int8, epoch int4, name text, kinds "char"[], datas bytea[], restart bool,'
+            " close_on_finish bool, close bool, most int8"
+        ),
+        "write_stream text",
+    ),
     "unpark": ("task_types text[], most int4", "unpark int4"),
 }
 

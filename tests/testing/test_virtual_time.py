@@ -76,7 +76,7 @@ async def told(conn: Connection) -> Any:
     return answer
 
 
-def ignore(_: object) -> None:
+def ignore(*_: object) -> None:
     """Take no notice."""
 
 
@@ -179,7 +179,7 @@ async def test_two_thousand_notifications(virtual_time: VirtualTime, migrated: s
     sent: list[float] = []
     listener = await Listener.open(migrated, ["a"])
 
-    def hear(_: str) -> None:
+    def hear(*_: object) -> None:
         heard.append(trio.current_time())
 
     async with await Connection.connect(migrated) as conn, trio.open_nursery() as nursery:

@@ -52,6 +52,7 @@ declare
     rest bigint[] := ids;
     stopped bigint[];
     asked bigint[];
+    unkept bigint[];
     told integer;
     done integer := 0;
 begin
@@ -125,8 +126,11 @@ begin
             returning task_id
         )
         select array(select id from ended), array(select task_id from warned),
-               (select count(*) from told)
-          into stopped, asked, told;
+               array(select id from ended where keep_for = 0), (select count(*) from told)
+          into stopped, asked, unkept, told;
+        if unkept <> '{}' then
+            perform nursery_queue.forget_streams(unkept);
+        end if;
         if stopped <> '{}' then
             perform pg_notify('nursery_queue_finished', '');
         end if;

@@ -91,6 +91,9 @@ select refused.task_id, refused.epoch, refused.refusal
                     then (select nursery_queue.complete(
                                      array_agg(task_id), array_agg(on_complete),
                                      array_agg(context), array_agg(ending))
-                            from told) end
+                            from told) end,
+               case when exists (select from closed where final and keep_for = 0)
+                    then nursery_queue.forget_streams(
+                             array(select task_id from closed where final and keep_for = 0)) end
         offset 0) as others
   left join refused on true
