@@ -428,7 +428,7 @@ async def test_an_outage(autojump_clock: MockClock) -> None:
 
 
 async def test_others_end_all_the_time(autojump_clock: MockClock) -> None:
-    """Tasks that end elsewhere have readers look ten times a second at most; theirs is not missed."""
+    """Tasks that end elsewhere have readers look ten times a second; their own is not missed."""
     store = FlakyStore()
     client, audience = nq.Client(store), Audience()
     writer, *others = [await author(store) for _ in range(401)]
