@@ -81,7 +81,7 @@ def tests(session: nox.Session) -> None:
     if programs := find_postgres(15):
         # Not again what knows no server, brings its own, or is about other people's programs.
         ignored = [f"--ignore=tests/{each}" for each in ("unit", "smoke", "docs", "examples")]
-        left_out = ("--with-server-only", *ignored)
+        left_out = ("--with-server-only", "--model-examples=100", *ignored)
         session.run("python", "tests/on_postgres.py", str(programs), *suite, *left_out)
     else:
         session.warn("NOT RUN: the suite on PostgreSQL 15: its programs were not found")

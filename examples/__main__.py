@@ -32,6 +32,7 @@ COMMANDS = {
     "django_signup": ["examples.django_signup runserver --noreload {port}", WORKER],
     "starlette_signup": ["examples.starlette_signup"],
     "push_batches": ["examples.push_batches"],
+    "sse_tokens": ["examples.sse_tokens"],
 }
 
 

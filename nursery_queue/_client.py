@@ -302,7 +302,12 @@ class Client(Steering):
     # -- streams ------------------------------------------------------------------
 
     def read_stream(
-        self, task: TaskRef | int, name: str = "default", start: int = 0
+        self,
+        task: TaskRef | int,
+        name: str = "default",
+        start: int = 0,
+        *,
+        restarts: int | None = None,
     ) -> StreamReader:
         """Read what a task writes to a stream: `async for data in client.read_stream(task)`.
 
@@ -316,10 +321,14 @@ class Client(Steering):
             name: The stream's name; nothing need have been written to it.
             start: Index of the first chunk wanted, of those since the last restart; waits for
                 it if need be. Below 0 it counts from the end, as that is when reading begins.
+            restarts: For whoever goes on where an earlier reader has stopped: its `restarts`.
+                Should the stream have been restarted since, the reader says so. None: never mind.
         """
         self._check_open()
         first = whole(start, "start", minimum=-FURTHEST, maximum=FURTHEST)
-        return self._streams.reader(task_id(task), stream_name(name), first)
+        if restarts is not None:
+            whole(restarts, "restarts", minimum=0, maximum=2**31 - 1)
+        return self._streams.reader(task_id(task), stream_name(name), first, restarts)
 
     async def stream_info(self, task: TaskRef | int, name: str = "default") -> StreamInfo | None:
         """Say how far a stream has come. None: there is no such task (any more)."""

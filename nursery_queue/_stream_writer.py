@@ -86,12 +86,12 @@ class StreamWriter:
         """
         await self._put(_Call([self._chunk(data)]), tx)
 
-    async def write_many(self, datas: Iterable[Any], *, tx: Transaction | None = None) -> None:
+    async def write_many(self, pieces: Iterable[Any], *, tx: Transaction | None = None) -> None:
         """Store chunks in one statement, all or none; otherwise as `write`."""
-        if isinstance(datas, str | bytes | bytearray | memoryview):
-            msg = f"write_many takes several data, not one {type(datas).__name__}: use write"
+        if isinstance(pieces, str | bytes | bytearray | memoryview):
+            msg = f"write_many takes several data, not one {type(pieces).__name__}: use write"
             raise TypeError(msg)
-        chunks = [self._chunk(data) for data in datas]
+        chunks = [self._chunk(data) for data in pieces]
         if chunks:
             await self._put(_Call(chunks), tx)
         else:

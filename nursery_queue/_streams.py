@@ -57,9 +57,9 @@ class Streams:
         self._news.ring_for(self._interest)
         self._questions = Gathering(self._read, "reading streams", AT_ONCE)
 
-    def reader(self, task_id: int, name: str, start: int) -> StreamReader:
+    def reader(self, task_id: int, name: str, start: int, restarts: int | None) -> StreamReader:
         """Return a reader that begins at *start*; nothing happens before it reads."""
-        return StreamReader(self, task_id, name, start)
+        return StreamReader(self, task_id, name, start, restarts)
 
     async def info(self, task_id: int, name: str) -> StreamInfo | None:
         """Say how far a stream has come; None: there is no such task."""
@@ -111,8 +111,8 @@ class StreamReader:
     task_id: int
     name: str
     _position: int
-    # Generation that positions count in; None: nothing has been read, so any will do.
-    _restarts: int | None = attrs.field(default=None, init=False)
+    # Generation that positions count in; None: any will do, as nothing has been read.
+    _restarts: int | None
     _chunks: deque[Chunk] = attrs.field(factory=deque[Chunk], init=False)
     # Where we hear of news, from the first question on; what we were last told covers all that
     # was there then. None: we hear nothing, so there may be anything.
@@ -126,6 +126,14 @@ class StreamReader:
     def position(self) -> int:
         """Index of the chunk that comes next; below 0 until the end it counts from is known."""
         return self._position
+
+    @property
+    def restarts(self) -> int | None:
+        """How often the stream had been begun anew when we read it; None: that is not known yet.
+
+        Together with `position` it says where another reader can go on.
+        """
+        return self._restarts
 
     def __aiter__(self) -> Self:
         return self

@@ -32,7 +32,7 @@ async def write(conn: Connection, schema: str, asked: StreamWrite) -> None:
         "epoch": asked.fence.epoch,
         "name": asked.name,
         "kinds": [chunk.kind.value for chunk in asked.chunks],
-        "datas": [chunk.data for chunk in asked.chunks],
+        "pieces": [chunk.data for chunk in asked.chunks],
         "restart": asked.restart,
         "close_on_finish": asked.close_on_finish,
         "close": asked.close,

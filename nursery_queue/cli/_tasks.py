@@ -26,6 +26,7 @@ from ._output import (
     write_rows,
 )
 from ._steering import cancel, retry
+from ._tasks_watch import watch
 from ._types import Whole
 
 
@@ -168,5 +169,5 @@ def _error_lines(attempt: Attempt) -> list[str]:
     return f"{attempt.error_type}: {attempt.error_message}".splitlines()
 
 
-tasks.add_command(cancel)
-tasks.add_command(retry)
+for command in (watch, cancel, retry):
+    tasks.add_command(command)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import click
 
 from nursery_queue._core._checks import duration, instant, label, whole
+from nursery_queue._core._streams import stream_name
 
 
 if TYPE_CHECKING:
@@ -87,6 +88,19 @@ class Label(ParamType):
         """Return the name."""
         try:
             return label(value, "it")
+        except (TypeError, ValueError) as exc:
+            self.fail(str(exc), param, ctx)
+
+
+class StreamName(ParamType):
+    """What a stream can be called."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name."""
+        try:
+            return stream_name(value)
         except (TypeError, ValueError) as exc:
             self.fail(str(exc), param, ctx)
 

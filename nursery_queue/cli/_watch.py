@@ -43,7 +43,7 @@ async def watch(database: Database, every: float, display: Display) -> None:
     Only the first question must be answered: later outages are told, and ridden out.
     """
     async with trio.open_nursery() as nursery:
-        await nursery.start(_end_with_a_signal, nursery.cancel_scope)
+        await nursery.start(end_with_a_signal, nursery.cancel_scope)
         async with database.client() as client:
             while True:
                 try:
@@ -55,9 +55,7 @@ async def watch(database: Database, every: float, display: Display) -> None:
                 await trio.sleep(every)
 
 
-async def _end_with_a_signal(
-    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]
-) -> None:
+async def end_with_a_signal(scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
     # A second one finds nobody here, and does what it always does.
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         task_status.started()

@@ -31,12 +31,12 @@ from tests.contract.steps import Known, a_task, add, claim_one, claimed_once, co
 NAME = "tokens"
 
 
-async def write(store: Store, fence: Fence, *datas: Any, **options: Any) -> None:
-    await store.write_stream(a_write(fence, *datas, **options))
+async def write(store: Store, fence: Fence, *pieces: Any, **options: Any) -> None:
+    await store.write_stream(a_write(fence, *pieces, **options))
 
 
-def a_write(fence: Fence, *datas: Any, **options: Any) -> StreamWrite:
-    usual = StreamWrite(fence=fence, name=NAME, chunks=[Chunk.of(data) for data in datas])
+def a_write(fence: Fence, *pieces: Any, **options: Any) -> StreamWrite:
+    usual = StreamWrite(fence=fence, name=NAME, chunks=[Chunk.of(data) for data in pieces])
     return attrs.evolve(usual, **options)
 
 

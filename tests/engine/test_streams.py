@@ -331,8 +331,8 @@ async def test_not_too_much_at_once(db: Database, writer: StreamWriter) -> None:
     """One statement has at most 1,000 chunks or a megabyte of several calls."""
     db.held = True
     async with trio.open_nursery() as nursery:
-        for datas in [[0], range(600), range(400), range(1), range(AT_ONCE + 1), ["x" * 999_990]]:
-            nursery.start_soon(writer.write_many, datas)
+        for pieces in [[0], range(600), range(400), range(1), range(AT_ONCE + 1), ["x" * 999_990]]:
+            nursery.start_soon(writer.write_many, pieces)
             await settled()
         nursery.start_soon(writer.write, "y" * 20)
         await settled()
@@ -497,11 +497,11 @@ async def test_what_is_not_json(db: Database, writer: StreamWriter, data: object
     assert db.sent == []
 
 
-@pytest.mark.parametrize("datas", ["abc", b"abc"])
-async def test_one_for_many(db: Database, writer: StreamWriter, datas: Any) -> None:
+@pytest.mark.parametrize("pieces", ["abc", b"abc"])
+async def test_one_for_many(db: Database, writer: StreamWriter, pieces: Any) -> None:
     """A string is not taken for many chunks of a character each."""
     with pytest.raises(TypeError, match="use write"):
-        await writer.write_many(datas)
+        await writer.write_many(pieces)
     assert db.sent == []
 
 

@@ -11,10 +11,11 @@ import tempfile
 from collections.abc import Generator, Mapping
 from pathlib import Path
 
+import httpx
 import pytest
 
 from examples.__main__ import COMMANDS, commands
-from tests.cli.processes import CHECKOUT, rows
+from tests.cli.processes import CHECKOUT, PATIENCE, rows
 from tests.examples.serving import Site, docstring, free_port, process, url
 
 
@@ -99,6 +100,10 @@ def ask(site: Site) -> None:
         issue = {"id": 1, "title": "It rains"}
         site.push({"clientID": "c", "id": 1, "name": "create", "args": [issue]})
         site.running.line("^telling: opened: It rains", of="stdout")
+    elif site.name == "sse_tokens":
+        asked = httpx.post(f"{site.url}/ask", json={"question": "one two"}).json()
+        answer = httpx.get(f"{site.url}/tokens/{asked['task']}", timeout=PATIENCE)
+        assert "ONE" in answer.text
     else:
         assert site.sign_up("ann@example.org").status_code == 201
         site.running.line("^Welcome, ann@example.org!", of="stdout")

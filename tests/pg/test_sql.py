@@ -121,7 +121,7 @@ EXPECTED = {
     "take_ids": ("count int4", "ids int8[], instant timestamptz"),
     "write_stream": (
         (
-            'task_id int8, epoch int4, name text, kinds "char"[], datas bytea[], restart bool,'
+            'task_id int8, epoch int4, name text, kinds "char"[], pieces bytea[], restart bool,'
             " close_on_finish bool, close bool, most int8"
         ),
         "write_stream text",

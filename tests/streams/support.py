@@ -29,7 +29,7 @@ SILENCE = """
 """
 WRITE = """
     select nursery_queue.write_stream(%(task_id)s, %(epoch)s, %(name)s, %(kinds)s::"char"[],
-                                      %(datas)s::bytea[], close => %(close)s)
+                                      %(pieces)s::bytea[], close => %(close)s)
 """
 # Who listens has said so last, or has asked whether anybody is there (an empty query).
 LISTENERS = """
@@ -50,9 +50,9 @@ class Author:
     def task_id(self) -> int:
         return self.fence.task_id
 
-    async def write(self, *datas: object, **options: Any) -> None:
+    async def write(self, *pieces: object, **options: Any) -> None:
         """Write what may come next, in one statement."""
-        chunks = [Chunk.of(data) for data in datas]
+        chunks = [Chunk.of(data) for data in pieces]
         wanted: dict[str, Any] = {"name": "default", **options}
         await self.store.write_stream(StreamWrite(fence=self.fence, chunks=chunks, **wanted))
 
@@ -72,9 +72,9 @@ class Clerk:
     fence: Fence
 
     async def write(
-        self, *datas: object, close: bool = False, silently: bool = False, name: str = "default"
+        self, *pieces: object, close: bool = False, silently: bool = False, name: str = "default"
     ) -> str:
-        chunks = [Chunk.of(data) for data in datas]
+        chunks = [Chunk.of(data) for data in pieces]
         path = "silence, pg_catalog" if silently else "pg_catalog"
         await self.conn.execute(f"set search_path to {path}".encode())
         ((fate,),) = await self.conn.fetch(
@@ -84,7 +84,7 @@ class Clerk:
                 "epoch": self.fence.epoch,
                 "name": name,
                 "kinds": [chunk.kind.value for chunk in chunks],
-                "datas": [chunk.data for chunk in chunks],
+                "pieces": [chunk.data for chunk in chunks],
                 "close": close,
             },
         )

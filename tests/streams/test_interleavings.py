@@ -57,18 +57,18 @@ class Scene:
     _waiting: int = 0
 
     async def write(self, who: str, count: int, silently: bool) -> None:
-        datas = [f"{who}{self.numbers + place}" for place in range(count)]
+        pieces = [f"{who}{self.numbers + place}" for place in range(count)]
         self.numbers += count
         if who == "a":
-            await self.a.write(*datas, silently=silently)
+            await self.a.write(*pieces, silently=silently)
         elif self._open is None:
-            await self.b.write(*datas, silently=silently)
+            await self.b.write(*pieces, silently=silently)
         elif not self._waiting:
             self._waiting += 1
-            self.nursery.start_soon(self._write_later, datas, silently)
+            self.nursery.start_soon(self._write_later, pieces, silently)
 
-    async def _write_later(self, datas: list[str], silently: bool) -> None:
-        await self.b.write(*datas, silently=silently)  # may have to wait for the other's end
+    async def _write_later(self, pieces: list[str], silently: bool) -> None:
+        await self.b.write(*pieces, silently=silently)  # may have to wait for the other's end
         self._waiting -= 1
 
     async def begin(self) -> None:

@@ -310,6 +310,25 @@ async def test_begun_anew(virtual_time: VirtualTime, client: nq.Client, writer: 
     assert await everything(client.read_stream(writer.task_id)) == [0, 1, 2]
 
 
+async def test_going_on_elsewhere(client: nq.Client, store: FlakyStore) -> None:
+    """Who goes on where another reader stopped hears of a restart in between, if it wants to."""
+    writer = await author(store)
+    await writer.write(*range(5))
+    reader = client.read_stream(writer.task_id)
+    assert reader.restarts is None
+    assert [await anext(reader) for _ in range(2)] == [0, 1]
+    assert (reader.position, reader.restarts) == (2, 0)
+    assert await anext(client.read_stream(writer.task_id, start=2, restarts=0)) == 2
+    writer = await again(writer)
+    await writer.write(*"abc", restart=True)
+
+    await _restarted(client.read_stream(writer.task_id, start=2, restarts=0))
+    assert await anext(client.read_stream(writer.task_id, start=2)) == "c"
+    assert await anext(client.read_stream(writer.task_id, restarts=0)) == "a"
+    with pytest.raises(ValueError, match="restarts"):
+        client.read_stream(writer.task_id, restarts=-1)
+
+
 async def _restarted(reader: nq.StreamReader) -> None:
     with pytest.raises(nq.StreamRestarted, match=r"'default' of task .* read again from 0"):
         await anext(reader)

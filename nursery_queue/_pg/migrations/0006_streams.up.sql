@@ -54,7 +54,7 @@ $$;
 -- 'stale' (the claim is not that attempt's any more), 'closed' (it has closed the stream itself)
 -- or 'full' (there would be more than `most`).
 create function nursery_queue.write_stream(
-    task_id bigint, epoch integer, name text, kinds "char"[], datas bytea[],
+    task_id bigint, epoch integer, name text, kinds "char"[], pieces bytea[],
     restart boolean default false, close_on_finish boolean default true,
     close boolean default false, most bigint default null
 ) returns text
@@ -102,7 +102,7 @@ begin
     end if;
     insert into nursery_queue.chunk (stream_id, seq, kind, data)
     select target.id, target.length + place - 1, kind, data
-      from unnest(kinds, datas) with ordinality as given (kind, data, place);
+      from unnest(kinds, pieces) with ordinality as given (kind, data, place);
     update nursery_queue.stream
        set epoch = write_stream.epoch,
            length = target.length + cardinality(kinds),
