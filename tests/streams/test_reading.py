@@ -314,8 +314,8 @@ async def test_going_on_elsewhere(client: nq.Client, store: FlakyStore) -> None:
     """Who goes on where another reader stopped hears of a restart in between, if it wants to."""
     writer = await author(store)
     await writer.write(*range(5))
+    assert client.read_stream(writer.task_id).restarts is None
     reader = client.read_stream(writer.task_id)
-    assert reader.restarts is None
     assert [await anext(reader) for _ in range(2)] == [0, 1]
     assert (reader.position, reader.restarts) == (2, 0)
     assert await anext(client.read_stream(writer.task_id, start=2, restarts=0)) == 2
