@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 
 from collections.abc import Generator
 
 import httpx
 import pytest
 
-from playwright.sync_api import Page, sync_playwright
-
 from examples.__main__ import commands
 from examples.sse_tokens import model
 from tests.cli.processes import PATIENCE, until
+from tests.examples.browser import CHROMIUM, Page, opened
 from tests.examples.serving import Site, free_port, process
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 QUESTION = " ".join(f"w{number}" for number in range(150))
 TOKENS = model(QUESTION)
 LISTENERS = """
@@ -44,16 +31,8 @@ browsing = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on 
 @pytest.fixture
 def page() -> Generator[Page]:
     """A page of a real browser, without a window."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=FLAGS,
-            env={**os.environ, "HOME": os.environ.get("TMPDIR", "/tmp")},  # noqa: S108  # for what it notes about itself
-        )
-        with contextlib.closing(browser):
-            page = browser.new_page()
-            page.set_default_timeout(PATIENCE * 1000)
-            yield page
+    with opened() as page:
+        yield page
 
 
 @contextlib.contextmanager
@@ -80,7 +59,7 @@ def ask(page: Page, site: Site) -> None:
 
 
 def count(page: Page) -> int:
-    return int(page.inner_text("#count"))
+    return int(page.text("#count"))
 
 
 def wait_for(page: Page, tokens: int) -> int:
@@ -92,7 +71,7 @@ def wait_for(page: Page, tokens: int) -> int:
 def assert_each_once(page: Page, site: Site) -> None:
     """Wait for the end of the answer; every token has been shown and counted once, in order."""
     page.wait_for_function("document.getElementById('state').textContent != ''")
-    assert page.text_content("#answer") == "".join(TOKENS)
+    assert page.text("#answer") == "".join(TOKENS)
     assert count(page) == len(TOKENS)
     written = site.rows("select length, restarts from nursery_queue.stream")
     assert written == [(len(TOKENS), 0)]
