@@ -50,9 +50,14 @@ class Cancelled:
 
 @attrs.frozen
 class Interrupted:
-    """The worker stops, or lost its lease: nobody's fault, so no attempt is used up."""
+    """The attempt is given back through no fault of its handler, so none is used up.
+
+    *delay* None: the worker stops, or lost its lease, and any other may run the task at once.
+    Else the handler failed for want of something that comes with time, in so many seconds.
+    """
 
     error: ErrorRecord | None = None
+    delay: float | None = None
 
 
 @attrs.frozen
@@ -185,8 +190,10 @@ def _decide(  # noqa: PLR0911  # one return a case
             return _failed(here, Outcome.TIMED_OUT, error, delay if again else None)
         case Cancelled(error):
             return here.to(Event.CANCEL, Outcome.CANCELLED, error=error)
-        case Interrupted(error):
+        case Interrupted(error, None):
             return here.to(Event.INTERRUPT, Outcome.INTERRUPTED, error=error, refund=True)
+        case Interrupted(error, delay):
+            return here.to(Event.DEFER, Outcome.INTERRUPTED, error=error, delay=delay, refund=True)
         case NotStarted():
             return here.to(Event.INTERRUPT, None, refund=True)
         case Snoozed(delay):

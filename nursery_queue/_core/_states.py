@@ -43,6 +43,7 @@ class Event(enum.StrEnum):
     FAIL = "fail"  # the attempt failed, and it was the last
     CANCEL = "cancel"  # somebody asked for it
     INTERRUPT = "interrupt"  # the worker gives it back, unharmed
+    DEFER = "defer"  # the same, to be run again after a while
     LOSE = "lose"  # its worker went away without a word
     REVIVE = "revive"  # somebody wants it run again
 
@@ -57,6 +58,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
         Event.FAIL: State.FAILED,
         Event.CANCEL: State.CANCELLED,
         Event.INTERRUPT: State.READY,
+        Event.DEFER: State.SCHEDULED,
         Event.LOSE: State.READY,
     },
     State.SUCCEEDED: {},

@@ -27,6 +27,7 @@ from ._exit_report import ExitReport
 from ._hands import Execution, Hands
 from ._janitor import Janitor
 from ._poller import Poller
+from ._refunds import Refunds
 from ._reporter import Reporter
 from ._settler import Settler
 from ._stage import Stage
@@ -117,6 +118,7 @@ class Crew:
             stage=self.stage,
             hands=self.hands,
             settler=self.settler,
+            refunds=Refunds(rng),
             starts=self.client.audience.started,
         )
         self.drain = Drain(

@@ -6,7 +6,6 @@ import logging
 import math
 
 from collections.abc import Iterable
-from typing import assert_never
 
 import attrs
 import trio
@@ -21,6 +20,7 @@ from nursery_queue._core._errors import (
     Snooze,
 )
 from nursery_queue._core._events import Started
+from nursery_queue._core._excuses import excused
 from nursery_queue._core._groups import leaves
 from nursery_queue._core._model import ErrorRecord
 from nursery_queue._core._outcome import (
@@ -39,6 +39,7 @@ from nursery_queue._transaction import Transaction
 
 from ._afterwards import Afterwards
 from ._hands import Execution, Hands
+from ._refunds import Refunds
 from ._settler import Entry, Settler
 from ._stage import End, Raised, Stage, Stopped
 
@@ -55,6 +56,7 @@ class Executor:
     stage: Stage
     hands: Hands
     settler: Settler
+    refunds: Refunds
     starts: Topic[Started]  # who wants to hear of them
 
     async def execute(self, execution: Execution) -> None:
@@ -65,7 +67,7 @@ class Executor:
                 outcome = _INTERRUPTED
                 if self.starts.wanted:
                     self.starts.tell(self._started(execution))
-                outcome = _meaning(execution, await self.stage.run(execution, self._settle))
+                outcome = self._meaning(execution, await self.stage.run(execution, self._settle))
         except BaseException:
             # It ends the worker: the other handlers are to learn why they are cancelled.
             if execution.reason is None:
@@ -140,6 +142,27 @@ class Executor:
             lag=claim.lag + trio.current_time() - execution.claimed_at,
         )
 
+    def _meaning(self, execution: Execution, end: End) -> AttemptOutcome:
+        task_id = execution.claim.fence.task_id
+        if isinstance(end, Raised):
+            return self._unless_excused(task_id, end.error, _of_error(end.error))
+        self.refunds.ended(task_id)
+        if isinstance(end, Stopped):
+            error = None if end.error is None else _record(end.error)
+            return _of_reason(execution, end.reason, error)
+        return end
+
+    def _unless_excused(
+        self, task_id: int, error: BaseException, outcome: AttemptOutcome
+    ) -> AttemptOutcome:
+        """Give the attempt back instead of failing it, if its handler cannot help it."""
+        if isinstance(outcome, Failed) and outcome.retry and outcome.after is None:
+            why = excused(error)
+            if why is not None and (delay := self.refunds.grant(task_id, why)) is not None:
+                return Interrupted(outcome.error, delay)
+        self.refunds.ended(task_id)
+        return outcome
+
     async def _settle(self, tx: Transaction, execution: Execution, success: Succeeded) -> None:
         await tx.settle(self.settler.decide(_entry(execution, success)))
 
@@ -150,18 +173,6 @@ def _entry(execution: Execution, outcome: AttemptOutcome) -> Entry:
         outcome=outcome,
         cancel_requested=execution.cancel_requested,
     )
-
-
-def _meaning(execution: Execution, end: End) -> AttemptOutcome:
-    match end:
-        case Succeeded():
-            return end
-        case Raised(error):
-            return _of_error(error)
-        case Stopped(reason, error):
-            return _of_reason(execution, reason, None if error is None else _record(error))
-        case _:
-            assert_never(end)
 
 
 def _of_reason(

@@ -156,7 +156,7 @@ _BY_ITSELF = frozenset({Fate.SUCCEEDED, Fate.FAILED, Fate.TIMED_OUT, Fate.CANCEL
 
 def _fate_of(settlement: Settlement) -> Fate:
     match settlement.event:
-        case Event.INTERRUPT:
+        case Event.INTERRUPT | Event.DEFER:
             return Fate.RELEASED
         case Event.CANCEL:
             return Fate.CANCELLED

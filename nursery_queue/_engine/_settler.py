@@ -198,6 +198,9 @@ def _tell(claim: Claim, settlement: Settlement) -> None:
     match settlement.event:
         case Event.FAIL:
             log.error("%s %s, for good: %s", claim, settlement.outcome, error)
+        case Event.DEFER:
+            delay = settlement.delay
+            log.info("%s failed and is given back, again in %.3g s: %s", claim, delay, error)
         case Event.RETRY:
             delay = settlement.delay
             log.info("%s %s, again in %.3g s: %s", claim, settlement.outcome, delay, error)

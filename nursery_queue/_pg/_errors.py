@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from nursery_queue._core._errors import DatabaseRefused, TransientError
+from nursery_queue._core._excuses import Excuse, causes, excuse
 
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ _TRANSIENT = frozenset(
         "57P05",  # closed by idle_session_timeout
     }
 )
+# The transaction was sound, and another one was in its way: to be repeated from its beginning.
+_CONFLICTS = frozenset({"40001", "40P01"})
 # About the rows that a statement was to write; somebody else's rows may do.
 _OF_THE_ROWS = frozenset(
     {
@@ -83,6 +86,23 @@ def is_refusal(exc: BaseException) -> bool:
     return not is_transient(exc) and exc.sqlstate[:2] not in _OF_THE_ROWS
 
 
+def is_conflict(exc: BaseException) -> bool:
+    """Tell whether a serialization failure or a deadlock has ended the transaction."""
+    return isinstance(exc, psycopg.Error) and exc.sqlstate in _CONFLICTS
+
+
+@contextlib.contextmanager
+def conflicts_excused() -> Generator[None]:
+    """Excuse a handler for a conflict that comes out of the block, inside whatever error."""
+    try:
+        yield
+    except BaseException as exc:
+        for each in causes(exc):
+            if is_conflict(each):
+                excuse(each, Excuse.CONFLICT)
+        raise
+
+
 @contextlib.contextmanager
 def translated_for_workers() -> Generator[None]:
     """Do what `translated` does, and raise `DatabaseRefused` for a refusal."""
@@ -107,4 +127,6 @@ def translated() -> Generator[None]:
     except (psycopg.Error, OSError) as exc:
         if not is_transient(exc):
             raise
+        if is_conflict(exc):
+            excuse(exc, Excuse.CONFLICT)
         raise TransientError(str(exc) or type(exc).__name__) from exc

@@ -37,7 +37,7 @@ from nursery_queue._core._streams import StreamPage, StreamRequest, StreamWrite
 from nursery_queue._store import StoreTransaction, TellLost, tell_nobody
 
 from . import _migrate, _plan, _rows, _streams
-from ._errors import translated
+from ._errors import conflicts_excused, translated
 from ._sessions import Sessions
 from ._sql import query
 from ._transaction import PostgresTransaction, carry_out, insert_tasks, settle_rows
@@ -81,6 +81,7 @@ class PostgresStore(Sessions):
     @contextlib.asynccontextmanager
     async def _transaction(self) -> AsyncGenerator[StoreTransaction]:
         async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(conflicts_excused())  # COMMIT has conflicts, too
             # What goes wrong further on is the application's to judge: not translated.
             with translated():
                 conn = await stack.enter_async_context(self._pool.connection())

@@ -41,6 +41,7 @@ OUTCOMES = {
     Event.FAIL: Outcome.FAILED,
     Event.CANCEL: Outcome.CANCELLED,
     Event.INTERRUPT: Outcome.INTERRUPTED,
+    Event.DEFER: Outcome.INTERRUPTED,
     Event.LOSE: Outcome.LOST,
 }
 # How a running task gets into each of the other states.

@@ -1,0 +1,62 @@
+"""What a failed attempt is excused for: it is given back, and does not count."""
+
+from __future__ import annotations
+
+import enum
+
+from collections.abc import Iterator
+from typing import cast
+
+from ._groups import leaves
+
+
+class Excuse(enum.Enum):
+    """Why an attempt failed through no fault of its handler.
+
+    The value is how many attempts of a task in a row one worker gives back for it; after that
+    one counts as failed. None: all of them.
+    """
+
+    CONFLICT = 10  # a serialization failure or a deadlock, in a transaction of ours
+    NO_CONNECTION = None  # none could be had; the handler has to wait, however long
+
+
+_MARK = "_nursery_queue_excuse"
+
+
+def excuse(error: BaseException, why: Excuse) -> None:
+    """Mark *error*: a handler that ends with it, or because of it, is to be excused."""
+    setattr(error, _MARK, why)
+
+
+def excused(error: BaseException) -> Excuse | None:
+    """Return what an attempt that ended with *error* is excused for; None: it counts.
+
+    In a group every error must be excused: one that is not would have failed the attempt
+    without the others. An error is excused if it is marked or has come of one that is.
+    """
+    whys = [_excuse_of(leaf) for leaf in leaves(error)]
+    return None if None in whys else whys[0]
+
+
+def _excuse_of(error: BaseException) -> Excuse | None:
+    whys = (getattr(each, _MARK, None) for each in causes(error))
+    return next((why for why in whys if isinstance(why, Excuse)), None)
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield *error*, what is inside it, and whatever these have come of."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        waiting += [
+            current.__cause__,
+            None if current.__suppress_context__ else current.__context__,
+        ]
+        if isinstance(current, BaseExceptionGroup):
+            waiting += leaves(cast("BaseExceptionGroup[BaseException]", current))
