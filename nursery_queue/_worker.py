@@ -292,7 +292,7 @@ class Worker:
                 books.start_soon(crew.keep_books, flushing, name="books")
                 try:
                     async with self._loop_for_asyncio() as bridge, trio.open_nursery() as work:
-                        crew.stage.bridge, crew.work = bridge, work
+                        crew.open_work(work, bridge)
                         work.start_soon(crew.drain.run, self._stop, work, name="drain")
                         async with trio.open_nursery() as intake:
                             await _unless(self._enough, crew.open_intake, intake)

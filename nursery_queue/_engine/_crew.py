@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import logging
 import random
@@ -21,6 +22,7 @@ from nursery_queue._core._retry import Backoff
 from nursery_queue._runtime._supervisor import Service, Sibling, supervise
 from nursery_queue._store import Bell
 
+from ._asyncio_bridge import AsyncioBridge
 from ._drain import FLUSH, Drain, task_name
 from ._executor import Executor
 from ._exit_report import ExitReport
@@ -77,6 +79,8 @@ class Crew:
     executor: Executor = attrs.field(init=False)
     watchdog: Watchdog = attrs.field(init=False)
     work: trio.Nursery | None = attrs.field(default=None, init=False)
+    # Of which each attempt gets a copy; None until work is open.
+    _context: contextvars.Context | None = attrs.field(default=None, init=False)
     drain: Drain = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -186,6 +190,14 @@ class Crew:
         self.siblings["settler"].hurry(afresh=True)
         flushing.deadline = trio.current_time() + FLUSH
 
+    def open_work(self, work: trio.Nursery, bridge: AsyncioBridge | None) -> None:
+        """Take the nursery of the handlers, and the context of the caller for each of them.
+
+        That context knows the asyncio loop of *bridge*, which therefore is open already.
+        """
+        self.stage.bridge, self.work = bridge, work
+        self._context = contextvars.copy_context()
+
     async def open_intake(self, intake: trio.Nursery) -> None:
         """Begin to claim. Returns when the worker listens and has claimed once."""
         # All at once: one that cannot begin keeps none of the others waiting.
@@ -220,9 +232,16 @@ class Crew:
     # -- helpers -----------------------------------------------------------------------
 
     def _start(self, execution: Execution) -> None:
-        assert self.work is not None
+        assert self._context is not None
         if self.drain.over:
             execution.cancel(CancelReason.SHUTDOWN)
+        # Often called by the attempt that has just ended, and a nursery starts a task in the
+        # context of its caller: without this, one customer's values are in another's task
+        # (tests/engine/test_isolation.py).
+        self._context.copy().run(self._start_here, execution)
+
+    def _start_here(self, execution: Execution) -> None:
+        assert self.work is not None
         self.work.start_soon(self.executor.execute, execution, name=task_name(execution))
 
     def _taken(self) -> None:

@@ -152,12 +152,18 @@ async def _cancellable(stage: Stage, execution: Execution) -> End:
             execution.cancel(CancelReason.SHUTDOWN)
 
     end: End = Stopped(CancelReason.SHUTDOWN)  # true until something better is known
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(heed)
+
+    async def attempt() -> None:
+        nonlocal end
         with trio.CancelScope(shield=True):
             end = await stage.run(execution, _nothing_to_settle)
         execution.ended = True
         nursery.cancel_scope.cancel("the handler has ended")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(heed)
+        # A task of its own has a context of its own, as in a worker.
+        nursery.start_soon(attempt, name=f"perform {execution.claim.task_type}")
     return end
 
 
