@@ -158,6 +158,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         msg = f"no answer from the database within {limit:g} s; the call was cancelled"
         raise CallTimeout(msg)
 
+    @trio.lowlevel.enable_ki_protection  # Ctrl-C comes where it waits, and nowhere between
     async def _wait(self, gen: PQGen[RV]) -> RV:
         if not self._in_flight():
             await trio.lowlevel.checkpoint_if_cancelled()  # nothing sent yet: free to give up
@@ -205,7 +206,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
                     await self._ask_to_cancel(self.cancel_timeout)
                     with really_move_on_after(patience):
                         try:
-                            value = await drive(gen, self.pgconn, self._turn)
+                            value = await drive(gen, self.pgconn, self._turn, begun=True)
                         except psycopg.Error:
                             answered = True
                             return None

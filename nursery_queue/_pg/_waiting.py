@@ -13,6 +13,7 @@ import trio
 
 from psycopg.waiting import Ready, Wait
 
+from nursery_queue._core._groups import leaves
 from nursery_queue._runtime._timekeeper import held, timekeeper
 
 
@@ -27,6 +28,7 @@ T = TypeVar("T")
 _NOTHING: contextlib.nullcontext[None] = contextlib.nullcontext()
 
 READ, WRITE = int(Ready.R), int(Ready.W)
+NOTHING_YET = int(Ready.NONE)  # a generator that is told so says again what it waits for
 LONGEST_TURN = 0.005  # seconds a generator that never has to wait may keep other tasks waiting
 
 
@@ -73,7 +75,10 @@ def ready_now(fd: int, want: int) -> int:
 
 
 async def wait_ready(fd: int, want: int) -> int:
-    """Wait until the socket can do something of *want*; return what."""
+    """Wait until the socket can do something of *want*; return what.
+
+    Raises what waiting for one thing raises, also where it waits for both: no group.
+    """
     if want == READ:
         await trio.lowlevel.wait_readable(fd)
         return READ
@@ -88,10 +93,22 @@ async def wait_ready(fd: int, want: int) -> int:
         ready |= flag
         nursery.cancel_scope.cancel()
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(one, trio.lowlevel.wait_readable, READ)
-        nursery.start_soon(one, trio.lowlevel.wait_writable, WRITE)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one, trio.lowlevel.wait_readable, READ)
+            nursery.start_soon(one, trio.lowlevel.wait_writable, WRITE)
+    except BaseExceptionGroup as group:
+        raise _foremost(group) from None
     return ready
+
+
+def _foremost(group: BaseException) -> BaseException:
+    """Return the one error of a group that asks most: Ctrl-C, else any that is no `Cancelled`."""
+
+    def rank(error: BaseException) -> int:
+        return 2 * isinstance(error, trio.Cancelled) - isinstance(error, KeyboardInterrupt)
+
+    return min(leaves(group), key=rank)
 
 
 class Turn:
@@ -107,11 +124,18 @@ class Turn:
         self.began = time.monotonic()
 
 
-async def drive(gen: PQGen[T], pgconn: PGconn, turn: Turn) -> T:
-    """Run *gen* to its end. `trio.Cancelled` leaves it suspended: call again to go on."""
+async def drive(gen: PQGen[T], pgconn: PGconn, turn: Turn, *, begun: bool = False) -> T:
+    """Run *gen* to its end.
+
+    `trio.Cancelled` and Ctrl-C at a checkpoint leave it suspended: call again, and say that it
+    has *begun*, to go on. Let Ctrl-C come at checkpoints only (`_connection.py`), as in the
+    midst of a generator of Python's it would end that.
+    """
     keeper = timekeeper.get()
     try:
-        want = next(gen)
+        # Not `next()`: compiled generators insist on a number once they have begun
+        # (tests/pg/test_large_statements.py).
+        want = gen.send(NOTHING_YET) if begun else next(gen)
         fd = pgconn.socket
         while True:
             # The generators may call back into user code: only the waiting is guarded here.

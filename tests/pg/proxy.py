@@ -81,6 +81,7 @@ class Proxy:
         self._target = conninfo_to_dict(target)
         self.links: list[Link] = []  # those that are open
         self.refusing = False  # to take connections
+        self.delay = 0.0  # seconds for each packet that is passed on, after it
         self._passing = _set()
         self._edge: bytes | None = None
         self._edge_alone = False
@@ -169,7 +170,12 @@ class Proxy:
                         await link.answered.wait()
                     break
                 await server.send_all(data)
+                await self._take_time()
         link.scope.cancel()
+
+    async def _take_time(self) -> None:
+        if self.delay:
+            await trio.sleep(self.delay)
 
     async def _down(self, client: trio.SocketStream, server: trio.SocketStream, link: Link) -> None:
         with contextlib.suppress(trio.BrokenResourceError):
@@ -182,6 +188,7 @@ class Proxy:
                 link.told += len(data)
                 await client.send_all(data)
                 link.tell(data)
+                await self._take_time()
         link.scope.cancel()
 
 
