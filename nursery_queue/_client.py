@@ -46,7 +46,13 @@ class Client(Steering):
     """Enqueues tasks and asks about them. `connect()` makes one on PostgreSQL.
 
     Every method raises `TransientError` if the database cannot be reached or does not
-    answer, and `Closed` after `aclose()`. A cancelled call had no effect.
+    answer, and `Closed` after `aclose()`. A cancelled call had no effect, unless the server did
+    not answer its cancellation either, for 5 s.
+
+    A call that writes (enqueue, cancel, retry, pause ...) raises `CommitOutcomeUnknown` if the
+    connection was lost after the write may have been sent: look before you call it again. An
+    enqueue with a `dedup_key` may be repeated. `promote`, `sweep` and `prune` may be, too, and
+    raise `TransientError`.
 
     Args:
         store: Where the tasks are, for instance `testing.MemoryStore()`.
@@ -124,6 +130,7 @@ class Client(Steering):
             TypeError: The arguments do not fit the handler.
             ParamsError: An argument cannot be written as JSON.
             PayloadTooLarge: They are larger than `max_params_bytes`.
+            CommitOutcomeUnknown: The answer was lost: it may or may not be stored.
         """
         (ref,) = await self.enqueue_many([as_request(task, *args, **kwargs)])
         return ref
@@ -141,7 +148,7 @@ class Client(Steering):
         Raises:
             PayloadTooLarge: Params are larger than `max_params_bytes`.
             ValueError: One has a dedup key, and *copy* is given: COPY cannot look for others.
-            CommitOutcomeUnknown: With *copy*, the connection was lost during the commit.
+            CommitOutcomeUnknown: The answer was lost: all are stored, or none.
         """
         self._check_open()
         tasks = new_tasks(requests, self.max_params_bytes, copy=copy)

@@ -9,7 +9,7 @@ import attrs
 import trio
 
 from ._core._checks import whole
-from ._core._errors import PayloadTooLarge, TransientError
+from ._core._errors import CommitOutcomeUnknown, PayloadTooLarge
 from ._core._model import Fence
 from ._core._streams import MAX_CHUNK, Chunk, StreamWrite, stream_name
 from ._transaction import Transaction
@@ -82,7 +82,8 @@ class StreamWriter:
             StreamFull: It would have more than `max_chunks`; nothing was stored.
             PayloadTooLarge: The chunk has more than 1,000,000 bytes.
             ValueError: *data* cannot be written as JSON.
-            TransientError: The database gave no answer; it may or may not be stored.
+            TransientError: The database cannot be reached; nothing was stored.
+            CommitOutcomeUnknown: The answer was lost; it may or may not be stored.
         """
         await self._put(_Call([self._chunk(data)]), tx)
 
@@ -183,7 +184,7 @@ class StreamWriter:
 
     async def _send_for_all(self, batch: Sequence[_Call]) -> None:
         """Send what others wait for, too: it goes on for a while when we are cancelled."""
-        error: Exception | None = TransientError(
+        error: Exception | None = CommitOutcomeUnknown(
             f"a write to the stream {self.name!r} of task {self._fence.task_id} was broken off:"
             " it may or may not be stored"
         )

@@ -38,10 +38,12 @@ class TransactionEnded(NurseryQueueError):
 
 
 class CommitOutcomeUnknown(NurseryQueueError):
-    """The connection died while COMMIT was under way: look before you try again.
+    """The answer to a commit was lost: it may or may not have been made, so look first.
 
-    The transaction may or may not have been committed. Nothing that depends on the
-    commit has been run.
+    Raised for a transaction whose connection died during COMMIT, and for a write outside of a
+    transaction (an enqueue, a cancel, a pause ...) whose connection died, or was closed for want
+    of an answer, after the write may have been sent. Nothing that depends on the commit has
+    been run. An enqueue with a `dedup_key` may simply be repeated while its task is live.
     """
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from nursery_queue._core._errors import DatabaseRefused, TransientError
+from nursery_queue._core._errors import CommitOutcomeUnknown, DatabaseRefused, TransientError
 from nursery_queue._core._excuses import Excuse, causes, excuse
 
 
@@ -51,6 +51,10 @@ _OF_THE_ROWS = frozenset(
         "P0",  # raised on purpose, by somebody's trigger
     }
 )
+
+
+# The server says so while it has nothing of ours to do.
+_BEFORE_THE_STATEMENT = frozenset({"57P05"})  # closed by idle_session_timeout
 
 
 class CallTimeout(psycopg.OperationalError):
@@ -101,6 +105,39 @@ def conflicts_excused() -> Generator[None]:
             if is_conflict(each):
                 excuse(each, Excuse.CONFLICT)
         raise
+
+
+def is_answer(exc: BaseException) -> bool:
+    """Tell whether this is how the server answered a statement: then that had no effect.
+
+    Severity ERROR is an answer: rolled back. FATAL is not: it may come after the commit.
+    Nor is what the client notices by itself, such as a lost connection.
+    """
+    return _severity(exc) == "ERROR"
+
+
+def leaves_unknown(exc: BaseException, *, closed: bool) -> bool:
+    """Tell whether a write that commits by itself and ended so may have been made.
+
+    *closed*: its connection is closed by now. While that is open, all that was sent has been
+    answered.
+    """
+    if is_answer(exc) or getattr(exc, "sqlstate", None) in _BEFORE_THE_STATEMENT:
+        return False
+    return closed or _severity(exc) in {"FATAL", "PANIC"}
+
+
+def _severity(exc: BaseException) -> object:
+    diag = getattr(exc, "diag", None)  # of psycopg's errors, and of psycopg2's
+    return getattr(diag, "severity_nonlocalized", None)
+
+
+def unknown(exc: BaseException) -> CommitOutcomeUnknown:
+    """Return the error for a write whose answer was lost by *exc*."""
+    return CommitOutcomeUnknown(
+        f"the connection was lost before the answer came ({str(exc).strip()}): this may or may "
+        "not have been carried out, so look before you do it again"
+    )
 
 
 @contextlib.contextmanager

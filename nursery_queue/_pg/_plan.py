@@ -28,6 +28,7 @@ class Plan(Generic[T]):
     read: Callable[[Sequence[Row]], T]
     statement: LiteralString | None = None
     params: Mapping[str, Any] = attrs.field(factory=dict[str, Any])
+    writes: bool = False
 
 
 def enqueue(schema: str, tasks: Sequence[NewTask]) -> Plan[list[TaskRef]]:
@@ -36,14 +37,15 @@ def enqueue(schema: str, tasks: Sequence[NewTask]) -> Plan[list[TaskRef]]:
         return Plan(_refs)
     name = "enqueue" if all(task.dedup_key is None for task in tasks) else "enqueue_dedup"
     read = _refs_in_order if name == "enqueue" else _refs
-    return Plan(read, query(name, schema), enqueue_params(tasks))
+    return Plan(read, query(name, schema), enqueue_params(tasks), writes=True)
 
 
 def cancel(schema: str, task_id: int, *, running: bool) -> Plan[bool]:
     """Ask for a task to be cancelled; False: unknown, or it has ended."""
     if task_id not in IDS:
         return Plan(_truth)
-    return Plan(_truth, query("cancel", schema), {"id": task_id, "running": running})
+    params = {"id": task_id, "running": running}
+    return Plan(_truth, query("cancel", schema), params, writes=True)
 
 
 def status(

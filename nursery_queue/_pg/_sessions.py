@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +18,14 @@ from nursery_queue._store import Bell, Ring
 
 from ._cancelling import expendable
 from ._connection import Connection
-from ._errors import is_refusal, translated, translated_for_workers
+from ._errors import (
+    CallTimeout,
+    is_refusal,
+    leaves_unknown,
+    translated,
+    translated_for_workers,
+    unknown,
+)
 from ._listener import NO_NOTIFICATIONS, Listener
 from ._pool import Pool
 from ._pooler import connect
@@ -147,31 +154,50 @@ class Sessions:
                 self._pool.unreserve(self._reserved)
 
     async def _run(
-        self, pool: Pool, name: str, params: Mapping[str, Any] | None = None
+        self,
+        pool: Pool,
+        name: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        writes: bool = False,
     ) -> list[Row]:
-        async with self._lent(pool) as conn:
+        async with self._lent(pool, writes=writes) as conn:
             return await conn.fetch(query(name, self.schema), params)
 
     @contextlib.asynccontextmanager
-    async def _lent(self, pool: Pool, *, calls: int = 1) -> AsyncGenerator[Connection]:
-        """Lend a connection for a verb, which may take the time of that many *calls*."""
-        translating = translated if pool is self._pool else translated_for_workers
-        with translating(), self._bounded(calls * self.call_timeout):
-            async with pool.connection() as conn:
-                try:
-                    yield conn
-                except psycopg.Error as exc:
-                    if is_refusal(exc):  # a new one may fare better, as after a migration
-                        conn.abort()
-                    raise
+    async def _lent(
+        self, pool: Pool, *, calls: int = 1, writes: bool = False
+    ) -> AsyncGenerator[Connection]:
+        """Lend a connection for a verb, which may take the time of that many *calls*.
 
-    @contextlib.contextmanager
-    def _bounded(self, seconds: float) -> Generator[None]:
-        with trio.move_on_after(seconds) as limit:
-            yield
-        if limit.cancelled_caught:
-            msg = f"the database gave no answer within {seconds:g} s"
-            raise TransientError(msg)
+        *writes*: it is one statement, which commits by itself and is not to be repeated
+        blindly. If its answer is lost, `CommitOutcomeUnknown` is raised.
+        """
+        translating = translated if pool is self._pool else translated_for_workers
+        seconds, sent = calls * self.call_timeout, False
+        with translating():
+            with trio.move_on_after(seconds) as limit:
+                async with pool.connection() as conn:
+                    try:
+                        yield conn
+                    except trio.Cancelled:
+                        sent = conn.closed  # else it was answered, or never sent
+                        raise
+                    except psycopg.Error as exc:
+                        if writes and leaves_unknown(exc, closed=conn.closed):
+                            raise unknown(exc) from exc
+                        if is_refusal(exc):  # a new one may fare better, as after a migration
+                            conn.abort()
+                        raise
+            if limit.cancelled_caught:
+                raise _no_answer(seconds, lost=writes and sent)
+
+
+def _no_answer(seconds: float, *, lost: bool) -> Exception:
+    msg = f"the database gave no answer within {seconds:g} s"
+    if lost:
+        return unknown(CallTimeout(f"{msg}; it was closed"))
+    return TransientError(msg)
 
 
 def _task_id(payload: bytes) -> int | None:

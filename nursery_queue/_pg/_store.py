@@ -56,7 +56,8 @@ class PostgresStore(Sessions):
     """A `Store` in one schema of one PostgreSQL database.
 
     Holds at most *pool_size* connections; a worker adds one for its heartbeat and one to
-    listen. A verb that gets no answer within *call_timeout* seconds raises `TransientError`.
+    listen. A verb that gets no answer within *call_timeout* seconds raises `TransientError`, or
+    `CommitOutcomeUnknown` if it is a write whose answer was lost.
     """
 
     _gone: int = attrs.field(default=0, init=False)  # parked since the last vacuum
@@ -71,7 +72,8 @@ class PostgresStore(Sessions):
     async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[TaskRef]:
         """Store tasks, all or none, and answer in their order; *copy*: by COPY."""
         calls = 1 + len(tasks) // COPY if copy else 1
-        async with self._lent(self._pool, calls=calls) as conn:
+        # By COPY it is a transaction, which knows what a lost answer means.
+        async with self._lent(self._pool, calls=calls, writes=not copy) as conn:
             return await insert_tasks(conn, self.schema, tasks, copy=copy)
 
     def transaction(self) -> AbstractAsyncContextManager[StoreTransaction]:
@@ -90,7 +92,7 @@ class PostgresStore(Sessions):
 
     async def cancel(self, task_id: int, *, running: bool = True) -> bool:
         """Cancel a waiting task, or ask for a running one to be."""
-        async with self._lent(self._pool) as conn:
+        async with self._lent(self._pool, writes=True) as conn:
             return await carry_out(conn, _plan.cancel(self.schema, task_id, running=running))
 
     async def cancel_some(
@@ -98,7 +100,8 @@ class PostgresStore(Sessions):
     ) -> tuple[int | None, int]:
         """Cancel what fits on one page of a walk through all tasks, or count it."""
         bounds = {"after": after, "upto": upto, "most": WALK, "dry_run": dry_run}
-        rows = await self._run(self._pool, "cancel_some", attrs.asdict(which) | bounds)
+        params = attrs.asdict(which) | bounds
+        rows = await self._run(self._pool, "cancel_some", params, writes=not dry_run)
         last, count = rows[0]
         return last, count
 
@@ -107,7 +110,8 @@ class PostgresStore(Sessions):
         if task_id not in _rows.IDS:
             return False
         states = [state.value for state in sources(Event.REVIVE)]
-        rows = await self._run(self._pool, "revive", {"id": task_id, "states": states})
+        params = {"id": task_id, "states": states}
+        rows = await self._run(self._pool, "revive", params, writes=True)
         return bool(rows[0][0])
 
     async def status_many(
@@ -136,12 +140,13 @@ class PostgresStore(Sessions):
 
     async def pause(self, queue: str, *, paused: bool) -> None:
         """Let nothing of a queue start, or let it start again."""
-        await self._run(self._pool, "pause", {"queue": queue, "paused": paused})
+        params = {"queue": queue, "paused": paused}
+        await self._run(self._pool, "pause", params, writes=True)
 
     async def limit(self, queue: str, max_running: int | None) -> None:
         """Set how many tasks of a queue may run over all workers; None: as many as they can."""
         params = {"queue": queue, "max_running": max_running}
-        await self._run(self._pool, "limit", params)
+        await self._run(self._pool, "limit", params, writes=True)
 
     async def queues(self) -> list[QueueStatus]:
         """Return every queue that is set in some way or has live tasks, by name."""
@@ -232,7 +237,7 @@ class PostgresStore(Sessions):
 
     async def write_stream(self, write: StreamWrite) -> None:
         """Store chunks of an attempt at the end of one of its streams, all or none."""
-        async with self._lent(self._pool) as conn:
+        async with self._lent(self._pool, writes=True) as conn:
             await _streams.write(conn, self.schema, write)
 
     async def give_back_all_but(self, worker_id: UUID, fences: set[Fence]) -> int:

@@ -14,6 +14,8 @@ from psycopg.errors import InFailedSqlTransaction
 
 from nursery_queue._core._errors import CommitOutcomeUnknown
 
+from ._errors import is_answer
+
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -92,14 +94,11 @@ def check_committable(conn: Connection) -> None:
 
 @contextlib.contextmanager
 def truthful_commit() -> Generator[None]:
-    """Raise `CommitOutcomeUnknown` for a COMMIT the server did not answer.
-
-    Severity ERROR is an answer: rolled back. FATAL is not: it may come after the commit.
-    """
+    """Raise `CommitOutcomeUnknown` for a COMMIT the server did not answer."""
     try:
         yield
     except (psycopg.OperationalError, psycopg.InternalError) as exc:
-        if exc.diag.severity_nonlocalized == "ERROR":
+        if is_answer(exc):
             raise
         msg = f"the connection was lost during COMMIT: {exc}"
         raise CommitOutcomeUnknown(msg) from exc

@@ -7,10 +7,11 @@ from typing import Any, LiteralString, TypeVarTuple
 
 import attrs
 
-from django.db import connections, transaction
+from django.db import Error, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.connection import ConnectionProxy
 
+from nursery_queue._pg._errors import leaves_unknown, unknown
 from nursery_queue._pg._rows import Row
 
 from ._call import plain
@@ -47,9 +48,21 @@ class DjangoProducer(PlannedProducer):
         call = self._call(plain(fn), args)
         transaction.on_commit(call.here, using=self._alias, robust=True)
 
-    def _fetch(self, statement: LiteralString, params: Mapping[str, Any]) -> Sequence[Row]:
-        # Inside of another one it is a savepoint.
-        with transaction.atomic(using=self._alias), connections[self._alias].cursor() as cursor:
-            cursor.execute(statement, params)
-            rows: Sequence[Row] = cursor.fetchall()
-            return rows
+    def _fetch(
+        self, statement: LiteralString, params: Mapping[str, Any], *, writes: bool
+    ) -> Sequence[Row]:
+        connection = connections[self._alias]
+        commits = writes and connection.get_autocommit() and not connection.in_atomic_block
+        complete = False
+        try:
+            # Inside of another one it is a savepoint.
+            with transaction.atomic(using=self._alias), connection.cursor() as cursor:
+                cursor.execute(statement, params)
+                rows: Sequence[Row] = cursor.fetchall()
+                complete = True
+        except Error as exc:
+            cause = exc.__cause__ or exc
+            if not (commits and complete and leaves_unknown(cause, closed=True)):
+                raise
+            raise unknown(cause) from exc  # COMMIT was under way
+        return rows

@@ -59,11 +59,16 @@ class PlannedProducer(Producer):
     def _carry_out(self, plan: Plan[T]) -> T:
         if plan.statement is None:
             return plan.read([])
-        return plan.read(self._fetch(plan.statement, plan.params))
+        return plan.read(self._fetch(plan.statement, plan.params, writes=plan.writes))
 
     @abc.abstractmethod
-    def _fetch(self, statement: LiteralString, params: Mapping[str, Any]) -> Sequence[Row]:
-        """Run *statement*; if it fails, the transaction is as it was before."""
+    def _fetch(
+        self, statement: LiteralString, params: Mapping[str, Any], *, writes: bool
+    ) -> Sequence[Row]:
+        """Run *statement*; if it fails, the transaction is as it was before.
+
+        Raises `CommitOutcomeUnknown` if it *writes*, commits by itself, and its answer is lost.
+        """
 
 
 @attrs.define(eq=False)
@@ -86,8 +91,13 @@ class PlannedAsyncProducer(AsyncProducer):
     async def _carry_out(self, plan: Plan[T]) -> T:
         if plan.statement is None:
             return plan.read([])
-        return plan.read(await self._fetch(plan.statement, plan.params))
+        return plan.read(await self._fetch(plan.statement, plan.params, writes=plan.writes))
 
     @abc.abstractmethod
-    async def _fetch(self, statement: LiteralString, params: Mapping[str, Any]) -> Sequence[Row]:
-        """Run *statement*; if it fails or is cancelled, the transaction is as it was before."""
+    async def _fetch(
+        self, statement: LiteralString, params: Mapping[str, Any], *, writes: bool
+    ) -> Sequence[Row]:
+        """Run *statement*; if it fails or is cancelled, the transaction is as it was before.
+
+        Raises `CommitOutcomeUnknown` if it *writes*, commits by itself, and its answer is lost.
+        """

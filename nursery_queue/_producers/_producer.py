@@ -25,7 +25,8 @@ class Producer(abc.ABC):
     """Enqueues tasks in the transaction of a sync connection or session; see `producer`.
 
     Nothing is committed here. A call that fails raises the library's own error and leaves the
-    transaction as it was before the call.
+    transaction as it was before the call. Where each statement commits by itself (autocommit), a
+    write whose answer is lost raises `CommitOutcomeUnknown`.
     """
 
     _tally: Tally = attrs.field(factory=Tally, init=False)
@@ -93,8 +94,9 @@ class AsyncProducer(abc.ABC):
 
     Nothing is committed here. A call that fails raises the library's own error and leaves the
     transaction as it was before the call. So does one that is cancelled, except on asyncio at
-    its very end: there it may have had its effect. Tasks may use one connection at the same
-    time: their calls take turns.
+    its very end: there it may have had its effect. Where each statement commits by itself
+    (autocommit), a write whose answer is lost raises `CommitOutcomeUnknown`. Tasks may use one
+    connection at the same time: their calls take turns.
     """
 
     _tally: Tally = attrs.field(factory=Tally, init=False)

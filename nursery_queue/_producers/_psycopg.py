@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Generator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from typing import Any, LiteralString, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from nursery_queue._pg._connection import Connection
+from nursery_queue._pg._errors import leaves_unknown, unknown
 from nursery_queue._pg._rows import Row
 
 from ._planned import PlannedAsyncProducer, PlannedProducer, Planner
@@ -52,6 +53,9 @@ def is_alone(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any])
 class _Wire(Protocol):
     """What differs between connections."""
 
+    @property
+    def connection(self) -> psycopg.Connection[Any] | psycopg.AsyncConnection[Any]: ...
+
     async def is_alone(self) -> bool: ...
 
     async def execute(self, statement: LiteralString, params: Params = None) -> list[Row]: ...
@@ -60,15 +64,29 @@ class _Wire(Protocol):
         """Run a statement about a savepoint; on trio not even cancelling stops it."""
 
 
+@contextlib.contextmanager
+def truthful(
+    connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any],
+) -> Generator[None]:
+    """Raise `CommitOutcomeUnknown` for a write that commits by itself and whose answer is lost."""
+    try:
+        yield
+    except psycopg.Error as exc:
+        if not leaves_unknown(exc, closed=connection.closed):
+            raise
+        raise unknown(exc) from exc
+
+
 async def _in_savepoint(
-    wire: _Wire, statement: LiteralString, params: Mapping[str, Any]
+    wire: _Wire, statement: LiteralString, params: Mapping[str, Any], *, writes: bool
 ) -> list[Row]:
     """Run *statement*; if it fails, the transaction is as it was before.
 
     Without autocommit the first savepoint has psycopg begin a transaction, which stays open.
     """
     if await wire.is_alone():
-        return await wire.execute(statement, params)
+        with truthful(wire.connection) if writes else contextlib.nullcontext():
+            return await wire.execute(statement, params)
     await wire.mark("savepoint nursery_queue_producer")
     try:
         rows = await wire.execute(statement, params)
@@ -87,22 +105,25 @@ class SyncPsycopg(PlannedProducer):
 
     _connection: psycopg.Connection[Any]
 
-    def _fetch(self, statement: LiteralString, params: Mapping[str, Any]) -> list[Row]:
+    def _fetch(
+        self, statement: LiteralString, params: Mapping[str, Any], *, writes: bool
+    ) -> list[Row]:
+        wire = _SyncWire(self._connection)
         with turn(self._connection, threading.Lock()):
-            return _without_waiting(_in_savepoint(_SyncWire(self._connection), statement, params))
+            return _without_waiting(_in_savepoint(wire, statement, params, writes=writes))
 
 
 @attrs.frozen
 class _SyncWire:
-    _connection: psycopg.Connection[Any]
+    connection: psycopg.Connection[Any]
 
     async def is_alone(self) -> bool:
-        with self._synced(), self._connection.lock:  # nobody's statement is under way
-            return is_alone(self._connection)
+        with self._synced(), self.connection.lock:  # nobody's statement is under way
+            return is_alone(self.connection)
 
     async def execute(self, statement: LiteralString, params: Params = None) -> list[Row]:
         # A cursor of our own: the connection's may be of any class and give rows of any kind.
-        with psycopg.Cursor(self._connection, row_factory=tuple_row) as cursor:
+        with psycopg.Cursor(self.connection, row_factory=tuple_row) as cursor:
             with self._synced():
                 cursor.execute(statement, params)
             return cursor.fetchall() if cursor.description else []
@@ -112,7 +133,7 @@ class _SyncWire:
 
     def _synced(self) -> AbstractContextManager[object]:
         """Return a block that reads all answers at both ends, should there be a pipeline."""
-        return self._connection.pipeline() if _is_pipelined(self._connection) else nullcontext()
+        return self.connection.pipeline() if _is_pipelined(self.connection) else nullcontext()
 
 
 @attrs.define(eq=False)
@@ -122,23 +143,25 @@ class AsyncPsycopg(PlannedAsyncProducer):
     _connection: psycopg.AsyncConnection[Any]
     _wire: _Wire
 
-    async def _fetch(self, statement: LiteralString, params: Mapping[str, Any]) -> list[Row]:
+    async def _fetch(
+        self, statement: LiteralString, params: Mapping[str, Any], *, writes: bool
+    ) -> list[Row]:
         # The connection's own lock is of the kind that its event loop wants.
         async with turn(self._connection, type(self._connection.lock)()):
-            return await _in_savepoint(self._wire, statement, params)
+            return await _in_savepoint(self._wire, statement, params, writes=writes)
 
 
 @attrs.frozen
 class _AsyncWire:
-    _connection: psycopg.AsyncConnection[Any]
+    connection: psycopg.AsyncConnection[Any]
 
     async def is_alone(self) -> bool:
-        async with self._synced(), self._connection.lock:  # nobody's statement is under way
-            return is_alone(self._connection)
+        async with self._synced(), self.connection.lock:  # nobody's statement is under way
+            return is_alone(self.connection)
 
     async def execute(self, statement: LiteralString, params: Params = None) -> list[Row]:
         # A cursor of our own: the connection's may be of any class and give rows of any kind.
-        async with psycopg.AsyncCursor(self._connection, row_factory=tuple_row) as cursor:
+        async with psycopg.AsyncCursor(self.connection, row_factory=tuple_row) as cursor:
             async with self._synced():
                 await cursor.execute(statement, params)
             return await cursor.fetchall() if cursor.description else []
@@ -148,15 +171,15 @@ class _AsyncWire:
 
     def _synced(self) -> AbstractAsyncContextManager[object]:
         """Return a block that reads all answers at both ends, should there be a pipeline."""
-        return self._connection.pipeline() if _is_pipelined(self._connection) else nullcontext()
+        return self.connection.pipeline() if _is_pipelined(self.connection) else nullcontext()
 
 
 @attrs.frozen
 class _TrioWire(_AsyncWire):
-    _connection: Connection
+    connection: Connection
 
     async def mark(self, statement: LiteralString) -> None:
-        with self._connection.finishing(statement):
+        with self.connection.finishing(statement):
             await self.execute(statement)
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, LiteralString, TypeVarTuple
 
 import attrs
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
+from nursery_queue._pg._errors import leaves_unknown, unknown
 from nursery_queue._pg._rows import Row
 
 from . import _session_callbacks
@@ -43,7 +45,7 @@ def made_for(connection: object, planner: Planner) -> Producer | AsyncProducer |
 
 
 def fetch(
-    connection: Connection, statement: LiteralString, params: Mapping[str, Any]
+    connection: Connection, statement: LiteralString, params: Mapping[str, Any], *, writes: bool
 ) -> Sequence[Row]:
     """Run *statement*; if it fails, the transaction is as it was before."""
     dialect = connection.dialect
@@ -54,9 +56,23 @@ def fetch(
         )
         raise TypeError(msg)
     driver: Any = connection.connection.driver_connection
+    if is_alone(driver):
+        with _truthful(driver) if writes else contextlib.nullcontext():
+            return connection.exec_driver_sql(statement, params).all()
     # A savepoint of the connection, as one of the session would flush it.
-    with contextlib.nullcontext() if is_alone(driver) else connection.begin_nested():
+    with connection.begin_nested():
         return connection.exec_driver_sql(statement, params).all()
+
+
+@contextlib.contextmanager
+def _truthful(driver: Any) -> Generator[None]:
+    """Raise `CommitOutcomeUnknown` for a write that commits by itself and whose answer is lost."""
+    try:
+        yield
+    except DBAPIError as exc:
+        if exc.orig is None or not leaves_unknown(exc.orig, closed=driver.closed):
+            raise
+        raise unknown(exc.orig) from exc
 
 
 @attrs.define(eq=False)
@@ -65,8 +81,10 @@ class CoreProducer(PlannedProducer):
 
     _connection: Connection
 
-    def _fetch(self, statement: LiteralString, params: Mapping[str, Any]) -> Sequence[Row]:
-        return fetch(self._connection, statement, params)
+    def _fetch(
+        self, statement: LiteralString, params: Mapping[str, Any], *, writes: bool
+    ) -> Sequence[Row]:
+        return fetch(self._connection, statement, params, writes=writes)
 
 
 @attrs.define(eq=False)
@@ -79,8 +97,10 @@ class SessionProducer(PlannedProducer):
         call = self._call(plain(fn), args)
         _session_callbacks.add(self._session(), call, on_asyncio=False)
 
-    def _fetch(self, statement: LiteralString, params: Mapping[str, Any]) -> Sequence[Row]:
-        return fetch(self._session().connection(), statement, params)
+    def _fetch(
+        self, statement: LiteralString, params: Mapping[str, Any], *, writes: bool
+    ) -> Sequence[Row]:
+        return fetch(self._session().connection(), statement, params, writes=writes)
 
     def _session(self) -> Session:
         return self._given if isinstance(self._given, Session) else self._given()
@@ -92,9 +112,11 @@ class AsyncCoreProducer(PlannedAsyncProducer):
 
     _connection: AsyncConnection
 
-    async def _fetch(self, statement: LiteralString, params: Mapping[str, Any]) -> Sequence[Row]:
+    async def _fetch(
+        self, statement: LiteralString, params: Mapping[str, Any], *, writes: bool
+    ) -> Sequence[Row]:
         async with turn(self._connection, asyncio.Lock()):
-            return await self._connection.run_sync(fetch, statement, params)
+            return await self._connection.run_sync(fetch, statement, params, writes=writes)
 
 
 @attrs.define(eq=False)
@@ -107,11 +129,13 @@ class AsyncSessionProducer(PlannedAsyncProducer):
         call = self._call(fn, args)
         _session_callbacks.add(self._session().sync_session, call, on_asyncio=True)
 
-    async def _fetch(self, statement: LiteralString, params: Mapping[str, Any]) -> Sequence[Row]:
+    async def _fetch(
+        self, statement: LiteralString, params: Mapping[str, Any], *, writes: bool
+    ) -> Sequence[Row]:
         session = self._session()
         async with turn(session, asyncio.Lock()):
             return await session.run_sync(
-                lambda inner: fetch(inner.connection(), statement, params)
+                lambda inner: fetch(inner.connection(), statement, params, writes=writes)
             )
 
     def _session(self) -> AsyncSession:

@@ -104,8 +104,9 @@ class Store(Protocol):
 
     A verb raises `TransientError` when trying again may help, and lets everything else
     through; one that is for workers raises `DatabaseRefused` when whatever it were asked would
-    be refused. A cancelled verb had no effect, unless its docstring says otherwise; one whose
-    answer was lost with the connection may have had one.
+    be refused. A cancelled verb had no effect, unless its docstring says otherwise. A write of
+    applications whose answer was lost with the connection raises `CommitOutcomeUnknown`; one of
+    workers, which bears being repeated, raises `TransientError`.
     """
 
     async def check(self) -> None:
@@ -121,8 +122,7 @@ class Store(Protocol):
     async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[TaskRef]:
         """Store tasks, all or none, and answer in their order.
 
-        *copy*: in whatever way is best for very many; none of them has a dedup key. Then it
-        may raise `CommitOutcomeUnknown`.
+        *copy*: in whatever way is best for very many; none of them has a dedup key.
         """
         ...
 

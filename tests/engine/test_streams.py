@@ -460,7 +460,7 @@ async def test_no_answer_after_a_cancel(
 
     assert scope.cancelled_caught
     assert trio.current_time() == begun + GRACE
-    assert ends == ["0 stored", "2 TransientError"]
+    assert ends == ["0 stored", "2 CommitOutcomeUnknown"]
 
 
 async def test_an_error_is_for_all(db: Database, writer: StreamWriter) -> None:

@@ -1,0 +1,145 @@
+"""What producers say where each statement commits by itself, and its answer is lost."""
+
+from __future__ import annotations
+
+import asyncio
+
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import django.db
+import psycopg
+import pytest
+import sqlalchemy as sa
+import trio
+
+from django.db import connections
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
+
+import nursery_queue as nq
+
+from nursery_queue._pg._connection import Connection
+from tests.pg.proxy import proxied
+from tests.producers.conftest import Outside
+
+
+NAME = "the_unmistakable"
+
+
+def on_psycopg(dsn: str, verb: str, *args: Any) -> None:
+    with closing(psycopg.connect(dsn, autocommit=True)) as conn:
+        getattr(nq.producer(conn), verb)(*args)
+
+
+def on_asyncio(dsn: str, verb: str, *args: Any) -> None:
+    async def main() -> None:
+        conn = await psycopg.AsyncConnection.connect(dsn, autocommit=True)
+        try:
+            await getattr(nq.producer(conn), verb)(*args)
+        finally:
+            await conn.close()
+
+    asyncio.run(main())
+
+
+def on_trio(dsn: str, verb: str, *args: Any) -> None:
+    async def main() -> None:
+        conn = await Connection.connect(dsn)
+        try:
+            await getattr(nq.producer(conn), verb)(*args)
+        finally:
+            conn.abort()
+
+    trio.run(main)
+
+
+def engine(dsn: str) -> sa.Engine:
+    return sa.create_engine(url(dsn), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+
+
+def url(dsn: str) -> sa.URL:
+    return sa.URL.create("postgresql+psycopg", query={k: str(v) for k, v in parts(dsn).items()})
+
+
+def parts(dsn: str) -> dict[str, Any]:
+    return dict(conninfo_to_dict(dsn))
+
+
+def on_core(dsn: str, verb: str, *args: Any) -> None:
+    with engine(dsn).connect() as conn:
+        getattr(nq.producer(conn), verb)(*args)
+
+
+def on_session(dsn: str, verb: str, *args: Any) -> None:
+    with Session(engine(dsn)) as session:
+        getattr(nq.producer(session), verb)(*args)
+
+
+def on_async_core(dsn: str, verb: str, *args: Any) -> None:
+    async def main() -> None:
+        engine = create_async_engine(url(dsn), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+        async with engine.connect() as conn:
+            await getattr(nq.producer(conn), verb)(*args)
+
+    asyncio.run(main())
+
+
+def on_django(dsn: str, verb: str, *args: Any) -> None:
+    with closing(connections.create_connection("default")) as conn:
+        told = parts(dsn)
+        conn.settings_dict |= {
+            name.upper(): str(told.pop(name, "")) for name in ("user", "password", "host", "port")
+        } | {"NAME": told.pop("dbname"), "OPTIONS": told}
+        usual, connections["default"] = connections["default"], conn
+        try:
+            getattr(nq.producer(conn), verb)(*args)
+        finally:
+            connections["default"] = usual
+
+
+KINDS: list[Callable[..., None]] = [
+    on_psycopg,
+    on_asyncio,
+    on_trio,
+    on_core,
+    on_session,
+    on_async_core,
+    on_django,
+]
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["not applied", "applied"])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+async def test_autocommit(outside: Outside, kind: Callable[..., None], answered: bool) -> None:
+    """An enqueue whose answer is lost says that it may or may not be stored."""
+    needle = b"COMMIT" if kind is on_django else NAME.encode()
+    async with proxied(outside.dsn) as proxy:
+        proxy.drop_at(needle, answered=answered)
+        with pytest.raises(nq.CommitOutcomeUnknown, match="may or may not"):
+            await trio.to_thread.run_sync(kind, proxy.dsn, "enqueue", NAME)
+
+    assert len(outside.tasks()) == answered
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+async def test_reads(outside: Outside, kind: Callable[..., None]) -> None:
+    """A question whose answer is lost raises the library's own error."""
+    async with proxied(outside.dsn) as proxy:
+        proxy.drop_at(b"row_to_json", answered=False)
+        with pytest.raises(Exception, match="connection") as raised:
+            await trio.to_thread.run_sync(kind, proxy.dsn, "status", 1)
+
+    assert not isinstance(raised.value, nq.NurseryQueueError)
+
+
+async def test_before_the_commit(outside: Outside) -> None:
+    """On Django's connection an insert that is lost before its commit is lost for sure."""
+    async with proxied(outside.dsn) as proxy:
+        proxy.drop_at(NAME.encode(), answered=True)
+        with pytest.raises(django.db.Error):
+            await trio.to_thread.run_sync(on_django, proxy.dsn, "enqueue", NAME)
+
+    assert outside.tasks() == []
