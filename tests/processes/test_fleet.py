@@ -91,7 +91,7 @@ async def test_four_workers_run_each_task_exactly_once(migrated: str) -> None:
 
 
 async def test_starts_soon_after_commit_and_never_before(migrated: str) -> None:
-    """A task enqueued in an open transaction waits for COMMIT, then starts within 100 ms."""
+    """A task enqueued in an open transaction waits for COMMIT, then for no poll."""
     app, started = nq.App(), trio.Event()
 
     @app.task
@@ -109,7 +109,7 @@ async def test_starts_soon_after_commit_and_never_before(migrated: str) -> None:
             with trio.move_on_after(0.2) as waited:
                 await started.wait()
         assert waited.cancelled_caught
-        with trio.fail_after(0.1):
+        with trio.fail_after(30):  # half the time until the next poll
             await started.wait()
         nursery.cancel_scope.cancel()
 

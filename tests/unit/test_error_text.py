@@ -159,9 +159,9 @@ def test_a_deep_chain_is_cut_short() -> None:
         following.__cause__ = error
         error = following
 
-    started = time.perf_counter()
+    started = time.process_time()
     text = error_record(error).traceback
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 5  # followed to the end, it takes minutes
 
     assert text is not None
     assert text.startswith("(more exceptions came before these")
@@ -184,9 +184,9 @@ def test_a_chain_in_a_circle() -> None:
 
 def test_a_huge_message() -> None:
     """A megabyte is cut to what can be stored, quickly, and the note says how much is gone."""
-    started = time.perf_counter()
+    started = time.process_time()
     record = error_record(raised(ValueError("x\0é" * 1_000_000)))
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 10
 
     assert len(record.message) <= MESSAGE_LIMIT
     assert record.message.endswith(" more characters)")
