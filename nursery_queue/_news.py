@@ -16,6 +16,7 @@ from ._core._errors import Closed
 from ._core._retry import Backoff
 from ._runtime._chance import new_rng
 from ._runtime._supervisor import Sibling, SiblingState, supervise
+from ._runtime._timekeeper import upkeep_sleep
 from ._runtime._wakeup import Wakeup
 from ._store import Bell, Store
 
@@ -191,7 +192,7 @@ class News:
     async def _ring_by_the_clock(self, interest: Interest, listener: Sibling) -> None:
         pause = interest.deaf
         while True:
-            await trio.sleep(pause)
+            await upkeep_sleep(pause)
             self._ring_all(interest)
             hears = listener.state is SiblingState.HEALTHY
             pause = min(2 * pause, interest.hearing) if hears else interest.deaf

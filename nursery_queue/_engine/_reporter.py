@@ -15,6 +15,7 @@ from nursery_queue._core._model import Fence, Held, Settlement, WorkerInfo
 from nursery_queue._core._tally import Tally
 from nursery_queue._runtime._instruments import Audience
 from nursery_queue._runtime._patience import answered_within
+from nursery_queue._runtime._timekeeper import upkeep_sleep
 from nursery_queue._store import Store
 
 from ._hands import Hands
@@ -79,7 +80,7 @@ class Reporter:
         task_status.started()
         while True:
             await self._something.wait()
-            await trio.sleep(REPORT_EVERY)
+            await upkeep_sleep(REPORT_EVERY)
             await self._count_backlog()
             self._report(last=False)
 

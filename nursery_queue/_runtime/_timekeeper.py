@@ -46,6 +46,10 @@ class Timekeeper(Protocol):
         """Flush *watched* before time moves, while the block lasts."""
         ...
 
+    def upkeep(self, seconds: float, *, eager: bool = True) -> AbstractContextManager[object]:
+        """Leave the block *seconds* later, or later than that if nothing happens until then."""
+        ...
+
 
 timekeeper: trio.lowlevel.RunVar[Timekeeper | None] = trio.lowlevel.RunVar("timekeeper", None)
 
@@ -68,6 +72,22 @@ def really_move_on_after(seconds: float) -> Generator[None]:
     else:
         with contextlib.suppress(ClockStuck), keeper.hold(seconds):
             yield
+
+
+def upkeep_after(seconds: float, *, eager: bool = True) -> AbstractContextManager[object]:
+    """Return what to enter to leave a wait *seconds* later, in a loop that looks again and again.
+
+    A test's clock moves for that once after other events, if *eager*, and not again while
+    nothing else happens: there is nothing that the loop could have missed.
+    """
+    keeper = timekeeper.get()
+    return trio.move_on_after(seconds) if keeper is None else keeper.upkeep(seconds, eager=eager)
+
+
+async def upkeep_sleep(seconds: float) -> None:
+    """Sleep until a loop is to look again; `upkeep_after` says when that is."""
+    with upkeep_after(seconds):
+        await trio.sleep_forever()
 
 
 def watched(listener: Watched) -> AbstractContextManager[object]:

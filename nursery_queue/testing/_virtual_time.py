@@ -33,6 +33,15 @@ class _Hold:
 
 
 @attrs.define(eq=False)
+class _Upkeep:
+    """A timer of a loop that looks for what it may have missed."""
+
+    since: float  # what has been due from then on makes it worth a look
+    due: float
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+
+
+@attrs.define(eq=False)
 class VirtualTime(trio.abc.Clock):
     """A trio clock that jumps to the next deadline as soon as nothing real is going on.
 
@@ -45,6 +54,10 @@ class VirtualTime(trio.abc.Clock):
     handler runs in a thread, or while a notification of this process is under way. Other real
     things (your own threads, HTTP, other processes) need `hold()`. Timers of the server such
     as `statement_timeout` and `pg_sleep` stay real. One clock is for one run.
+
+    Loops that only look for what they may have missed (a waiting client, a listener that probes
+    its connection, the reports of a worker) do so once after every other event, and not again
+    and again while nothing else happens: days in which a task waits cost nothing.
 
     Args:
         start: The instant at which it begins, with a time zone; 2030-01-01 UTC.
@@ -60,6 +73,9 @@ class VirtualTime(trio.abc.Clock):
     _watched: dict[Watched, None] = attrs.field(factory=dict[Watched, None], init=False)
     # Something real has happened since the last flush: a notification may be under way.
     _dirty: bool = attrs.field(default=False, init=False)
+    _upkeep: dict[_Upkeep, None] = attrs.field(factory=dict[_Upkeep, None], init=False)
+    # When something other than upkeep was due last.
+    _moved: float = attrs.field(default=0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
         if self.start.utcoffset() is None:
@@ -100,6 +116,9 @@ class VirtualTime(trio.abc.Clock):
         the event loop for so long.
         """
         self._now += duration(seconds, "seconds")
+        self._moved = self._now
+        if trio.lowlevel.in_trio_run():  # else as soon as nothing can run
+            self._end_upkeep()
 
     # -- for trio --------------------------------------------------------------------
 
@@ -131,6 +150,22 @@ class VirtualTime(trio.abc.Clock):
         finally:
             del self._watched[watched]
 
+    @contextlib.contextmanager
+    def upkeep(self, seconds: float, *, eager: bool = True) -> Generator[None]:
+        """Leave the block *seconds* later, if something else has been due since it was entered.
+
+        Else, or if it is not *eager*, it is left when the next thing is due. For loops that look
+        for what they may have missed: where nothing has happened since they last looked, they
+        would find nothing.
+        """
+        timer = _Upkeep(self._now if eager else math.inf, self._now + seconds)
+        self._upkeep[timer] = None
+        try:
+            with timer.scope:
+                yield
+        finally:
+            del self._upkeep[timer]
+
     # -- when nothing can run ------------------------------------------------------------
 
     def on_idle(self, sleep: float, token: trio.lowlevel.TrioToken) -> None:
@@ -139,7 +174,9 @@ class VirtualTime(trio.abc.Clock):
             return  # there are tasks that can run
         if sleep < self._slept:
             return  # somebody waits for us to be idle (`wait_all_tasks_blocked`), and goes first
-        if self._holds:
+        if self._end_upkeep():
+            token.run_sync_soon(_wake_up, idempotent=True)  # a thread has moved time
+        elif self._holds:
             if self._free_the_stuck():
                 token.run_sync_soon(_wake_up, idempotent=True)
         elif self._dirty and self._watched:
@@ -149,11 +186,32 @@ class VirtualTime(trio.abc.Clock):
             token.run_sync_soon(_wake_up, idempotent=True)
 
     def _jump(self) -> bool:
+        """Move to the next deadline, or to upkeep before it that may find something."""
         step = trio.lowlevel.current_statistics().seconds_to_next_deadline
-        if not 0 < step < math.inf:
+        if step <= 0:
             return False
-        self._now += step
+        upkeep = self._next_upkeep(forced=step == math.inf)
+        if step == upkeep == math.inf:
+            return False
+        if upkeep < self._now + step:
+            self._now = upkeep
+        else:
+            self._moved = self._now = self._now + step
+        self._end_upkeep()
         return True
+
+    def _next_upkeep(self, *, forced: bool) -> float:
+        wanted = (each.due for each in self._upkeep if forced or self._moved >= each.since)
+        return min(wanted, default=math.inf)
+
+    def _end_upkeep(self) -> bool:
+        """End what is due, unless that has been done; tell whether there was something."""
+        ended = [
+            each for each in self._upkeep if each.due <= self._now and not each.scope.cancel_called
+        ]
+        for each in ended:
+            each.scope.cancel("its time has come")
+        return bool(ended)
 
     def _free_the_stuck(self) -> bool:
         stuck = [hold for hold in self._holds if hold.left <= 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import itertools
 import time
@@ -90,6 +91,41 @@ async def test_a_worker_on_duty_all_the_time(
     plan = planned(begun, first_wait=first_wait)
     assert [(a.started_at, a.finished_at) for a in log] == plan
     assert (await asked(either, ref)).state == "failed"
+
+
+class Counted(VirtualTime):
+    """Counts what it has waited for: answers of the database, for the most part."""
+
+    waits = 0
+
+    @contextlib.contextmanager
+    def hold(self, limit: float | None = None) -> Generator[None]:
+        self.waits += 1
+        with super().hold(limit):
+            yield
+
+
+async def wait_for_days(app: nq.App, dsn: str) -> float:
+    """Wait for a task that is tried for three days, with the timers that README advises."""
+    begun = trio.current_time()
+    async with nq.connect(dsn) as client:
+        worker = nq.Worker(app, client, lease=36_000, heartbeat=3_600, poll_interval=3_600)
+        async with working(worker):
+            ref = await client.enqueue(failing(app, first_wait=6 * DAY / 15))
+            with pytest.raises(nq.TaskFailed):
+                await client.result(ref)
+    return trio.current_time() - begun
+
+
+def test_nothing_else_costs_time(app: nq.App, migrated: str) -> None:
+    """Who waits for a result, listens and reports moves no clock: days cost hundreds of waits.
+
+    With a look each minute and a probe each ten seconds it would be tens of thousands.
+    """
+    clock = Counted()
+
+    assert trio.run(wait_for_days, app, migrated, clock=clock) >= 3 * DAY
+    assert clock.waits < 5_000
 
 
 async def test_a_week_of_retention(

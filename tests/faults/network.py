@@ -1,5 +1,7 @@
 """Time and sockets, for tests of a network that fails."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import contextlib
@@ -39,8 +41,10 @@ async def pass_time_until(
 
 async def _step(clock: VirtualTime, proxy: Proxy, end: float) -> None:
     """Move on to the next deadline of anybody, or to *end*."""
+    now = trio.current_time()
+    upkeep = clock._next_upkeep(forced=True) - now
     step = trio.lowlevel.current_statistics().seconds_to_next_deadline
-    clock.advance(max(0.0, min(step, end - trio.current_time())))
+    clock.advance(max(0.0, min(step, upkeep, end - now)))
     await proxy.quiet()
 
 
