@@ -182,7 +182,7 @@ class App:
                 transaction. Its handler takes ``task_id``, ``context`` and ``result``, which
                 is `Succeeded`, `Failed` or `Cancelled`.
             transactional: Give the handler ``ctx.tx``, whose writes commit with the outcome.
-            asyncio: The handler needs asyncio, and runs on a loop inside trio.
+            asyncio: The handler is written for asyncio, and runs on a loop of it that trio runs.
             nursery: Give each attempt a nursery of its own, ``ctx.nursery``.
 
         Raises:

@@ -1,25 +1,23 @@
-"""asyncio handlers inside the trio worker: one loop, structured per attempt.
-
-trio_asyncio is imported when it is needed and not before: it patches asyncio for the whole
-process, and cannot be imported at all on Python 3.14.
-"""
+"""asyncio handlers inside the trio worker: one loop, structured per attempt."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import logging
 import math
-import sys
-import warnings
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import Any, TypeVar
 
 import attrs
 import trio
+
+from nursery_queue._context import TaskContext
+from nursery_queue._runtime._asyncio_loop import TrioHostedLoop, open_asyncio_loop
+
+from ._asyncio_context import crossing
 
 
 log = logging.getLogger("nursery_queue")
@@ -51,7 +49,11 @@ _current: ContextVar[_Attempt | None] = ContextVar("nursery_queue_asyncio_attemp
 class AsyncioBridge:
     """Calls asyncio handlers. Cancellation and time limits cross the border both ways."""
 
-    _aio_as_trio: Callable[..., Any]
+    _loop: TrioHostedLoop
+
+    def crossing(self, context: TaskContext) -> TaskContext:
+        """Return *context* as a handler on asyncio can use it."""
+        return crossing(context, self._loop)
 
     async def run(self, handler: Callable[..., Coroutine[Any, Any, R]], *args: Any) -> R:
         """Run an asyncio handler: nothing it started survives it, every error is its own."""
@@ -71,7 +73,8 @@ class AsyncioBridge:
         self, attempt: _Attempt, handler: Callable[..., Coroutine[Any, Any, R]], *args: Any
     ) -> R:
         try:
-            result: R = await self._aio_as_trio(_supervised)(attempt, handler, *args)
+            task = self._loop.create_task(_supervised(attempt, handler, *args))
+            return await self._loop.outcome_of(task)
         except asyncio.CancelledError as exc:
             # Ours would have arrived as trio.Cancelled.
             msg = "the handler raised asyncio.CancelledError by itself"
@@ -80,10 +83,17 @@ class AsyncioBridge:
             await _raise_without_cancelled(group)
             raise
         except RuntimeError as exc:
-            if _psycopg_came_first():
-                exc.add_note(_IMPORT_ORDER)
+            if str(exc).startswith(_OF_TRIO):
+                exc.add_note(_NOT_HERE)
             raise
-        return result
+
+
+# What asyncio and trio say when a function of trio is awaited in a task of asyncio.
+_OF_TRIO = ("Task got bad yield", "must be called from async context")
+_NOT_HERE = (
+    "A handler with asyncio=True cannot await functions of trio. Of nursery_queue, use what the"
+    " handler's own TaskContext gives it: ctx.client, ctx.stream(), ctx.transaction(), ctx.tx."
+)
 
 
 async def _raise_without_cancelled(group: BaseExceptionGroup[BaseException]) -> None:
@@ -99,11 +109,10 @@ async def _raise_without_cancelled(group: BaseExceptionGroup[BaseException]) -> 
 @contextlib.asynccontextmanager
 async def open_bridge() -> AsyncGenerator[AsyncioBridge]:
     """Run an asyncio loop while the block lasts."""
-    trio_asyncio = _import_trio_asyncio()
-    async with trio_asyncio.open_loop() as loop:
+    async with open_asyncio_loop() as loop:
         loop.set_task_factory(_spawn)
         loop.set_exception_handler(_uncaught)
-        yield AsyncioBridge(trio_asyncio.aio_as_trio)
+        yield AsyncioBridge(loop)
 
 
 async def _supervised(
@@ -131,9 +140,15 @@ async def _supervised(
 
 
 def _spawn(
-    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, R], **kwargs: Any
-) -> asyncio.Task[R]:
-    attempt = _current.get()
+    loop: asyncio.AbstractEventLoop,
+    coroutine: Any,
+    *,
+    context: Context | None = None,
+    **kwargs: Any,
+) -> asyncio.Task[Any]:
+    """Make a task, which belongs to the attempt in whose context it is to run, if to any."""
+    attempt = _current.get() if context is None else context.get(_current)
+    kwargs["context"] = context
     if attempt is None:
         return asyncio.Task(coroutine, loop=loop, **kwargs)
     task = asyncio.Task(_Staying(coroutine), loop=loop, **kwargs)
@@ -186,35 +201,9 @@ def _uncaught(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     # Reported from outside, so what belongs to whom is in the callback's own context.
     handle, error = context.get("handle"), context.get("exception")
     attempt = None if handle is None else handle._context.get(_current)
+    if isinstance(error, asyncio.CancelledError):
+        return  # asyncio.streams, on Python 3.11, of a connection's task that was cancelled
     if attempt is not None and error is not None:
         attempt.errors.append(error)
     else:
         log.error("asyncio: %s", context.get("message"), exc_info=error)
-
-
-_IMPORT_ORDER = (
-    "If this is about psycopg.AsyncConnection and no running event loop: put"
-    " `import trio_asyncio` before the first import of psycopg or nursery_queue."
-)
-
-
-def _psycopg_came_first() -> bool:
-    """Tell whether psycopg got hold of asyncio before trio_asyncio changed it."""
-    waiting = sys.modules.get("psycopg.waiting")
-    taken = getattr(waiting, "get_running_loop", asyncio.get_running_loop)
-    return taken is not asyncio.get_running_loop
-
-
-def _import_trio_asyncio() -> Any:
-    try:
-        with warnings.catch_warnings():
-            # Python 3.12 and later warn of what it patches. Where warnings are errors, it would
-            # stay half imported.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return importlib.import_module("trio_asyncio")
-    except ImportError as exc:
-        msg = (
-            "asyncio handlers need trio-asyncio, which cannot be imported here"
-            f" (Python {sys.version_info.major}.{sys.version_info.minor}): {exc}"
-        )
-        raise RuntimeError(msg) from exc

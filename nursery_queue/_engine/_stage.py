@@ -162,7 +162,8 @@ class Stage:
                     f"{task_type.name} needs asyncio and was declared after the worker had started"
                 )
                 raise RuntimeError(msg)
-            return await self.bridge.run(task_type.invoke, context, values)
+            crossing = None if context is None else self.bridge.crossing(context)
+            return await self.bridge.run(task_type.invoke, crossing, values)
         if task_type.nursery and context is not None:
             async with context.own_nursery():
                 return await task_type.invoke(context, values)

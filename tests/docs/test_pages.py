@@ -37,6 +37,7 @@ DONE = {
     "index": set[str](),
     "quickstart": KINDS,
     "reference": set[str](),  # the README, which has tests of its own
+    "asyncio": {"pytest"},
     "frameworks": {"file", "fragment", "parse"},
     "after-commit": {"fragment", "pytest"},
     "sql": KINDS,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import sys
 import threading
 
 import pytest
@@ -13,7 +15,6 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
-from nursery_queue._engine import _asyncio_bridge
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import Longest, final, outcomes, state, working
 
@@ -357,18 +358,169 @@ async def test_declared_too_late(autojump_clock: MockClock, app: nq.App, client:
     assert "declared after the worker had started" in str(status.error)
 
 
-async def test_the_import_order_hint(
-    app: nq.App, client: nq.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If psycopg was imported before trio_asyncio, an error that may come of it says so."""
+@pytest.mark.parametrize("how", ["commands", "shared executor"])
+async def test_the_loop_belongs_to_all(app: nq.App, client: nq.Client, how: str) -> None:
+    """A handler cannot end the loop or its threads for the others."""
 
     @app.task(asyncio=True, retry=None)
-    async def connect() -> None:
-        raise RuntimeError("no running event loop")
+    async def selfish() -> None:
+        loop = asyncio.get_running_loop()
+        if how == "commands":
+            loop.stop()
+        else:
+            await loop.shutdown_default_executor()
 
-    for first in (True, False):
-        monkeypatch.setattr(_asyncio_bridge, "_psycopg_came_first", lambda first=first: first)
-        ref = await client.enqueue(connect)
+    @app.task(asyncio=True, retry=None)
+    async def fine() -> int:
+        return await asyncio.to_thread(int, "42")
+
+    bad = await client.enqueue(selfish)
+    async with working(nq.Worker(app, client)):
+        assert "shared by all handlers" in str((await final(client, bad)).error)
+        assert await client.result(await client.enqueue(fine)) == 42
+
+
+async def test_a_callback_that_exits(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client
+) -> None:
+    """`SystemExit` in a callback fails the attempt that asked for it, and ends nothing else."""
+
+    @app.task(name="exits", asyncio=True, retry=None)
+    async def exits() -> None:
+        asyncio.get_running_loop().call_later(1, sys.exit, 3)
+        await asyncio.sleep(2)
+
+    @app.task(name="fine", asyncio=True)
+    async def fine() -> str:
+        await asyncio.sleep(3)
+        return "fine"
+
+    bad, good = await client.enqueue(exits), await client.enqueue(fine)
+    await nq.Worker(app, client).run_until_idle()
+
+    assert await client.result(good) == "fine"
+    with pytest.raises(nq.TaskFailed, match="SystemExit"):
+        await client.result(bad)
+
+
+async def test_a_server_left_running(app: nq.App, client: nq.Client) -> None:
+    """Connections of a server that a handler has left end with it, which is no failure of it."""
+
+    @app.task(asyncio=True, retry=None)
+    async def careless() -> bytes:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                writer.write(await reader.readline())
+                await asyncio.sleep(60)
+            finally:
+                writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"hello\n")
+        line = await reader.readline()
+        writer.close()
+        server.close()
+        return line
+
+    ref = await client.enqueue(careless)
+    await nq.Worker(app, client).run_until_idle()
+
+    assert await client.result(ref) == "aGVsbG8K"
+
+
+async def test_what_is_to_outlive_the_attempt(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client
+) -> None:
+    """A task started in an empty context goes on after the attempt, until the worker ends."""
+    events: list[str] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def forever() -> None:
+        try:
+            await asyncio.sleep(10_000)
+        finally:
+            await asyncio.sleep(1)
+            events.append("cleaned up")
+
+    @app.task(asyncio=True)
+    async def opens() -> None:
+        loop = asyncio.get_running_loop()
+        tasks.append(loop.create_task(forever(), context=contextvars.Context()))
+        await asyncio.sleep(0)
+
+    async with working(nq.Worker(app, client)):
+        await client.result(await client.enqueue(opens))
+        await trio.sleep(5)
+        assert not tasks[0].done()
+    assert events == ["cleaned up"]
+
+
+async def test_a_task_that_outlives_even_the_worker(
+    autojump_clock: MockClock,
+    app: nq.App,
+    client: nq.Client,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A stray task that ignores its cancellation does not keep the worker from ending."""
+
+    async def stubborn() -> None:
+        while True:
+            try:
+                await asyncio.sleep(10_000)
+            except asyncio.CancelledError:
+                if trio.current_time() > 1000:
+                    raise
+
+    @app.task(asyncio=True)
+    async def opens() -> None:
+        loop = asyncio.get_running_loop()
+        tasks.append(loop.create_task(stubborn(), context=contextvars.Context()))
+        await asyncio.sleep(0)
+
+    tasks: list[asyncio.Task[None]] = []
+    async with working(nq.Worker(app, client)):
+        await client.result(await client.enqueue(opens))
+
+    assert trio.current_time() < 20
+    assert "ignore their cancellation" in caplog.text
+    tasks[0]._log_destroy_pending = False  # type: ignore[attr-defined]  # as is meant here
+
+
+async def test_a_thread_that_was_left_behind(app: nq.App, client: nq.Client) -> None:
+    """A handler cancelled while it waits for a thread ends at once; so does the worker."""
+    go = threading.Event()
+
+    @app.task(asyncio=True, timeout=0.1, retry=None)
+    async def waits() -> None:
+        await asyncio.to_thread(go.wait, 60)
+
+    ref = await client.enqueue(waits)
+    with trio.fail_after(30):
         await nq.Worker(app, client).run_until_idle()
-        (attempt,) = await client.attempts(ref)
-        assert ("import trio_asyncio" in (attempt.error_traceback or "")) == first
+    go.set()
+
+    assert await outcomes(client, ref) == ["timed_out"]
+
+
+async def test_asyncio_elsewhere_is_left_alone(app: nq.App, client: nq.Client) -> None:
+    """While the worker's loop runs, other threads have asyncio as it comes."""
+
+    @app.task(asyncio=True)
+    async def wait() -> None:
+        await asyncio.sleep(0.01)
+
+    @app.task
+    def own() -> str:
+        async def main() -> str:
+            await asyncio.sleep(0)
+            return type(asyncio.get_running_loop()).__module__
+
+        return asyncio.run(main())
+
+    await client.enqueue(wait)
+    ref = await client.enqueue(own)
+    await nq.Worker(app, client).run_until_idle()
+
+    assert await client.result(ref) == "asyncio.unix_events"
+    assert asyncio.get_running_loop.__module__ == "_asyncio"

@@ -176,4 +176,4 @@ async def test_handlers_that_are_not_of_trio(
     await nq.Worker(app, client).run_until_idle()
 
     (line,) = [line for line in seen[0].splitlines() if f"task {ref.id} other: " in line]
-    assert "/nursery_queue/_engine/" in line
+    assert ("/nursery_queue/_engine/" if kind == "sync" else "/_asyncio_loop.py:") in line
