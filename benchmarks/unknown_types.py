@@ -142,6 +142,10 @@ def explain(crowded: Side) -> None:
         "queues": None,
         "slots": None,
         "at_once": None,
+        "after_queue": "",
+        "after_type": "",
+        "most_queues": 32,
+        "most_steps": 500,
     }
     with (
         psycopg.connect(crowded.dsn) as connection,

@@ -87,14 +87,26 @@ class Lane:
     slots: int
 
 
+@attrs.frozen
+class Spot:
+    """Where a claim stopped looking: behind the tasks of this type in this queue."""
+
+    queue: str
+    task_type: str = ""
+
+
 @attrs.frozen(kw_only=True)
 class Claimed:
     """The answer to a claim.
 
     *next_due*: seconds until a scheduled task is due (None: none is). *contended*: there are
     more, which somebody else was just looking at. *held_back*: there are more of a queue whose
-    limit has been reached, or that would not have started at once. *strangers*: some queue is
-    headed by a task of a type that was not asked for.
+    limit has been reached, or that would not have started at once. *strangers*: some queue has
+    tasks of a type that was not asked for. *more*: there are more where this claim looked, though
+    it took less than its limit. *resume*: there are more queues than one claim looks at, and the
+    next one is to begin here (None: it has come to the end).
+
+    What it says is of the queues it has looked at.
     """
 
     claims: Sequence[Claim]
@@ -102,6 +114,8 @@ class Claimed:
     contended: bool = False
     held_back: bool = False
     strangers: bool = False
+    more: bool = False
+    resume: Spot | None = None
 
 
 class Outcome(enum.StrEnum):

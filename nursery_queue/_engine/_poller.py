@@ -19,6 +19,7 @@ from nursery_queue._runtime._wakeup import Wakeup
 from nursery_queue._store import Store
 
 from ._hands import Execution, Hands
+from ._walk import Walk
 
 
 log = logging.getLogger("nursery_queue")
@@ -57,21 +58,28 @@ class Poller:
     _reconciled_at: float = attrs.field(factory=trio.current_time, init=False)
     _stuck: bool = attrs.field(default=False, init=False)  # what is due could not be promoted
     _full: set[str] = attrs.field(factory=set[str], init=False)  # queues at our limit of them
-    _held_back: bool = attrs.field(default=False, init=False)  # a limit for all workers was reached
+    _walk: Walk = attrs.field(init=False)  # through the queues
     _calm: float = attrs.field(default=0.0, init=False)  # seconds to wait after the last claim
     _not_before: float = attrs.field(default=-math.inf, init=False)  # on trio's clock
 
+    def __attrs_post_init__(self) -> None:
+        names = self.hands.queues
+        self._walk = Walk(None if names is None else sorted(names))
+
     def news(self) -> None:
         """There may be something to claim."""
-        self._maybe_more = True
+        self._look_anew()
         self._bell.ring()
+
+    def _look_anew(self) -> None:
+        self._maybe_more = self._walk.again = True  # perhaps where the walk has already been
 
     def freed(self) -> None:
         """There is room; worth a claim if the last one left something behind."""
         if self.on_idle is not None and not self.hands.busy:
-            self._maybe_more = True  # make sure that nothing is left before calling it idle
-        if self._held_back or any(self._room_in(queue) for queue in self._full):
-            self._maybe_more = True  # nobody has asked for more of that queue
+            self._look_anew()  # make sure that nothing is left before calling it idle
+        if self._walk.held_back or any(self._room_in(queue) for queue in self._full):
+            self._look_anew()  # nobody has asked for more of that queue
             self._not_before = -math.inf  # the slot is ours, unless somebody is faster
         self._bell.ring()
 
@@ -82,7 +90,7 @@ class Poller:
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Claim until cancelled. Ready means: the store has answered once."""
-        self._maybe_more = True  # what the claim that failed was for
+        self._look_anew()  # what the claim that failed was for
         while self.worker_id() is None:
             await self._bell.wait()
         await self._turn()
@@ -91,7 +99,7 @@ class Poller:
             with trio.move_on_after(self._pause()) as pause:
                 await self._bell.wait()
             if pause.cancelled_caught:
-                self._maybe_more = True
+                self._look_anew()
             await self._turn()
 
     def _pause(self) -> float:
@@ -107,12 +115,13 @@ class Poller:
         if late := self.hands.unstarted(waiting=HAND_BACK_AFTER):
             self.hand_back(late)
         if self._look_again <= trio.current_time():
-            self._maybe_more, self._look_again = True, math.inf
+            self._look_anew()
+            self._look_again = math.inf
         await self._claim_on()
         while self.on_idle is not None and self._seems_idle():
             with answered_within(CLAIM_TIMEOUT, "bringing back what was put aside"):
                 brought = await self.store.unpark(list(self.app.task_types))
-            self._maybe_more = True  # the janitor may have been faster
+            self._look_anew()  # the janitor may have been faster
             await self._claim_on()
             if self._seems_idle() and not brought:
                 self.on_idle()
@@ -131,7 +140,8 @@ class Poller:
             if self._due <= trio.current_time():
                 with answered_within(CLAIM_TIMEOUT, "promoting what is due"):
                     self._stuck = not await self.store.promote()
-                self._due, self._maybe_more = math.inf, True
+                self._due = math.inf
+                self._look_anew()
             if not self._wants_more or trio.current_time() < self._not_before:
                 break
             await self._claim(worker_id)
@@ -149,17 +159,23 @@ class Poller:
         if self.must_reconcile or trio.current_time() >= self._reconciled_at + RECONCILE_EVERY:
             await self.reconcile(worker_id)
         limit = self.hands.room
-        lanes = self._lanes(limit)
-        self._maybe_more, self._look_again = False, math.inf  # a ring from now on counts
+        lanes = self._walk.lanes(lambda queue: min(limit, self._room_in(queue)))
+        self._maybe_more = False  # a ring from now on counts
+        if self._walk.at_start:
+            self._look_again = math.inf
+        self._walk.goes_on()
         if lanes != []:
             claimed = await self._ask(worker_id, limit, lanes)
             if self.worker_id() != worker_id:
                 return  # the lease ran out meanwhile: what came is not ours any more
+            self._walk.saw(claimed)
             self._note_due(claimed)
             self._note_others(claimed)
             self.hands.take([self._execution(claim) for claim in claimed.claims])
             self.must_reconcile = False
             if self._left_something(claimed.claims, limit, lanes):
+                self._walk.again = True
+            if self._walk.again or not self._walk.at_start:
                 self._maybe_more = True
         self._full = {queue for queue in self.hands.queues or () if not self._room_in(queue)}
 
@@ -174,13 +190,8 @@ class Poller:
                 limit=limit,
                 lanes=lanes,
                 at_once=self.hands.idle,
+                after=self._walk.after,
             )
-
-    def _lanes(self, limit: int) -> list[Lane] | None:
-        if self.hands.queues is None:
-            return None
-        free = {queue: self._room_in(queue) for queue in self.hands.queues}
-        return [Lane(queue=queue, slots=min(limit, n)) for queue, n in free.items() if n]
 
     def _room_in(self, queue: str) -> int:
         assert self.hands.queues is not None
@@ -206,11 +217,10 @@ class Poller:
 
     def _note_others(self, claimed: Claimed) -> None:
         """Note what is in the way of a claim."""
-        self._held_back = claimed.held_back
-        in_vain = claimed.held_back and not claimed.claims
-        first, last = HELD_BACK_WAIT
-        self._calm = min(last, max(first, 2 * self._calm)) if in_vain else 0.0
-        self._not_before = trio.current_time() + self._calm
+        if self._walk.at_start:  # it has come to the end
+            first, last = HELD_BACK_WAIT
+            self._calm = min(last, max(first, 2 * self._calm)) if self._walk.in_vain else 0.0
+            self._not_before = trio.current_time() + max(self._calm, self._walk.rest)
         if claimed.contended:
             self._look_again = trio.current_time() + CONTENDED_WAIT
         if claimed.strangers:

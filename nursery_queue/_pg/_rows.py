@@ -18,6 +18,7 @@ from nursery_queue._core._model import (
     Outcome,
     QueueStatus,
     Settlement,
+    Spot,
     Stats,
     Stranded,
     TaskStatus,
@@ -79,13 +80,13 @@ def settle_params(settlements: Sequence[Settlement]) -> dict[str, list[Any]]:
 
 def claimed(rows: Iterable[Row]) -> Claimed:
     """Read the answer of `claim.sql`, which has at least one row."""
-    answer: list[Any] = [None, False, False, False]
+    answer: list[Any] = [None, False, False, False, False, None, None]
     claims: list[Claim] = []
     for row in rows:
-        (*answer, task_id, epoch, attempt, lost, lag, task_type, queue, params) = row[:12]
+        (*answer, task_id, epoch, attempt, lost, lag, task_type, queue, params) = row[:15]
         if task_id is None:
             break  # nothing was ready: this row only carries the answer
-        max_attempts, backoff, timeout, keep_for, on_complete, completes = row[12:]
+        max_attempts, backoff, timeout, keep_for, on_complete, completes = row[15:]
         claims.append(
             Claim(
                 fence=Fence(task_id, epoch),
@@ -103,13 +104,15 @@ def claimed(rows: Iterable[Row]) -> Claimed:
                 completes=completes,
             )
         )
-    next_due, contended, held_back, strangers = answer
+    next_due, contended, held_back, strangers, more, resume_queue, resume_type = answer
     return Claimed(
         claims=claims,
         next_due=next_due,
         contended=contended,
         held_back=held_back,
         strangers=strangers,
+        more=more,
+        resume=None if resume_queue is None else Spot(resume_queue, resume_type),
     )
 
 

@@ -24,6 +24,7 @@ from nursery_queue._core._model import (
     QueueStatus,
     Refusal,
     Settlement,
+    Spot,
     Stats,
     TaskFilter,
     TaskRef,
@@ -46,7 +47,11 @@ from ._transaction import PostgresTransaction, carry_out, insert_tasks, settle_r
 BATCH = 1000
 COPY = 100_000  # tasks that are stored in the time of one call
 WALK = 5000  # tasks to look at in one statement
-PARK = 10_000  # positions at the head of each queue to look at in one statement
+PARK = 10_000  # positions to put aside in one statement
+# Queues that one claim looks at. For each it holds a lock, for those with a limit two: as many as
+# the server has room for in each of its sessions by default (max_locks_per_transaction, 64).
+QUEUES = 32
+PROBES = 500  # of the index, to find them among paused queues and types that nobody asked for
 CHUNKS = 50_000  # of streams to delete in one statement, and those of one task
 VACUUM_AFTER = 10_000  # positions parked, once hardly any others are left to park
 
@@ -61,6 +66,7 @@ class PostgresStore(Sessions):
     """
 
     _gone: int = attrs.field(default=0, init=False)  # parked since the last vacuum
+    _park_after: Spot = attrs.field(default=Spot(""), init=False)  # where parking goes on
 
     async def check(self) -> None:
         """Raise `SchemaError` if the tables are not what this code needs."""
@@ -213,8 +219,10 @@ class PostgresStore(Sessions):
         limit: int,
         lanes: Sequence[Lane] | None = None,
         at_once: int | None = None,
+        after: Spot | None = None,
     ) -> Claimed:
         """Take at most *limit* ready tasks; *lanes*: only these queues (None: all)."""
+        after = after or Spot("")
         params = {
             "worker_id": worker_id,
             "task_types": list(task_types),
@@ -222,6 +230,10 @@ class PostgresStore(Sessions):
             "queues": None if lanes is None else [lane.queue for lane in lanes],
             "slots": None if lanes is None else [lane.slots for lane in lanes],
             "at_once": at_once,
+            "after_queue": after.queue,
+            "after_type": after.task_type,
+            "most_queues": QUEUES,
+            "most_steps": PROBES,
         }
         async with self._lent(self._control) as conn:
             if not conn.pooled:
@@ -278,7 +290,7 @@ class PostgresStore(Sessions):
     async def backlog(
         self, task_types: Sequence[str], *, queues: Sequence[str] | None, most: int
     ) -> int:
-        """Count tasks of these types among the first *most* that are due in these queues."""
+        """Count tasks of these types that are due in these queues, up to *most*."""
         params = {
             "task_types": list(task_types),
             "queues": None if queues is None else list(queues),
@@ -289,13 +301,15 @@ class PostgresStore(Sessions):
 
     async def park(self) -> int:
         """Put ready tasks of types nobody knows out of the way of claims; return how many."""
-        rows = await self._run(self._control, "park", {"most": PARK})
-        parked = int(rows[0][0])
+        after = self._park_after
+        params = {"most": PARK, "after_queue": after.queue, "after_type": after.task_type}
+        ((parked, queue, task_type),) = await self._run(self._control, "park", params)
+        self._park_after = Spot("") if queue is None else Spot(queue, task_type)
         self._gone += parked
         if parked < PARK / 10 and self._gone >= VACUUM_AFTER:
             await self._run(self._control, "vacuum")
             self._gone = 0
-        return parked
+        return int(parked)
 
     async def unpark(self, task_types: Sequence[str]) -> int:
         """Bring a batch of parked tasks of these types back; return how many."""

@@ -23,6 +23,7 @@ from nursery_queue._core._model import (
     QueueStatus,
     Refusal,
     Settlement,
+    Spot,
     Stats,
     TaskFilter,
     TaskRef,
@@ -215,9 +216,14 @@ class Store(Protocol):
         limit: int,
         lanes: Sequence[Lane] | None = None,
         at_once: int | None = None,
+        after: Spot | None = None,
     ) -> Claimed:
         """Take at most *limit* ready tasks; *lanes*: only these queues (None: all).
 
+        A store may look at no more than some of the queues: those that come *after* (None: the
+        first). `Claimed.resume` says where the next claim is to go on; of *lanes* those that
+        come after it, beginning with its queue, in their order. Of the queues it looks at it
+        takes the best: highest priority first, oldest first.
         No more than *at_once* of any queue with a limit: what has to wait here, others could
         run. Cancelled or failed, it may have taken some: reconcile with `held`.
         """
@@ -256,7 +262,7 @@ class Store(Protocol):
     async def backlog(
         self, task_types: Sequence[str], *, queues: Sequence[str] | None, most: int
     ) -> int:
-        """Count tasks of these types among the first *most* that are due in these queues.
+        """Count tasks of these types that are due in these queues, up to *most*.
 
         Queues None: all. What is parked is not counted: nobody knows its type.
         """
@@ -265,7 +271,7 @@ class Store(Protocol):
     async def park(self) -> int:
         """Put ready tasks of types that no live worker knows out of the way of claims.
 
-        One batch, from the heads of all queues; returns how many. They are ready all the same.
+        One batch, where the last one stopped; returns how many. They are ready all the same.
         """
         ...
 

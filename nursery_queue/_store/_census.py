@@ -41,9 +41,13 @@ def stats(tables: Tables) -> Stats:
 def backlog(
     tables: Tables, task_types: Sequence[str], queues: Sequence[str] | None, most: int
 ) -> int:
-    """Count tasks of these types among the first that are due in these queues."""
-    here = (task for task in _due(tables) if queues is None or task.asked.queue in queues)
-    return sum(task.asked.task_type in task_types for task in itertools.islice(here, most))
+    """Count tasks of these types that are due in these queues, up to *most*."""
+    here = (
+        task
+        for task in _due(tables)
+        if task.asked.task_type in task_types and (queues is None or task.asked.queue in queues)
+    )
+    return sum(1 for _ in itertools.islice(here, most))
 
 
 def _due(tables: Tables) -> Iterator[Task]:

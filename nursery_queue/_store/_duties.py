@@ -95,7 +95,7 @@ class Duties(Tables):
             next_due=next_due,
             held_back=any(
                 self.limited(queue)
-                and not self.settings[queue].paused
+                and self.settings[queue].open
                 and taken[queue] < min(slots[queue], len(tasks))
                 for queue, tasks in queued.items()
             ),

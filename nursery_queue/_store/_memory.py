@@ -23,6 +23,7 @@ from nursery_queue._core._model import (
     QueueStatus,
     Refusal,
     Settlement,
+    Spot,
     Stats,
     TaskFilter,
     TaskRef,
@@ -184,8 +185,10 @@ class MemoryStore:
         limit: int,
         lanes: Sequence[Lane] | None = None,
         at_once: int | None = None,
+        after: Spot | None = None,
     ) -> Claimed:
         """Take at most *limit* ready tasks; *lanes*: only these queues (None: all)."""
+        del after  # it looks at all queues, every time
         await self._turn()
         return self._tables.claim(worker_id, task_types, limit=limit, lanes=lanes, at_once=at_once)
 
@@ -239,7 +242,7 @@ class MemoryStore:
     async def backlog(
         self, task_types: Sequence[str], *, queues: Sequence[str] | None, most: int
     ) -> int:
-        """Count tasks of these types among the first *most* that are due in these queues."""
+        """Count tasks of these types that are due in these queues, up to *most*."""
         await self._turn()
         return _census.backlog(self._tables, task_types, queues, most)
 

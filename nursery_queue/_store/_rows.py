@@ -61,6 +61,11 @@ class Setting:
     paused: bool = False
     max_running: int | None = None
 
+    @property
+    def open(self) -> bool:
+        """Whether the end of a task can make room for another: no limit of 0, which is a pause."""
+        return not self.paused and self.max_running != 0
+
 
 @attrs.define(eq=False)
 class Worker:

@@ -25,6 +25,7 @@ from nursery_queue._core._model import (
     QueueStatus,
     Refusal,
     Settlement,
+    Spot,
     TaskFilter,
     WorkerInfo,
     WorkerStatus,
@@ -137,11 +138,12 @@ class FlakyStore:
         limit: int,
         lanes: Sequence[Lane] | None = None,
         at_once: int | None = None,
+        after: Spot | None = None,
     ) -> Claimed:
         self.limits.append(limit)
         async with self._verb("claim"):
             return await self.inner.claim(
-                worker_id, task_types, limit=limit, lanes=lanes, at_once=at_once
+                worker_id, task_types, limit=limit, lanes=lanes, at_once=at_once, after=after
             )
 
     async def settle(self, settlements: Sequence[Settlement]) -> dict[Fence, Refusal]:

@@ -52,6 +52,10 @@ def values(name: str) -> dict[str, Any]:
             "queues": None,
             "slots": None,
             "at_once": None,
+            "after_queue": "",
+            "after_type": "",
+            "most_queues": 32,
+            "most_steps": 500,
         },
         "settle": _rows.settle_params(settlements),
         "heartbeat": {"id": WORKER, "draining": False},
@@ -240,7 +244,7 @@ def test_no_plan_claims_more_than_asked(
         seen: list[tuple[Any, ...]] = []
         for _ in range(3):
             rows = session.execute(query("claim", "nursery_queue"), params, prepare=True)
-            seen += [row[4:5] for row in rows]
+            seen += [row[7:8] for row in rows]
         count = session.execute("select count(*) from nursery_queue.running").fetchone()
 
     assert seen == best[:21]
@@ -257,8 +261,8 @@ def test_claims_step_over_each_other(migrated: str) -> None:
         one.commit()
         other.execute("set lock_timeout = '5s'")
         params = values("claim") | {"limit": 4}
-        first = [row[4] for row in one.execute(query("claim", "nursery_queue"), params)]
-        second = [row[4] for row in other.execute(query("claim", "nursery_queue"), params)]
+        first = [row[7] for row in one.execute(query("claim", "nursery_queue"), params)]
+        second = [row[7] for row in other.execute(query("claim", "nursery_queue"), params)]
 
     assert len(first) == len(second) == 4
     assert max(first) < min(second)

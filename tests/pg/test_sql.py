@@ -34,8 +34,8 @@ ATTEMPT = (
     " error_details jsonb, final bool"
 )
 CLAIM = (
-    "next_due float8, contended bool, held_back bool, strangers bool, id int8, epoch int4,"
-    " attempt int4, lost int4,"
+    "next_due float8, contended bool, held_back bool, strangers bool, more bool,"
+    " resume_queue text, resume_type text, id int8, epoch int4, attempt int4, lost int4,"
     " lag float8, task_type text, queue text, params text, max_attempts int4, backoff jsonb,"
     " timeout float8, keep_for float8, ?column? bool, completes int8"
 )
@@ -64,10 +64,14 @@ EXPECTED = {
         "last int8, count int4",
     ),
     "claim": (
-        "limit int4, queues text[], slots int4[], at_once int4, worker_id uuid, task_types text[]",
+        (
+            "queues text[], task_types text[], after_queue text, after_type text,"
+            " most_queues int4, most_steps int4, limit int4, slots int4[], at_once int4,"
+            " worker_id uuid"
+        ),
         CLAIM,
     ),
-    "backlog": ("queues text[], most int4, task_types text[]", "count int8"),
+    "backlog": ("queues text[], task_types text[], most int4", "count int8"),
     "count_attempts": ("", "queue text, outcome text, final bool, count int8"),
     "count_tasks": ("", "queue text, state text, count int8, count int8"),
     "count_unknown": ("", "task_type text, count int8, min timestamptz"),
@@ -92,7 +96,10 @@ EXPECTED = {
     "lock_migrations": ("", "pg_advisory_xact_lock void"),
     "migration_table_exists": ("", "?column? bool"),
     "overdue": ("", "?column? bool"),
-    "park": ("most int4", "park int4"),
+    "park": (
+        "most int4, after_queue text, after_type text",
+        "moved int4, resume_queue text, resume_type text",
+    ),
     "pause": ("queue text, paused bool", ""),
     "promote": ("limit int4", "count int8, case void"),
     "prune": ("limit int4, chunks int4", "count int8"),

@@ -94,8 +94,9 @@ create table nursery_queue.ready (
     lost      integer not null default 0
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 comment on table nursery_queue.ready is 'Position of a task that may run now.';
--- What a claim walks, in the order it walks it.
-create unique index ready_key on nursery_queue.ready (queue, priority desc, task_id);
+-- The claim walks it. A task type before the priority: a worker steps over a million tasks of
+-- types that it does not know in one probe.
+create unique index ready_key on nursery_queue.ready (queue, task_type, priority desc, task_id);
 
 create table nursery_queue.parked (like nursery_queue.ready);
 comment on table nursery_queue.parked is

@@ -72,6 +72,7 @@ begin
                   from wanted
                  cross join lateral (select ready.ctid as place from nursery_queue.ready
                                       where ready.queue = wanted.queue
+                                        and ready.task_type = wanted.task_type
                                         and ready.priority = wanted.priority
                                         and ready.task_id = wanted.id offset 0) as found))
             returning task_id, attempt, epoch, lost

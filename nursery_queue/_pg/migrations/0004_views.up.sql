@@ -30,7 +30,8 @@ select task.id,
   left join nursery_queue.running on running.task_id = task.id
   left join nursery_queue.scheduled on scheduled.task_id = task.id
   left join nursery_queue.ready
-    on ready.queue = task.queue and ready.priority = task.priority and ready.task_id = task.id
+    on ready.queue = task.queue and ready.task_type = task.task_type
+   and ready.priority = task.priority and ready.task_id = task.id
   left join nursery_queue.parked
     on parked.task_type = task.task_type and parked.queue = task.queue
    and parked.priority = task.priority and parked.task_id = task.id

@@ -2,8 +2,10 @@
 insert into nursery_queue.ready select * from nursery_queue.parked;
 delete from nursery_queue.parked;
 drop function nursery_queue.unpark(text[], integer);
-drop function nursery_queue.park(integer);
+drop function nursery_queue.park(integer, text, text, integer);
 drop function nursery_queue.room(text[]);
+drop function nursery_queue.shares(text[], text[], integer[], integer);
+drop function nursery_queue.walk(text[], text[], text, text, integer, integer);
 drop trigger count_and_ring on nursery_queue.queue;
 drop trigger change_alone on nursery_queue.queue;
 drop function nursery_queue.count_and_ring();

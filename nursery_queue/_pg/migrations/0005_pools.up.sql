@@ -1,7 +1,11 @@
 -- Queues as pools: how many tasks of a queue run over all workers, and who is in the way.
 
--- Whoever claims from a queue holds its lock shared and whoever changes the queue holds it alone,
--- each until the commit: so no claim comes in that does not know of a change made before.
+-- A claim holds the lock of each queue it takes from, shared, and a change holds the lock of its
+-- queue alone, each until the commit: so no claim comes in that does not know of a change made
+-- before. That a queue has no row yet makes no difference: the lock is on its name. A claim looks
+-- at a bounded number of queues (nursery_queue.walk), so it holds a bounded number of locks: those
+-- of all 20,000 queues of one installation were more than the server's memory for locks has room
+-- for (tests/pg/test_many_queues.py).
 create function nursery_queue.change_alone() returns trigger
 language plpgsql
 as $$
@@ -39,6 +43,144 @@ $$;
 
 create trigger count_and_ring after insert or update or delete on nursery_queue.queue
     for each statement execute function nursery_queue.count_and_ring();
+
+-- The lanes that a claim looks at: the pairs of a queue and a task type that have ready tasks, in
+-- the order of ready_key, from the first after (`after_queue`, `after_type`) on; of `queues` only
+-- (null: of all), in their order, of which `after_queue` is the first or none. Queues where nothing
+-- may start are stepped over, and so are types other than `types`: one probe each, however many
+-- tasks they have. Ends after `most_queues` queues or `most_steps` probes, and then says where the
+-- next one is to begin (null: there are no more).
+create function nursery_queue.walk(
+    queues text[], types text[], after_queue text, after_type text,
+    most_queues integer, most_steps integer,
+    out lane_queues text[], out lane_types text[], out strangers boolean,
+    out resume_queue text, out resume_type text
+)
+language plpgsql stable
+as $$
+declare
+    here text := after_queue; -- where the walk is
+    kind text := after_type;
+    next_queue text;
+    next_type text;
+    served boolean; -- something of `here` may start; null: not known yet
+    walked integer := 0; -- queues, without those that were stepped over
+    name_number integer := 1;
+begin
+    lane_queues := '{}';
+    lane_types := '{}';
+    strangers := false;
+    if here is distinct from queues[1] and queues is not null then
+        here := queues[1];
+        kind := '';
+    end if;
+    for step in 1 .. most_steps loop
+        next_type := null;
+        if queues is null and served is distinct from false then
+            select ready.queue, ready.task_type into next_queue, next_type
+              from nursery_queue.ready
+             where (ready.queue, ready.task_type) > (here, kind)
+             order by ready.queue, ready.task_type limit 1;
+        elsif queues is null then
+            select ready.queue, ready.task_type into next_queue, next_type
+              from nursery_queue.ready
+             where ready.queue > here
+             order by ready.queue, ready.task_type limit 1;
+        elsif served is distinct from false then
+            next_queue := here;
+            select ready.task_type into next_type
+              from nursery_queue.ready
+             where ready.queue = here and ready.task_type > kind
+             order by ready.task_type limit 1;
+        end if;
+        if next_type is null then
+            name_number := name_number + 1;
+            here := queues[name_number];
+            if here is null then
+                return;
+            end if;
+            kind := '';
+            served := null;
+            continue;
+        end if;
+        if served is null or next_queue <> here then
+            if walked = most_queues then
+                resume_queue := here;
+                resume_type := kind;
+                return;
+            end if;
+            served := not exists (select from nursery_queue.queue
+                                   where name = next_queue and (paused or max_running = 0));
+            walked := walked + served::int;
+        end if;
+        here := next_queue;
+        kind := next_type;
+        if served and kind = any(types) then
+            lane_queues := lane_queues || here;
+            lane_types := lane_types || kind;
+        elsif served then
+            strangers := true;
+        end if;
+    end loop;
+    resume_queue := here;
+    resume_type := kind;
+end
+$$;
+
+-- How many tasks of each of these lanes are among the best `total` of all of them, if no queue
+-- gives more than its slots. Looks at about 4 * `total` + 500 positions, evenly of all lanes.
+-- Where a lane has more, some of these may be as good as its last that was looked at: tasks of
+-- other lanes that are worse than that have to wait (`more`).
+create function nursery_queue.shares(
+    lane_queues text[], lane_types text[], lane_slots integer[], total integer,
+    out most integer[], out more boolean
+)
+language plpgsql stable
+    set plan_cache_mode = force_generic_plan -- to plan it takes longer than to run it
+as $$
+declare
+    lanes integer := coalesce(cardinality(lane_queues), 0);
+    deep integer := 1 + (4 * total + 500) / greatest(1, lanes);
+begin
+    more := false;
+    if lanes < 2 then
+        most := array[least(lane_slots[1], total)];
+        return; -- the usual case
+    end if;
+    with candidate as materialized (
+        select lane.number, lane.queue, lane.slots, found.priority, found.task_id
+          from unnest(lane_queues, lane_types, lane_slots) with ordinality
+                    as lane (queue, task_type, slots, number)
+         cross join lateral (select ready.priority, ready.task_id
+                               from nursery_queue.ready
+                              where ready.queue = lane.queue
+                                and ready.task_type = lane.task_type
+                              order by ready.priority desc, ready.task_id
+                              limit least(lane.slots, total, deep)) as found
+    ), beyond as materialized (
+        select max(worst) as priority
+          from (select min(priority) as worst from candidate
+                 group by number, slots
+                having count(*) = deep and deep < least(slots, total)) as lane
+    ), ranked as (
+        select number, slots, priority, task_id,
+               row_number() over (partition by queue order by priority desc, task_id) as rank
+          from candidate
+         where priority >= coalesce((select beyond.priority from beyond), priority)
+    ), best as (
+        select number from ranked
+         where rank <= slots
+         order by priority desc, task_id
+         limit total
+    )
+    select array_agg(coalesce(share.count, 0) order by lane),
+           (select priority from beyond) is not null
+      into most, more
+      from generate_series(1, lanes) as lane
+      left join (select number, count(*) from best group by number) as share
+        on share.number = lane;
+end
+$$;
 
 -- How many tasks may start, by queue, for those that are paused (-1), that somebody is changing
 -- (-2: ask again), or that have a limit; null: there are none. Until the commit nobody else gets an
@@ -83,36 +225,48 @@ begin
 end
 $$;
 
--- Puts ready tasks of types that no live worker knows out of the way of claims, if they are
--- among the first `most` of their queue. Answers how many.
-create function nursery_queue.park(most integer) returns integer
+-- Puts ready tasks of types that no live worker knows out of the way of claims: up to `most`
+-- tasks of the next `most_lanes` lanes after (`after_queue`, `after_type`). Answers how many, and
+-- where the next call is to begin (null: at the first lane).
+create function nursery_queue.park(
+    most integer, after_queue text default '', after_type text default '',
+    most_lanes integer default 1000,
+    out moved integer, out resume_queue text, out resume_type text
+)
 language plpgsql
 as $$
-declare
-    moved integer;
 begin
     -- Who registers and brings back what it knows waits for us; who has, is seen below.
     perform pg_advisory_xact_lock_shared(hashtextextended('nursery_queue.parked', 0));
     with recursive known as materialized (
         select distinct unnest(task_types) as task_type from nursery_queue.worker
          where heartbeat_at >= nursery_queue.now() - make_interval(secs => lease)
-    ), lane (queue) as (
-        (select queue from nursery_queue.ready order by queue limit 1)
-        union all
-        select (select next.queue from nursery_queue.ready as next
-                 where next.queue > lane.queue order by next.queue limit 1)
+    ), lane (queue, task_type, number) as (
+        -- Every lane that has ready tasks, one index probe each.
+        select park.after_queue, park.after_type, 0
+         union all
+        select next.queue, next.task_type, lane.number + 1
           from lane
-         where lane.queue is not null
+         cross join lateral (select ready.queue, ready.task_type from nursery_queue.ready
+                              where (ready.queue, ready.task_type)
+                                    > (lane.queue, lane.task_type)
+                              order by ready.queue, ready.task_type
+                              limit 1) as next
+         where lane.number < park.most_lanes
+    ), walked as materialized (
+        select * from lane
     ), strange as materialized (
         select head.place
-          from lane
-         cross join lateral (select ready.ctid as place, ready.task_type
+          from walked
+         cross join lateral (select ready.ctid as place
                                from nursery_queue.ready
-                              where ready.queue = lane.queue
+                              where ready.queue = walked.queue
+                                and ready.task_type = walked.task_type
                               order by ready.priority desc, ready.task_id
                               limit most) as head
-         where lane.queue is not null
-           and not exists (select from known where known.task_type = head.task_type)
+         where walked.number > 0
+           and not exists (select from known where known.task_type = walked.task_type)
+         limit most
     ), free as materialized (
         select ctid as place from nursery_queue.ready
          where ctid = any(array(select place from strange))
@@ -124,8 +278,19 @@ begin
     ), put as (
         insert into nursery_queue.parked select * from gone returning task_id
     )
-    select count(*) into moved from put;
-    return moved;
+    select (select count(*) from put), last.queue, last.task_type
+      into moved, resume_queue, resume_type
+      from walked as last
+     order by last.number desc
+     limit 1;
+    if moved > 0 then -- there may be more of them here
+        resume_queue := after_queue;
+        resume_type := after_type;
+    elsif not exists (select from nursery_queue.ready
+                       where (ready.queue, ready.task_type) > (resume_queue, resume_type)) then
+        resume_queue := null;
+        resume_type := null;
+    end if;
 end
 $$;
 

@@ -2,20 +2,20 @@
 -- first, oldest first, never one that somebody else is taking at this moment. Walks
 -- ready_key; the rows are picked once and then found by ctid, so no plan takes more. How many
 -- may start of a queue is asked before any row is locked.
+--
+-- Bounded whatever there is: it looks at no more than `most_queues` queues, which nursery_queue.walk
+-- finds from (`after_queue`, `after_type`) on, and says where the next claim is to go on (null:
+-- it has come to the end); reads about 4 * `limit` + 500 positions and locks `limit`.
+-- tests/pg/test_many_queues.py and test_plans.py hold it to that.
 -- Always answers at least one row, for what it says of all of them.
-with recursive lane (queue) as (
-    -- Every queue that has ready tasks, one index probe each.
-    (select queue from nursery_queue.ready order by queue limit 1)
-    union all
-    select (select next.queue from nursery_queue.ready as next
-             where next.queue > lane.queue order by next.queue limit 1)
-      from lane
-     where lane.queue is not null
+with walked as materialized (
+    select * from nursery_queue.walk(%(queues)s::text[], %(task_types)s::text[],
+                                     %(after_queue)s::text, %(after_type)s::text,
+                                     %(most_queues)s::int, %(most_steps)s::int)
 ), wanted (queue, slots) as materialized (
-    select queue, %(limit)s::int from lane
-     where %(queues)s::text[] is null and queue is not null
-    union all
-    select * from unnest(%(queues)s::text[], %(slots)s::int[])
+    select queue, coalesce(asked.slots, %(limit)s::int)
+      from (select distinct unnest(lane_queues) as queue from walked) as served
+      left join unnest(%(queues)s::text[], %(slots)s::int[]) as asked (queue, slots) using (queue)
 ), room (free) as materialized (
     select nursery_queue.room(array(select queue from wanted))
 ), offer (queue, slots, pool) as materialized (
@@ -26,18 +26,26 @@ with recursive lane (queue) as (
       from wanted, room
      where coalesce((free ->> queue)::int, 1) > 0
        and exists (select from nursery_queue.worker where worker.id = %(worker_id)s::uuid)
+), shared as materialized (
+    -- How many of each lane are among the best.
+    select shares.*, served.queues, served.types
+      from (select array_agg(queue) as queues, array_agg(task_type) as types,
+                   array_agg(offer.slots) as slots
+              from walked
+             cross join unnest(lane_queues, lane_types) as served (queue, task_type)
+              join offer using (queue)) as served
+     cross join nursery_queue.shares(queues, types, slots, %(limit)s::int) as shares
 ), picked as materialized (
-    select found.place, offer.queue, offer.pool
-      from offer
-     cross join lateral (select ready.ctid as place, ready.priority, ready.task_id
+    select found.place, share.queue, share.task_type
+      from shared
+     cross join unnest(shared.queues, shared.types, shared.most) as share (queue, task_type, most)
+     cross join lateral (select ready.ctid as place
                            from nursery_queue.ready
-                          where ready.queue = offer.queue
-                            and ready.task_type = any(%(task_types)s::text[])
+                          where ready.queue = share.queue
+                            and ready.task_type = share.task_type
                           order by ready.priority desc, ready.task_id
-                          limit offer.slots
+                          limit share.most
                             for update skip locked) as found
-     order by found.priority desc, found.task_id
-     limit %(limit)s::int
 ), taken as (
     delete from nursery_queue.ready
      where ctid = any(array(select place from picked))
@@ -48,39 +56,44 @@ with recursive lane (queue) as (
     select task_id, %(worker_id)s::uuid, attempt, epoch, lost, nursery_queue.now(),
            (select pool from offer where offer.queue = taken.queue limit 1)
       from taken
-), answer (next_due, contended, held_back, strangers) as (
+), got (queue, task_type, of_lane, of_queue) as materialized (
+    -- Of all lanes that were walked, also those of queues that are full.
+    select served.queue, served.task_type, count(picked.place),
+           sum(count(picked.place)) over (partition by served.queue)
+      from walked
+     cross join unnest(lane_queues, lane_types) as served (queue, task_type)
+      left join picked using (queue, task_type)
+     group by served.queue, served.task_type
+), answer (next_due, contended, held_back, strangers, more, resume_queue, resume_type) as (
     select (select extract(epoch from min(due_at) - nursery_queue.now())::float8
               from nursery_queue.scheduled),
            -- Some queue is being changed, or has more than we got, not for want of slots.
            exists (select from wanted, room where (free ->> queue)::int = -2)
            or (select count(*) from picked) < %(limit)s::int
+           and not shared.more
            and exists (select
-                         from offer
-                        cross join lateral (select count(*) as n from picked
-                                             where picked.queue = offer.queue) as got
-                        where got.n < offer.slots
+                         from got
+                         join offer using (queue)
+                        where of_queue < offer.slots
                           and exists (select from nursery_queue.ready
-                                       where ready.queue = offer.queue
-                                         and ready.task_type = any(%(task_types)s::text[])
-                                      offset got.n)),
+                                       where ready.queue = got.queue
+                                         and ready.task_type = got.task_type
+                                      offset of_lane)),
            -- Some queue has more than we got, and that is for want of slots.
-           exists (select
-                     from wanted
-                     join room on (free ->> wanted.queue)::int >= 0
-                    cross join lateral (select count(*) as n from picked
-                                         where picked.queue = wanted.queue) as got
-                    where got.n < wanted.slots
+           (select free from room) is not null
+           and exists (select
+                     from got
+                     join wanted using (queue)
+                     join room on (free ->> queue)::int >= 0
+                    where of_queue < wanted.slots
                       and exists (select from nursery_queue.ready
-                                   where ready.queue = wanted.queue
-                                     and ready.task_type = any(%(task_types)s::text[])
-                                  offset got.n)),
-           exists (select
-                     from offer
-                    cross join lateral (select ready.task_type from nursery_queue.ready
-                                         where ready.queue = offer.queue
-                                         order by ready.priority desc, ready.task_id
-                                         limit 1) as head
-                    where head.task_type <> all(%(task_types)s::text[]))
+                                   where ready.queue = got.queue
+                                     and ready.task_type = got.task_type
+                                  offset of_lane)),
+           walked.strangers,
+           (select count(*) from picked) < %(limit)s::int and shared.more,
+           walked.resume_queue, walked.resume_type
+      from walked, shared
 )
 select answer.*,
        task.id, taken.epoch, taken.attempt, taken.lost, taken.lag, task.task_type, task.queue,

@@ -1,2 +1,2 @@
 -- Puts ready tasks of types that no live worker knows aside. Walks ready_key.
-select nursery_queue.park(%(most)s::int)
+select * from nursery_queue.park(%(most)s::int, %(after_queue)s::text, %(after_type)s::text)
