@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import types
 
+from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any, NoReturn
 
 
 SCALARS = frozenset({str, int, float, bool, type(None)})
 
+# A string, which is left alone, or a number.
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?')
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
@@ -41,7 +46,62 @@ def to_text(value: Any, path: str, *, deep: bool = True) -> str:
         fault = find_fault(value, path)
         if fault is not None:
             raise NotJsonError(fault)
-    return text
+    # Cheap to suspect again; may be part of a string.
+    return _TOKEN.sub(_plain_float, text) if "e+" in text or "-0.0" in text else text
+
+
+def _plain_float(token: re.Match[str]) -> str:
+    """Write a float so that jsonb, which drops exponents and the sign of zero, gives a float."""
+    text = token[0]
+    if text == "-0.0":
+        return "0.0"
+    if text[0] == '"' or "e+" not in text:
+        return text
+    return format(Decimal(text), "f") + ".0"
+
+
+def as_jsonb(text: str) -> str:
+    """Return JSON text as PostgreSQL gives it back from a column of type jsonb.
+
+    Names by length and then by their bytes, the last of each that is there twice; a number
+    without an exponent, an integer if it has no fraction then.
+    """
+    return json.dumps(_AS_JSONB.decode(text), ensure_ascii=False)
+
+
+def _sorted_names(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    return dict(sorted(dict(pairs).items(), key=lambda pair: _by_length(pair[0].encode())))
+
+
+def _by_length(name: bytes) -> tuple[int, bytes]:
+    return len(name), name
+
+
+def _plain_number(text: str) -> float:
+    plain = format(Decimal(text), "f")
+    return float(plain) + 0.0 if "." in plain else int(plain)
+
+
+_AS_JSONB = json.JSONDecoder(object_pairs_hook=_sorted_names, parse_float=_plain_number)
+
+
+def from_text(text: str | bytes) -> Any:
+    """Return the value that the text of a jsonb holds, whoever has written it.
+
+    An integer of more digits than Python reads becomes a float, infinity if need be: one row
+    must not keep the others of its page from being shown.
+    """
+    try:
+        return json.loads(text)
+    except ValueError:
+        return json.loads(text, parse_int=_any_int)
+
+
+def _any_int(text: str) -> float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, LiteralString, TypeVar
@@ -11,6 +10,7 @@ from uuid import UUID
 
 import attrs
 
+from nursery_queue._core._json import from_text
 from nursery_queue._core._model import NewTask, TaskRef, TaskStatus
 from nursery_queue._core._states import State
 
@@ -83,7 +83,7 @@ def _truth(rows: Sequence[Row]) -> bool:
 
 
 def _status(row: Row) -> TaskStatus:
-    values = json.loads(row[0])
+    values = from_text(row[0])
     for name, read in _READ.items():
         if values[name] is not None:
             values[name] = read(values[name])

@@ -13,7 +13,10 @@ import attrs
 import psycopg
 import trio
 
+from psycopg.types.json import set_json_loads
+
 from nursery_queue._core._errors import Closed, NotifyUnavailable, TransientError
+from nursery_queue._core._json import from_text
 from nursery_queue._store import Bell, Ring
 
 from ._cancelling import expendable
@@ -111,6 +114,7 @@ class Sessions:
 
     async def _connect(self) -> Connection:
         conn = await connect(self.conninfo)
+        set_json_loads(from_text, conn)
         if conn.pooled:  # then nothing may be set in the session, which is others' too
             self._warn_of_pooler()
         else:

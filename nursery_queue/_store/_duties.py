@@ -12,6 +12,7 @@ from uuid import UUID
 
 import attrs
 
+from nursery_queue._core._json import as_jsonb
 from nursery_queue._core._model import (
     Beat,
     CancelRequest,
@@ -132,7 +133,9 @@ class Duties(Tables):
                     error_type=error.type if error else None,
                     error_message=error.message if error else None,
                     error_traceback=error.traceback if error else None,
-                    error_details=json.loads(error.details) if error and error.details else None,
+                    error_details=json.loads(as_jsonb(error.details))
+                    if error and error.details
+                    else None,
                     final=settlement.state.is_final,
                 )
             )
@@ -144,7 +147,7 @@ class Duties(Tables):
         if state.is_final:
             ended = attrs.evolve(
                 place,
-                result=settlement.result,
+                result=None if settlement.result is None else as_jsonb(settlement.result),
                 error_type=error.type if error else None,
                 error_message=error.message if error else None,
             )

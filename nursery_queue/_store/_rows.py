@@ -9,7 +9,7 @@ from uuid import UUID
 
 import attrs
 
-from nursery_queue._core._json import find_fault, object_from_text
+from nursery_queue._core._json import as_jsonb, find_fault, object_from_text, to_text
 from nursery_queue._core._model import (
     Attempt,
     CancelFilter,
@@ -81,6 +81,15 @@ class Worker:
         return self.heartbeat_at + dt.timedelta(seconds=self.info.lease) >= now
 
 
+def as_stored(asked: NewTask) -> NewTask:
+    """Return *asked* with what is JSON in it as a database would give it back."""
+    return attrs.evolve(
+        asked,
+        params=as_jsonb(asked.params),
+        context=None if asked.context is None else as_jsonb(asked.context),
+    )
+
+
 def check_task(asked: NewTask) -> None:
     """Raise for a task that a database would not take."""
     object_from_text(asked.params)
@@ -126,11 +135,11 @@ def completion(task: Task, ended: Place, why_cancelled: str) -> NewTask | None:
     nested, backoff = asked.pop("on_complete", None), asked.pop("backoff", None)
     return NewTask(
         **{name: asked[name] for name in asked if name not in {"context", "timeout"}},
-        params=json.dumps({"task_id": task.id, "context": context, "result": ending}),
+        params=to_text({"task_id": task.id, "context": context, "result": ending}, "params"),
         backoff=None if backoff is None else RetryPolicy(**backoff),
         timeout=float(asked["timeout"]) if "timeout" in asked else None,
-        on_complete=None if nested is None else json.dumps(nested),
-        context=json.dumps(asked["context"]) if "context" in asked else None,
+        on_complete=None if nested is None else to_text(nested, "on_complete"),
+        context=to_text(asked["context"], "context") if "context" in asked else None,
     )
 
 

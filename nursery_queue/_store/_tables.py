@@ -29,7 +29,7 @@ from nursery_queue._core._states import Event, State, sources, transition
 from nursery_queue._core._streams import StreamPage, StreamRequest
 from nursery_queue._runtime._timekeeper import timekeeper
 
-from ._rows import Place, Setting, Task, Worker, completion, execution, fits, tells
+from ._rows import Place, Setting, Task, Worker, as_stored, completion, execution, fits, tells
 from ._streams import Stream, page
 
 
@@ -92,7 +92,7 @@ class Tables:
         now = now or self.now()
         task = Task(
             id=next(self.ids) if task_id is None else task_id,
-            asked=asked,
+            asked=as_stored(asked),
             created_at=now,
             run_at=asked.run_at or now + dt.timedelta(seconds=asked.run_after),
             completes=completes,
