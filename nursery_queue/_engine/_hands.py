@@ -67,13 +67,32 @@ class Pace:
     """How long handlers take, and so how many tasks to claim ahead.
 
     As many as will be started within the horizon: thousands of no-ops, none of those that
-    take seconds, since a task waiting in our hands is one that nobody else can run.
+    take seconds, since a task waiting in our hands is one that nobody else can run. Where the
+    store takes long to answer, the horizon is as far as some of its answers, so that handlers
+    need not wait for the next claim; but never so far that tasks would have to be handed back.
     """
 
-    horizon: float = 0.05  # seconds
+    nearest: float = 0.05  # seconds
+    farthest: float = 0.75  # seconds, less than a task may wait in our hands
+    answers: float = 3.0  # one comes while half of what is in hand is worked off
     most: int = 2000
     _seconds: float = 2.0  # slow, until a number of them have been quick
     _known: int = 0  # of how many we know
+    _claim: float = 0.0  # seconds that one takes
+    _settle: float = 0.0  # seconds from the end of a handler until that is stored
+
+    @property
+    def horizon(self) -> float:
+        """How many seconds to look ahead."""
+        return min(self.farthest, max(self.nearest, self.answers * (self._claim + self._settle)))
+
+    def claimed(self, seconds: float) -> None:
+        """Note how long a claim took."""
+        self._claim += 0.2 * (min(seconds, self.farthest) - self._claim)
+
+    def stored(self, seconds: float) -> None:
+        """Note how long it took from the end of a handler until its outcome was stored."""
+        self._settle += 0.2 * (min(seconds, self.farthest) - self._settle)
 
     def took(self, seconds: float) -> None:
         """Note how long a handler took."""
@@ -197,11 +216,15 @@ class Hands:
 
     def settled(self, fences: Iterable[Fence]) -> None:
         """Let go of claims whose settlement is stored, or that are not ours any more."""
+        ended_at = math.inf
         for fence in fences:
             if (execution := self.held.pop(fence, None)) is not None:
+                ended_at = min(ended_at, execution.ended_at)
                 self._by_queue[execution.claim.queue] -= 1
                 if execution.afterwards is not None and execution in self._running:
                     self._staying.add(execution)
+        if ended_at < math.inf:
+            self.pace.stored(trio.current_time() - ended_at)
         self.freed()
 
     @property

@@ -165,7 +165,9 @@ class Poller:
             self._look_again = math.inf
         self._walk.goes_on()
         if lanes != []:
+            asked_at = trio.current_time()
             claimed = await self._ask(worker_id, limit, lanes)
+            self.hands.pace.claimed(trio.current_time() - asked_at)
             if self.worker_id() != worker_id:
                 return  # the lease ran out meanwhile: what came is not ours any more
             self._walk.saw(claimed)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import pytest
 import trio
@@ -12,6 +13,7 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
+from nursery_queue._core._model import Claimed, Fence, Refusal, Settlement
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import FlakyStore, outcomes, state, working
 
@@ -99,6 +101,46 @@ async def test_as_many_as_the_slots_that_turn(
 
         assert len(held) == 200
         assert (with_eight > 8 + 40, max(held) <= 8 + 20) == (True, True)
+
+
+class FarStore(FlakyStore):
+    """A store that takes a while to answer, as one at the end of a long line, or a busy one."""
+
+    async def claim(self, *args: Any, **options: Any) -> Claimed:
+        await trio.sleep(0.2)
+        return await super().claim(*args, **options)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> dict[Fence, Refusal]:
+        await trio.sleep(0.1)
+        return await super().settle(settlements)
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.3])
+async def test_handlers_do_not_wait_for_a_store_that_takes_long(
+    autojump_clock: MockClock, app: nq.App, seconds: float
+) -> None:
+    """What is claimed ahead lasts until the next claim is answered, and waits in no hand for long.
+
+    With handlers that take a while little is claimed ahead all the same.
+    """
+    client = nq.Client(FarStore())
+    held: list[int] = []
+
+    @app.task(name="quick")
+    async def quick() -> None:
+        held.append(worker.health().held)
+        await trio.sleep(seconds)
+
+    count, concurrency = round(20 / seconds), 4
+    await client.enqueue_many([quick.bind()] * count)
+    worker = nq.Worker(app, client, concurrency=concurrency)
+    began = trio.current_time()
+    await worker.run_until_idle()
+    took = trio.current_time() - began
+
+    assert len(held) == count
+    assert took < 1.6 * count * seconds / concurrency
+    assert max(held) <= concurrency * (1 + 1 / seconds)  # what one second is enough for
 
 
 async def test_slow_handlers_are_not_claimed_ahead(
