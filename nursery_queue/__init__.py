@@ -34,6 +34,7 @@ from ._core._errors import (
     ParamsError as ParamsError,
     PayloadTooLarge as PayloadTooLarge,
     ResultError as ResultError,
+    ResultTooLarge as ResultTooLarge,
     RetryAfter as RetryAfter,
     SchemaError as SchemaError,
     Snooze as Snooze,

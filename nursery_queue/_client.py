@@ -33,7 +33,7 @@ from ._streams import (
     Streams,
     poll_interval,
 )
-from ._task_type import MAX_PARAMS_BYTES, TaskRequest, TaskType, as_request
+from ._task_type import MAX_PARAMS_BYTES, MAX_RESULT_BYTES, TaskRequest, TaskType, as_request
 from ._transaction import Transaction, new_tasks, opened, task_id
 from ._waiting import Waiting
 
@@ -56,7 +56,10 @@ class Client(Steering):
 
     Args:
         store: Where the tasks are, for instance `testing.MemoryStore()`.
-        max_params_bytes: The largest params of one task, in bytes of JSON; 1,000,000.
+        max_params_bytes: The largest params, and the largest context, of one task, in bytes of
+            JSON; 1,000,000.
+        max_result_bytes: The largest result of one task that workers with this client store,
+            in bytes of JSON; 1,000,000. A larger one fails the task at once: `ResultTooLarge`.
         instruments: Who hears of what happens to tasks, here and in workers with this client;
             by default `LogEvents()` alone.
         stream_poll_interval: Seconds between looks of those who read streams, should a
@@ -67,6 +70,7 @@ class Client(Steering):
     """
 
     max_params_bytes: int = attrs.field(default=MAX_PARAMS_BYTES, kw_only=True)
+    max_result_bytes: int = attrs.field(default=MAX_RESULT_BYTES, kw_only=True)
     instruments: Sequence[Instrument] = attrs.field(
         factory=lambda: (LogEvents(),), converter=tuple[Instrument, ...], kw_only=True
     )

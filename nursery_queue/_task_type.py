@@ -12,7 +12,7 @@ import attrs
 from ._core._checks import label
 from ._core._codec import Params, dump_result
 from ._core._completion import PARAMETERS
-from ._core._errors import PayloadTooLarge
+from ._core._errors import PayloadTooLarge, ResultTooLarge
 from ._core._model import Claim, NewTask
 from ._core._options import Options, Overrides
 from ._core._outcome import Policy
@@ -24,6 +24,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 MAX_PARAMS_BYTES = 1_000_000
+MAX_RESULT_BYTES = 1_000_000
 
 
 @attrs.frozen
@@ -109,13 +110,17 @@ class TaskRequest:
         )
 
     def _check_size(self, what: str, text: str, limit: int) -> None:
-        size = len(text) if text.isascii() else len(text.encode())
-        if size > limit:
+        if (size := _size(text)) > limit:
             msg = (
                 f"{what.format(self.task_type)} {size} bytes, the limit is {limit}: "
                 f"store large data elsewhere and pass a reference"
             )
             raise PayloadTooLarge(msg)
+
+
+def _size(text: str) -> int:
+    """Return how many bytes of UTF-8 a text has."""
+    return len(text) if text.isascii() else len(text.encode())
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -241,15 +246,23 @@ class TaskType(Generic[P, R]):
         """
         return self.signature.call(context, values)
 
-    def dump_result(self, value: Any) -> str | None:
+    def dump_result(self, value: Any, max_bytes: int = MAX_RESULT_BYTES) -> str | None:
         """Return what the handler returned as JSON text; None for None.
 
         Raises:
             ResultError: It cannot be written as JSON; the message says where.
+            ResultTooLarge: It is longer than *max_bytes* in UTF-8.
         """
         if value is None:
             return None
-        return dump_result(value, self.signature.resolve().returns, self.name)
+        text = dump_result(value, self.signature.resolve().returns, self.name)
+        if text is not None and (size := _size(text)) > max_bytes:
+            msg = (
+                f"the result of {self.name} is {size} bytes, the limit is {max_bytes}: "
+                f"store large data elsewhere and return a reference"
+            )
+            raise ResultTooLarge(msg)
+        return text
 
     def _policy_of_the_code(self) -> Policy:
         return Policy(retry=self.retry, timeout=self.timeout, keep_for=self.keep_for)

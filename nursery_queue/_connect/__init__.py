@@ -12,7 +12,7 @@ from nursery_queue._pg._sql import DEFAULT_SCHEMA
 from nursery_queue._pg._store import PostgresStore
 from nursery_queue._runtime._instruments import Instrument, LogEvents
 from nursery_queue._streams import POLL
-from nursery_queue._task_type import MAX_PARAMS_BYTES
+from nursery_queue._task_type import MAX_PARAMS_BYTES, MAX_RESULT_BYTES
 
 from ._admin import migrate_up
 
@@ -24,6 +24,7 @@ async def connect(
     schema: str = DEFAULT_SCHEMA,
     pool_size: int = 4,
     max_params_bytes: int = MAX_PARAMS_BYTES,
+    max_result_bytes: int = MAX_RESULT_BYTES,
     instruments: Sequence[Instrument] | None = None,
     stream_poll_interval: float = POLL,
 ) -> AsyncGenerator[Client]:
@@ -34,7 +35,10 @@ async def connect(
         schema: Where the tables are.
         pool_size: Connections at most, at least 1; they are opened when needed. A worker adds
             two.
-        max_params_bytes: The largest params of one task, in bytes of JSON.
+        max_params_bytes: The largest params, and the largest context, of one task, in bytes of
+            JSON.
+        max_result_bytes: The largest result of one task that workers with this client store,
+            in bytes of JSON; a larger one fails the task at once.
         instruments: Who hears of what happens to tasks, here and in workers with this client;
             None: `LogEvents()` alone.
         stream_poll_interval: Seconds between looks of those who read streams, should a
@@ -55,6 +59,7 @@ async def connect(
     async with Client(
         store,
         max_params_bytes=limit,
+        max_result_bytes=whole(max_result_bytes, "max_result_bytes", minimum=2),
         instruments=heard,
         stream_poll_interval=stream_poll_interval,
     ) as client:

@@ -15,6 +15,7 @@ from ._model import ErrorRecord
 MESSAGE_LIMIT = 10_000  # characters
 TRACEBACK_LIMIT = 50_000
 DETAILS_LIMIT = 50_000
+_NOTES, _NOTE_LIMIT = 20, 1_000  # of details that are too long: so many, and characters of each
 _CHAIN_LIMIT = 100  # exceptions; the standard formatter takes them all, however many
 _DETAILS = Params.of_unknown("details")
 
@@ -25,7 +26,8 @@ def error_record(error: BaseException) -> ErrorRecord:
     A message is cut at 10,000 characters and a traceback at 50,000, with a note of how much
     is missing. NUL and lone surrogates, which PostgreSQL does not take, become visible
     escapes. Details are the exception's attribute `details`, if that is a mapping that
-    can be written as JSON, and its `__notes__`.
+    can be written as JSON, and its `__notes__`; of more than 50,000 characters only the first
+    notes are kept, cut, and "cut" says how much there was.
     """
     return ErrorRecord(
         type=cut(_storable(_type_name(type(error))), 500),
@@ -140,6 +142,19 @@ def _details(error: BaseException) -> str | None:
         if isinstance(details, Mapping):
             found |= details
         text = _DETAILS.dump(found) if found else None
-        return text if text is None or len(text) <= DETAILS_LIMIT else None
+        if text is None or len(text) <= DETAILS_LIMIT:
+            return text
+        return _cut_details(len(text), found.get("notes"))
     except BaseException:  # noqa: BLE001  # attributes are the user's; details are a courtesy
         return None
+
+
+def _cut_details(length: int, notes: object) -> str:
+    """Return what there is room for of details that are too long: notes, cut, and a mark."""
+    listed = cast("list[object]", notes) if isinstance(notes, list) else []
+    strings = [_exact(each) for each in listed if isinstance(each, str)]
+    mark = f"{length} characters of details; more than {DETAILS_LIMIT} are not stored"
+    kept: dict[str, Any] = {"cut": mark}
+    if strings:
+        kept["notes"] = [cut(each, _NOTE_LIMIT) for each in strings[:_NOTES]]
+    return _DETAILS.dump(kept)

@@ -17,6 +17,10 @@ class TransientError(NurseryQueueError):
     """
 
 
+class ClaimLocked(TransientError):
+    """Another transaction holds the position of a task for the moment; ask again."""
+
+
 class DatabaseRefused(NurseryQueueError):
     """The database will not do this for anybody now, until somebody mends it.
 
@@ -80,6 +84,10 @@ class ParamsError(NurseryQueueError, ValueError):
 
 class ResultError(NurseryQueueError, ValueError):
     """A handler returned something that cannot be stored as JSON."""
+
+
+class ResultTooLarge(ResultError, PayloadTooLarge):
+    """A handler returned more than a result may have: store it elsewhere, return a reference."""
 
 
 class SchemaError(NurseryQueueError):

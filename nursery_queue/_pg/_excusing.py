@@ -1,0 +1,40 @@
+"""What a handler is excused for when it fails because of its transaction."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+import attrs
+
+from nursery_queue._core._excuses import Excuse, causes, excuse
+
+from ._errors import is_conflict, is_transient
+
+
+@attrs.define(eq=False)
+class Excuses:
+    """Marks errors that leave the block of a transaction, COMMIT included; raises them as ever.
+
+    A conflict is nobody's fault, inside whatever error it comes. From when the attempt is being
+    settled its handler has returned, so nothing that passes with time is its fault.
+    """
+
+    settling: bool = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc is None:
+            return
+        for each in causes(exc):
+            if is_conflict(each):
+                excuse(each, Excuse.CONFLICT)
+        if self.settling and is_transient(exc) and not is_conflict(exc):
+            excuse(exc, Excuse.NOT_SETTLED)
