@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 
 from collections.abc import Iterator
 from typing import cast
@@ -11,14 +12,16 @@ from ._groups import leaves
 
 
 class Excuse(enum.Enum):
-    """Why an attempt failed through no fault of its handler.
+    """Why an attempt failed through no fault of its handler."""
 
-    The value is how many attempts of a task in a row one worker gives back for it; after that
-    one counts as failed. None: all of them.
-    """
+    CONFLICT = enum.auto()  # a serialization failure or a deadlock, in a transaction of ours
+    NO_CONNECTION = enum.auto()  # none could be had; the handler has to wait, however long
+    NOT_SETTLED = enum.auto()  # it has returned, and ctx.tx could not be settled or committed
 
-    CONFLICT = 10  # a serialization failure or a deadlock, in a transaction of ours
-    NO_CONNECTION = None  # none could be had; the handler has to wait, however long
+    @property
+    def bound(self) -> float:
+        """How many attempts of a task in a row one worker gives back; then one counts."""
+        return 10 if self is Excuse.CONFLICT else math.inf
 
 
 _MARK = "_nursery_queue_excuse"

@@ -190,10 +190,10 @@ def _decide(  # noqa: PLR0911  # one return a case
             return _failed(here, Outcome.TIMED_OUT, error, delay if again else None)
         case Cancelled(error):
             return here.to(Event.CANCEL, Outcome.CANCELLED, error=error)
-        case Interrupted(error, None):
-            return here.to(Event.INTERRUPT, Outcome.INTERRUPTED, error=error, refund=True)
-        case Interrupted(error, delay):
-            return here.to(Event.DEFER, Outcome.INTERRUPTED, error=error, delay=delay, refund=True)
+        case Interrupted(error, later):
+            event = Event.INTERRUPT if later is None else Event.DEFER
+            wait = later or 0.0
+            return here.to(event, Outcome.INTERRUPTED, error=error, delay=wait, refund=True)
         case NotStarted():
             return here.to(Event.INTERRUPT, None, refund=True)
         case Snoozed(delay):

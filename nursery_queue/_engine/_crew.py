@@ -215,7 +215,7 @@ class Crew:
     def report(self) -> ExitReport:
         """Say what became of the tasks in hand."""
         running = {each for each in self.hands.running if not each.ended}
-        return self.drain.ledger.report(held=self.hands.held, running=running)
+        return self.drain.ledger.report(running=running)
 
     async def move_out(self) -> None:
         """Leave nothing behind in the store, if it answers; shielded, bounded."""

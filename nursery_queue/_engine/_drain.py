@@ -56,7 +56,7 @@ class Drain:
         """Give back what has been claimed ahead; there will be no more."""
         self._closed.set()
         self._hand_back()
-        if self.settler.ledger is not None:
+        if self.ledger.is_open:
             self.ledger.note(self.hands.held)  # came with the last claim
         self._check_idle()
 
@@ -65,7 +65,6 @@ class Drain:
         await stop.wait()
         self.ledger.open()
         self.ledger.note(self.hands.held)
-        self.settler.ledger = self.ledger
         self._hand_back()
         self.patience.deadline = trio.current_time() + self.grace
         with self.patience:

@@ -6,6 +6,7 @@ import logging
 import math
 
 from collections.abc import Iterable
+from typing import assert_never
 
 import attrs
 import trio
@@ -20,7 +21,7 @@ from nursery_queue._core._errors import (
     Snooze,
 )
 from nursery_queue._core._events import Started
-from nursery_queue._core._excuses import excused
+from nursery_queue._core._excuses import Excuse, excuse, excused
 from nursery_queue._core._groups import leaves
 from nursery_queue._core._model import ErrorRecord
 from nursery_queue._core._outcome import (
@@ -38,10 +39,11 @@ from nursery_queue._runtime._instruments import Topic
 from nursery_queue._transaction import Transaction
 
 from ._afterwards import Afterwards
-from ._hands import Execution, Hands
+from ._entries import Entry
+from ._hands import Doubt, Execution, Hands
 from ._refunds import Refunds
-from ._settler import Entry, Settler
-from ._stage import End, Raised, Stage, Stopped
+from ._settler import Settler
+from ._stage import End, Raised, Stage, Stopped, Unsure
 
 
 log = logging.getLogger("nursery_queue")
@@ -79,7 +81,7 @@ class Executor:
             if execution.pending is not None:
                 execution.afterwards = self._afterwards(execution, execution.pending, outcome)
             if execution.stored:
-                self._has_stored(_entry(execution, Succeeded()))
+                self._has_stored(execution)
             elif not execution.released:
                 self._hand_in(execution, outcome)
             execution.ended = True
@@ -118,18 +120,23 @@ class Executor:
             execution.released = True
 
     def _hand_in(self, execution: Execution, outcome: AttemptOutcome) -> None:
-        if not self.stage.lost(execution):
+        # Even if others may have the task: the store knows whether they do, or we committed.
+        if execution.in_doubt is not None or not self.stage.lost(execution):
             self.settler.put(_entry(execution, outcome))
             return
         if outcome not in {_NOT_STARTED, _INTERRUPTED}:
             log.warning("lost the claim on %s; its outcome is dropped", execution.claim)
-        execution.settled(success=False)
+        execution.drop()
         self.hands.settled([execution.claim.fence])
 
-    def _has_stored(self, entry: Entry) -> None:
-        entry.execution.settled(success=True)
-        self.hands.settled([entry.execution.claim.fence])
-        self.settler.stored([entry], [self.settler.decide(entry)], ())
+    def _has_stored(self, execution: Execution) -> None:
+        if execution.settlement is not None:
+            return  # the settler has found it when it wanted to give the claim back
+        entry = _entry(execution, Succeeded())
+        settlement = self.settler.decide(entry)
+        execution.has_stored(settlement)
+        self.hands.settled([execution.claim.fence])
+        self.settler.stored([entry], [settlement], ())
 
     def _started(self, execution: Execution) -> Started:
         claim = execution.claim
@@ -144,13 +151,22 @@ class Executor:
 
     def _meaning(self, execution: Execution, end: End) -> AttemptOutcome:
         task_id = execution.claim.fence.task_id
-        if isinstance(end, Raised):
-            return self._unless_excused(task_id, end.error, _of_error(end.error))
-        self.refunds.ended(task_id)
-        if isinstance(end, Stopped):
-            error = None if end.error is None else _record(end.error)
-            return _of_reason(execution, end.reason, error)
-        return end
+        match end:
+            case Raised(error):
+                return self._unless_excused(task_id, error, _of_error(error))
+            case Unsure(success, error, committed):
+                excuse(error, Excuse.NOT_SETTLED)
+                otherwise = self._unless_excused(task_id, error, _of_error(error))
+                execution.in_doubt = Doubt(committed, otherwise)
+                return success
+            case Stopped(reason, error):
+                self.refunds.ended(task_id)
+                return _of_reason(execution, reason, None if error is None else _record(error))
+            case Succeeded():
+                self.refunds.ended(task_id)
+                return end
+            case _:
+                assert_never(end)
 
     def _unless_excused(
         self, task_id: int, error: BaseException, outcome: AttemptOutcome
@@ -168,10 +184,13 @@ class Executor:
 
 
 def _entry(execution: Execution, outcome: AttemptOutcome) -> Entry:
+    doubt = execution.in_doubt
     return Entry(
         execution=execution,
         outcome=outcome,
         cancel_requested=execution.cancel_requested,
+        instead=None if doubt is None else doubt.otherwise,
+        unanswered=doubt is not None,
     )
 
 

@@ -34,6 +34,7 @@ class Fate(enum.StrEnum):
     CANCELLED = "cancelled"
     SNOOZED = "snoozed"
     RELEASED = "released"  # ready again for any worker, the attempt not counted
+    UNKNOWN = "unknown"  # the COMMIT of ctx.tx got no answer, and the database was away since
     UNSETTLED = "unsettled"  # the database was away: others get it when the lease has run out
     LEASE_LOST = "lease_lost"  # others may have it already; there was nothing to say about it
 
@@ -70,7 +71,7 @@ class ExitReport:
     @property
     def clean(self) -> bool:
         """Whether every task has its outcome stored, or was released."""
-        return not self.counts.keys() & {Fate.UNSETTLED, Fate.LEASE_LOST}
+        return not self.counts.keys() & {Fate.UNKNOWN, Fate.UNSETTLED, Fate.LEASE_LOST}
 
     def __str__(self) -> str:
         counts = self.counts
@@ -82,38 +83,33 @@ class ExitReport:
 
 @attrs.define(eq=False)
 class Ledger:
-    """Notes the fates of the tasks in hand, from the stop on."""
+    """Notes which tasks were in hand from the stop on, and tells from them what became of each."""
 
     _stopped_at: float | None = attrs.field(default=None, init=False)
     _noted: dict[Fence, Execution] = attrs.field(factory=dict[Fence, Execution], init=False)
-    _stored: dict[Fence, Settlement] = attrs.field(factory=dict[Fence, Settlement], init=False)
-    _failed: dict[Fence, Fate] = attrs.field(factory=dict[Fence, Fate], init=False)
 
     def open(self) -> None:
         """Note that the worker has been stopped."""
         self._stopped_at = trio.current_time()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the worker has been stopped."""
+        return self._stopped_at is not None
+
     def note(self, held: Mapping[Fence, Execution]) -> None:
         """These are to be reported on."""
         self._noted |= held
 
-    def stored(self, settlement: Settlement) -> None:
-        """Note an outcome that is in the store."""
-        self._stored[settlement.fence] = settlement
-
-    def failed(self, fence: Fence, fate: Fate) -> None:
-        """Note that an outcome will never be in the store."""
-        self._failed[fence] = fate
-
-    def report(self, *, held: Container[Fence], running: Container[Execution]) -> ExitReport:
+    def report(self, *, running: Container[Execution]) -> ExitReport:
         """Say what became of them, as far as it is known now."""
         tasks = [
             TaskExit(
                 task_id=fence.task_id,
                 task_type=execution.claim.task_type,
                 attempt=execution.claim.attempt,
-                fate=self._fate(execution, settled=fence not in held),
-                started=self._has_started(execution),
+                fate=_fate(execution),
+                started=_has_started(execution),
                 ended=execution not in running,
             )
             for fence, execution in self._noted.items()
@@ -123,23 +119,6 @@ class Ledger:
             tasks=tuple(sorted(tasks, key=lambda task: (task.task_id, task.attempt))),
             seconds=0.0 if began is None else trio.current_time() - began,
         )
-
-    def _fate(self, execution: Execution, *, settled: bool) -> Fate:
-        fence = execution.claim.fence
-        if (settlement := self._stored.get(fence)) is not None:
-            return _fate_of(settlement)
-        if (fate := self._failed.get(fence)) is not None:
-            return fate
-        if execution.reason is CancelReason.LEASE_LOST:
-            return Fate.LEASE_LOST
-        # What has left our hands without us went with the handler's own transaction.
-        return Fate.SUCCEEDED if settled else Fate.UNSETTLED
-
-    def _has_started(self, execution: Execution) -> bool:
-        settlement = self._stored.get(execution.claim.fence)
-        if settlement is not None and settlement.event is Event.INTERRUPT:
-            return settlement.outcome is not None
-        return execution.started_at < math.inf
 
 
 def tell(report: ExitReport) -> None:
@@ -152,6 +131,25 @@ def tell(report: ExitReport) -> None:
 
 
 _BY_ITSELF = frozenset({Fate.SUCCEEDED, Fate.FAILED, Fate.TIMED_OUT, Fate.CANCELLED, Fate.SNOOZED})
+
+
+def _fate(execution: Execution) -> Fate:
+    """Fold what is known of a task: what is stored is true, whatever else has happened."""
+    if execution.settlement is not None:
+        return _fate_of(execution.settlement)
+    if execution.dropped:
+        return Fate.LEASE_LOST
+    if execution.in_doubt is not None:
+        return Fate.UNKNOWN
+    lost = execution.reason is CancelReason.LEASE_LOST
+    return Fate.LEASE_LOST if lost else Fate.UNSETTLED
+
+
+def _has_started(execution: Execution) -> bool:
+    settlement = execution.settlement
+    if settlement is not None and settlement.event is Event.INTERRUPT:
+        return settlement.outcome is not None
+    return execution.started_at < math.inf
 
 
 def _fate_of(settlement: Settlement) -> Fate:

@@ -12,12 +12,21 @@ import attrs
 import trio
 
 from nursery_queue._context import CancelReason
-from nursery_queue._core._model import CancelRequest, Claim, Fence
-from nursery_queue._core._outcome import Policy
+from nursery_queue._core._model import CancelRequest, Claim, Fence, Settlement
+from nursery_queue._core._outcome import AttemptOutcome, Policy
+from nursery_queue._core._states import Event
 from nursery_queue._runtime._callbacks import Pending
 from nursery_queue._task_type import TaskType
 
 from ._afterwards import Afterwards
+
+
+@attrs.frozen
+class Doubt:
+    """A success that may be committed. *committed* tells what its transaction has enqueued."""
+
+    committed: Callable[[], None]
+    otherwise: AttemptOutcome  # if it is not
 
 
 @attrs.define(eq=False)
@@ -35,6 +44,9 @@ class Execution:
     cancel_requested: bool = False
     released: bool = False  # given back although the handler has not ended
     stored: bool = False  # its success has been committed with its transaction
+    in_doubt: Doubt | None = None  # the COMMIT of its transaction got no answer
+    settlement: Settlement | None = None  # what the store has of it
+    dropped: bool = False  # the claim was not ours any more: its outcome never will be stored
     ended: bool = False  # the handler has; what the clocks say from now on does not concern it
     pending: Pending | None = None  # what `ctx.after` was given
     afterwards: Afterwards | None = None  # the same, if the handler has succeeded
@@ -52,10 +64,19 @@ class Execution:
             self.note(CancelReason.TIMED_OUT)
         return self.reason
 
-    def settled(self, *, success: bool) -> None:
-        """Let those who wait hear that the success is stored, or never will be."""
+    def has_stored(self, settlement: Settlement) -> None:
+        """Note what the store has, and let those who wait for a success hear of it."""
+        self.settlement = settlement
+        if self.in_doubt is not None and settlement.event is Event.SUCCEED:
+            self.in_doubt.committed()
         if self.afterwards is not None:
-            self.afterwards.settled(success=success)
+            self.afterwards.settled(success=settlement.event is Event.SUCCEED)
+
+    def drop(self) -> None:
+        """Note that the store will never have an outcome of ours."""
+        self.dropped = True
+        if self.afterwards is not None:
+            self.afterwards.settled(success=False)
 
     def note(self, reason: CancelReason) -> None:
         """Record a reason."""

@@ -29,7 +29,7 @@ class Refunds:
     def grant(self, task_id: int, why: Excuse) -> float | None:
         """Give one more attempt back: the seconds until the next. None: this one counts."""
         given = self._given.pop(task_id, 0) + 1
-        if why.value is not None and given > why.value:
+        if given > why.bound:
             return None
         self._given[task_id] = given
         if len(self._given) > MOST:

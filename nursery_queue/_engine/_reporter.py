@@ -18,8 +18,8 @@ from nursery_queue._runtime._patience import answered_within
 from nursery_queue._runtime._timekeeper import upkeep_sleep
 from nursery_queue._store import Store
 
+from ._entries import Entry
 from ._hands import Hands
-from ._settler import Entry
 
 
 log = logging.getLogger("nursery_queue")

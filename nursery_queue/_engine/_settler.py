@@ -6,37 +6,28 @@ import logging
 import math
 import random
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import attrs
 import trio
 
 from nursery_queue._core._error_text import error_record
 from nursery_queue._core._errors import DatabaseRefused, TransientError
-from nursery_queue._core._model import Claim, ErrorRecord, Fence, Refusal, Settlement
-from nursery_queue._core._outcome import AttemptOutcome, Failed, settle
+from nursery_queue._core._model import Claim, Fence, Refusal, Settlement
 from nursery_queue._core._states import Event
 from nursery_queue._runtime._patience import answered_within
 from nursery_queue._runtime._wakeup import Wakeup
 from nursery_queue._store import Store
 
-from ._exit_report import Fate, Ledger
-from ._hands import Execution
+from ._aside import Aside
+from ._entries import Entry, look_up, not_stored
 
 
 log = logging.getLogger("nursery_queue")
 
 BATCH = 500  # settlements in one statement
+PIECES = 16  # into so many goes a batch that was too much for one statement
 LOCKED_WAIT = 0.1  # seconds before trying a row again that somebody's transaction holds
-
-
-@attrs.frozen(eq=False, kw_only=True)
-class Entry:
-    """What became of a claim, with all that is needed to decide again."""
-
-    execution: Execution
-    outcome: AttemptOutcome
-    cancel_requested: bool = False
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -55,13 +46,24 @@ class Settler:
     settled: Callable[[Iterable[Fence]], None]
     stored: Callable[[Sequence[Entry], Sequence[Settlement], Collection[Fence]], None]
     requeued: Callable[[], None]
-    ledger: Ledger | None = attrs.field(default=None, init=False)  # once the worker is stopped
     _entries: list[Entry] = attrs.field(factory=list[Entry], init=False)
     _locked: list[Entry] = attrs.field(factory=list[Entry], init=False)
+    _aside: Aside = attrs.field(init=False)
     _most: int = attrs.field(default=BATCH, init=False)  # in the next statement
+    _careful: int = attrs.field(default=0, init=False)  # so many are to be written in small ones
     _bell: Wakeup = attrs.field(factory=Wakeup, init=False)
     _closing: bool = attrs.field(default=False, init=False)
     _all_written: trio.Event = attrs.field(factory=trio.Event, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._aside = Aside(
+            store=self.store,
+            limit=self.limit,
+            rng=self.rng,
+            settle=self._settle_aside,
+            decide=self.decide,
+            emptied=self._bell.ring,
+        )
 
     def put(self, entry: Entry) -> None:
         """Hand in an outcome. Neither blocks nor can be cancelled."""
@@ -71,7 +73,7 @@ class Settler:
     @property
     def unwritten(self) -> Sequence[Entry]:
         """What has been handed in and is not known to be stored."""
-        return [*self._locked, *self._entries]
+        return [*self._locked, *self._aside.entries, *self._entries]
 
     def close(self) -> None:
         """No more will come."""
@@ -87,18 +89,20 @@ class Settler:
 
         Raises what keeps outcomes from being stored; they are kept for the next `run`.
         """
-        self._try_locked()
-        if self._entries:
-            await self._write()
-        task_status.started()
-        while True:
-            while self._entries:
-                await self._write()
-            if self._closing and not self._locked:
-                self._all_written.set()
-            with trio.move_on_after(LOCKED_WAIT if self._locked else math.inf):
-                await self._bell.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._aside.run)
             self._try_locked()
+            if self._entries:
+                await self._write()
+            task_status.started()
+            while True:
+                while self._entries:
+                    await self._write()
+                if self._closing and not (self._locked or self._aside.entries):
+                    self._all_written.set()
+                with trio.move_on_after(LOCKED_WAIT if self._locked else math.inf):
+                    await self._bell.wait()
+                self._try_locked()
 
     def _try_locked(self) -> None:
         # However long somebody's transaction lasts, only its own tasks wait for it.
@@ -108,15 +112,24 @@ class Settler:
         """Settle the first entries in one statement, or one by one if they are refused so."""
         batch = self._entries[: self._most]
         try:
-            await self._settle(batch)
+            await self._settle_first(batch)
         except TransientError:
-            self._most = max(1, len(batch) // 2)  # it may be too much for one statement
-            raise
+            if len(batch) > 1:  # it may be too much for one statement
+                self._most = max(1, len(batch) // PIECES)
+                self._careful = max(self._careful, len(batch))
+                raise
+            if not await self._aside.store_is_well():
+                raise
+            log.warning("%s is settled aside, for that takes long", batch[0].execution.claim)
+            self._entries.remove(batch[0])
+            self._aside.put(batch[0])
         except Exception as exc:
             if len(batch) == 1 and isinstance(exc, DatabaseRefused):
                 raise
             await self._write_each(len(batch))  # one bad row must not keep the others waiting
-        self._most = BATCH
+        self._careful = max(0, self._careful - len(batch))
+        if not self._careful:
+            self._most = BATCH
 
     async def _write_each(self, count: int) -> None:
         trouble: Exception | None = None
@@ -136,58 +149,78 @@ class Settler:
     async def _write_alone(self, entry: Entry) -> None:
         """Settle one; if that is refused and a plain failure is not, it fails with the reason."""
         try:
-            await self._settle([entry])
+            await self._settle_first([entry])
         except (TransientError, DatabaseRefused):
             raise
         except Exception as exc:  # it may be the outcome that is at fault
-            reason = ErrorRecord(type="OutcomeNotStored", message=error_record(exc).message)
-            failed = attrs.evolve(entry, outcome=Failed(error=reason, retry=False))
-            await self._settle([failed])  # raises if it is not
+            # Raises if not even that can be stored.
+            await self._settle_first([not_stored(entry, error_record(exc).message)])
             log.exception("the outcome of %s cannot be stored", entry.execution.claim)
 
-    async def _settle(self, batch: Sequence[Entry]) -> None:
+    async def _settle_first(self, batch: Sequence[Entry]) -> None:
         """Settle the first entries, as *batch* has them; keep what has to be tried again."""
+
+        def leave() -> None:
+            del self._entries[: len(batch)]
+
+        await self._settle(batch, leave)
+
+    async def _settle_aside(self, entry: Entry, leave: Callable[[], None]) -> None:
+        await self._settle([entry], leave)
+
+    async def _settle(self, batch: Sequence[Entry], leave: Callable[[], None]) -> None:
+        """Settle these and call *leave*, unless that fails; keep what has to be tried again."""
         settlements = [self.decide(entry) for entry in batch]
-        # So that a call that hangs leaves time for another one.
-        with answered_within(self.limit, f"settling {len(batch)} tasks"):
-            refused = await self.store.settle(settlements)
-        done, again, locked = list[Fence](), list[Entry](), list[Entry]()
-        for entry, settlement in zip(batch, settlements, strict=True):
-            claim = entry.execution.claim
-            match refused.get(claim.fence):
-                case None:
-                    _tell(claim, settlement)
-                    entry.execution.settled(success=settlement.event is Event.SUCCEED)
-                    done.append(claim.fence)
-                    if self.ledger is not None:
-                        self.ledger.stored(settlement)
-                case Refusal.STALE:
-                    log.warning("lost the claim on %s; its outcome is dropped", claim)
-                    entry.execution.settled(success=False)
-                    done.append(claim.fence)
-                    if self.ledger is not None:
-                        self.ledger.failed(claim.fence, Fate.LEASE_LOST)
-                case Refusal.CANCEL_REQUESTED:
-                    again.append(attrs.evolve(entry, cancel_requested=True))
-                case Refusal.LOCKED:
-                    locked.append(entry)
-        self.settled(done)
-        del self._entries[: len(batch)]
+        try:
+            # So that a call that hangs leaves time for another one.
+            with answered_within(self.limit, f"settling {len(batch)} tasks"):
+                refused = await self.store.settle(settlements)
+                found = await look_up(self.store, batch, refused, self.decide) if refused else {}
+            for fence in found:
+                del refused[fence]
+            settlements = [found.get(each.fence, each) for each in settlements]
+            done, again, locked = self._sort(batch, settlements, refused)
+            self.settled(done)
+            leave()
+        except BaseException:
+            for entry in batch:
+                entry.unanswered = True  # perhaps it was stored; from now on that is looked up
+            raise
         self._entries += again
         self._locked += locked
         self.stored(batch, settlements, refused)
         if not all(settlement.state.is_final for settlement in settlements):
             self.requeued()
 
+    def _sort(
+        self,
+        batch: Sequence[Entry],
+        settlements: Sequence[Settlement],
+        refused: Mapping[Fence, Refusal],
+    ) -> tuple[list[Fence], list[Entry], list[Entry]]:
+        """Tell of each what the store said; return the done, those to decide anew, the locked."""
+        done, again, locked = list[Fence](), list[Entry](), list[Entry]()
+        for entry, settlement in zip(batch, settlements, strict=True):
+            execution = entry.execution
+            match refused.get(entry.fence):
+                case None:
+                    _tell(execution.claim, settlement)
+                    execution.has_stored(settlement)
+                    done.append(entry.fence)
+                case Refusal.STALE:
+                    if execution.settlement is None:  # else its own transaction has stored it
+                        log.warning("lost the claim on %s; its outcome is dropped", execution.claim)
+                        execution.drop()
+                    done.append(entry.fence)
+                case Refusal.CANCEL_REQUESTED:
+                    again.append(attrs.evolve(entry, cancel_requested=True))
+                case Refusal.LOCKED:
+                    locked.append(entry)
+        return done, again, locked
+
     def decide(self, entry: Entry) -> Settlement:
         """Decide what an outcome means, without writing it."""
-        return settle(
-            entry.execution.claim,
-            entry.outcome,
-            entry.execution.policy,
-            rng=self.rng,
-            cancel_requested=entry.cancel_requested,
-        )
+        return entry.decide(self.rng)
 
 
 def _tell(claim: Claim, settlement: Settlement) -> None:

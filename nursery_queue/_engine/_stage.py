@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 
 from collections.abc import Awaitable, Callable
@@ -14,7 +15,16 @@ import trio
 
 from nursery_queue._client import Client
 from nursery_queue._context import CancelReason, TaskContext
-from nursery_queue._core._errors import DoNotRetry, RetryAfter, Snooze, StaleClaim, TransientError
+from nursery_queue._core._errors import (
+    ClaimLocked,
+    CommitOutcomeUnknown,
+    DoNotRetry,
+    RetryAfter,
+    Snooze,
+    StaleClaim,
+    TransientError,
+)
+from nursery_queue._core._excuses import Excuse, excuse
 from nursery_queue._core._groups import leaves
 from nursery_queue._core._outcome import Succeeded
 from nursery_queue._core._streams import StreamWrite
@@ -31,6 +41,7 @@ from ._hands import Execution
 _ENDED = "this attempt has ended: call ctx.after before the handler returns"
 
 SETTLE_WITHIN = 5.0  # seconds, in the transaction of a handler that has returned
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.1  # seconds between two looks whether a lock is gone
 
 
 @attrs.frozen
@@ -48,7 +59,19 @@ class Stopped:
     error: BaseException | None = None
 
 
-End = Succeeded | Raised | Stopped
+@attrs.frozen
+class Unsure:
+    """The handler succeeded, and the COMMIT of its transaction got no answer.
+
+    *committed* tells what the transaction has enqueued, should it turn out to be committed.
+    """
+
+    success: Succeeded
+    error: CommitOutcomeUnknown
+    committed: Callable[[], None]
+
+
+End = Succeeded | Raised | Stopped | Unsure
 
 # Settles an attempt in the transaction that it has opened.
 Settle = Callable[[Transaction, Execution, Succeeded], Awaitable[None]]
@@ -98,18 +121,19 @@ class Stage:
             execution.note(CancelReason.LEASE_LOST)
         return execution.reason is CancelReason.LEASE_LOST
 
-    async def _perform(self, execution: Execution, settle: Settle) -> Succeeded:
+    async def _perform(self, execution: Execution, settle: Settle) -> Succeeded | Unsure:
         task_type = execution.task_type
         values = task_type.load(execution.claim.params)
         if task_type.transactional:
             return await self._perform_in_transaction(execution, values, settle)
         wanted = task_type.takes_context or task_type.nursery
         context = self._context(execution, values) if wanted else None
-        return Succeeded(task_type.dump_result(await self._call(task_type, context, values)))
+        value = await self._call(task_type, context, values)
+        return Succeeded(task_type.dump_result(value, self.client.max_result_bytes))
 
     async def _perform_in_transaction(
         self, execution: Execution, values: dict[str, Any], settle: Settle
-    ) -> Succeeded:
+    ) -> Succeeded | Unsure:
         """Run the handler; commit what it did in ctx.tx together with the settlement."""
         async with contextlib.AsyncExitStack() as stack:
             store = self.client.store
@@ -122,13 +146,17 @@ class Stage:
             stack.callback(tx.end)
             context = self._context(execution, values, tx)
             value = await self._call(execution.task_type, context, values)
-            success = Succeeded(execution.task_type.dump_result(value))
+            limit = self.client.max_result_bytes
+            success = Succeeded(execution.task_type.dump_result(value, limit))
             if not tx.is_open:
                 return success
             # Shielded: it has returned, and no time limit or cancel is to undo its work.
             with trio.CancelScope(shield=True):
                 await self._insist_on_settling(settle, tx, execution, success)
-                await stack.aclose()  # commits, within the bounds of the store
+                try:
+                    await stack.aclose()  # commits, within the bounds of the store
+                except CommitOutcomeUnknown as exc:
+                    return Unsure(success, exc, tx.committed)
             execution.stored = True
             tx.committed()
             return success
@@ -140,10 +168,12 @@ class Stage:
             msg = f"the lease ran out before {execution.claim} had ended"
             raise StaleClaim(msg)
         with trio.move_on_after(SETTLE_WITHIN):
-            await settle(tx, execution, success)
+            await _when_unlocked(functools.partial(settle, tx, execution, success))
             return
         msg = f"ctx.tx could not be settled within {SETTLE_WITHIN:g} s; it is rolled back"
-        raise TransientError(msg)
+        late = TransientError(msg)
+        excuse(late, Excuse.NOT_SETTLED)
+        raise late
 
     async def _call(
         self, task_type: TaskType[..., Any], context: TaskContext | None, values: dict[str, Any]
@@ -191,6 +221,21 @@ class Stage:
 
     async def _send(self, write: StreamWrite, tx: Transaction | None) -> None:
         await (self.client.store if tx is None else tx).write_stream(write)
+
+
+async def _when_unlocked(settle: Callable[[], Awaitable[None]]) -> None:
+    """Settle; if another transaction holds the claim for the moment, ask again and again.
+
+    Asking does not wait for the lock, so two transactions that want each other's rows do not
+    deadlock: nobody waits inside a settlement.
+    """
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            return await settle()
+        except ClaimLocked:
+            await trio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def _pending(execution: Execution) -> Pending:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from nursery_queue._core._errors import CommitOutcomeUnknown, DatabaseRefused, TransientError
-from nursery_queue._core._excuses import Excuse, causes, excuse
+from nursery_queue._core._excuses import Excuse, excuse
 
 
 if TYPE_CHECKING:
@@ -93,18 +93,6 @@ def is_refusal(exc: BaseException) -> bool:
 def is_conflict(exc: BaseException) -> bool:
     """Tell whether a serialization failure or a deadlock has ended the transaction."""
     return isinstance(exc, psycopg.Error) and exc.sqlstate in _CONFLICTS
-
-
-@contextlib.contextmanager
-def conflicts_excused() -> Generator[None]:
-    """Excuse a handler for a conflict that comes out of the block, inside whatever error."""
-    try:
-        yield
-    except BaseException as exc:
-        for each in causes(exc):
-            if is_conflict(each):
-                excuse(each, Excuse.CONFLICT)
-        raise
 
 
 def is_answer(exc: BaseException) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 from uuid import UUID
@@ -21,6 +21,7 @@ from nursery_queue._core._model import (
     Fence,
     Lane,
     NewTask,
+    Outcome,
     QueueStatus,
     Refusal,
     Settlement,
@@ -38,7 +39,8 @@ from nursery_queue._core._streams import StreamPage, StreamRequest, StreamWrite
 from nursery_queue._store import StoreTransaction, TellLost, tell_nobody
 
 from . import _migrate, _plan, _rows, _streams
-from ._errors import conflicts_excused, translated
+from ._errors import translated
+from ._excusing import Excuses
 from ._sessions import Sessions
 from ._sql import query
 from ._transaction import PostgresTransaction, carry_out, insert_tasks, settle_rows
@@ -89,12 +91,12 @@ class PostgresStore(Sessions):
     @contextlib.asynccontextmanager
     async def _transaction(self) -> AsyncGenerator[StoreTransaction]:
         async with contextlib.AsyncExitStack() as stack:
-            stack.enter_context(conflicts_excused())  # COMMIT has conflicts, too
-            # What goes wrong further on is the application's to judge: not translated.
+            # Further on and at COMMIT, errors are for the application to judge: not translated.
+            excuses = stack.enter_context(Excuses())
             with translated():
                 conn = await stack.enter_async_context(self._pool.connection())
                 await stack.enter_async_context(conn.transaction())
-            yield PostgresTransaction(conn, self.schema)
+            yield PostgresTransaction(conn, self.schema, excuses)
 
     async def cancel(self, task_id: int, *, running: bool = True) -> bool:
         """Cancel a waiting task, or ask for a running one to be."""
@@ -246,6 +248,18 @@ class PostgresStore(Sessions):
         """Write what became of claims; return those not applied, and why."""
         async with self._lent(self._control) as conn:
             return await settle_rows(conn, self.schema, settlements)
+
+    async def outcomes(self, fences: Sequence[Fence]) -> Mapping[Fence, Outcome | None]:
+        """Return with which outcome claims have been closed; None: the task is gone."""
+        params = {
+            "task_ids": [fence.task_id for fence in fences],
+            "epochs": [fence.epoch for fence in fences],
+        }
+        rows = await self._run(self._control, "outcomes", params)
+        return {
+            Fence(task_id, epoch): None if outcome is None else Outcome(outcome)
+            for task_id, epoch, outcome in rows
+        }
 
     async def write_stream(self, write: StreamWrite) -> None:
         """Store chunks of an attempt at the end of one of its streams, all or none."""

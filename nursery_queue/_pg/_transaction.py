@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 import attrs
 import psycopg
 
-from nursery_queue._core._errors import StaleClaim, TransientError
+from nursery_queue._core._errors import ClaimLocked, StaleClaim, TransientError
 from nursery_queue._core._model import Fence, NewTask, Refusal, Settlement, TaskRef, TaskStatus
 from nursery_queue._core._streams import StreamWrite
 
 from . import _plan, _streams
 from ._connection import Connection
 from ._copy import copy_tasks
+from ._excusing import Excuses
 from ._plan import Plan
 from ._rows import settle_params
 from ._sql import query
@@ -60,6 +61,7 @@ class PostgresTransaction:
 
     connection: Connection
     _schema: str
+    _excuses: Excuses
 
     async def execute(self, query: Any, params: Any = None) -> psycopg.AsyncCursor[Any]:
         """Run a statement of the application's own; errors are psycopg's."""
@@ -82,12 +84,16 @@ class PostgresTransaction:
         return await carry_out(self.connection, plan)
 
     async def settle(self, settlement: Settlement) -> None:
-        """Settle one claim, with the commit. Raises `StaleClaim` if it is not ours any more."""
+        """Settle one claim, with the commit. Raises `StaleClaim` if it is not ours any more.
+
+        Raises `ClaimLocked` if another transaction holds it: this one may ask again.
+        """
+        self._excuses.settling = True
         refused = await settle_rows(self.connection, self._schema, [settlement])
         if refused:
             refusal = refused[settlement.fence]
             msg = f"{settlement.fence} cannot be settled: {refusal}"
-            raise (StaleClaim if refusal is Refusal.STALE else TransientError)(msg)
+            raise _REFUSALS[refusal](msg)
 
     async def write_stream(self, write: StreamWrite) -> None:
         """Store chunks with the commit; nobody sees them before."""
@@ -98,3 +104,10 @@ class PostgresTransaction:
         """A block that can fail alone."""
         async with self.connection.transaction():
             yield
+
+
+_REFUSALS = {
+    Refusal.STALE: StaleClaim,
+    Refusal.LOCKED: ClaimLocked,
+    Refusal.CANCEL_REQUESTED: TransientError,
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 from uuid import UUID
@@ -20,6 +20,7 @@ from nursery_queue._core._model import (
     Held,
     Lane,
     NewTask,
+    Outcome,
     QueueStatus,
     Refusal,
     Settlement,
@@ -86,8 +87,9 @@ class StoreTransaction(Protocol):
     async def settle(self, settlement: Settlement) -> None:
         """Settle one claim, with the commit.
 
-        Raises `StaleClaim` if it is not ours any more, `TransientError` if another
-        transaction is in the way or it must not go round again.
+        Raises `StaleClaim` if it is not ours any more, `ClaimLocked` if another transaction
+        holds it for the moment: then this one is as good as before, and may ask again.
+        Raises `TransientError` if it must not go round again.
         """
         ...
 
@@ -230,7 +232,18 @@ class Store(Protocol):
         ...
 
     async def settle(self, settlements: Sequence[Settlement]) -> dict[Fence, Refusal]:
-        """Write what became of claims; return those not applied, and why."""
+        """Write what became of claims; return those not applied, and why.
+
+        Cancelled or failed, it may have had its effect: what is stale afterwards may have been
+        written by that very call. `outcomes` tells.
+        """
+        ...
+
+    async def outcomes(self, fences: Sequence[Fence]) -> Mapping[Fence, Outcome | None]:
+        """Return with which outcome claims have been closed; None: the task is gone.
+
+        What is not in the answer is held, or was given back without having been started.
+        """
         ...
 
     async def write_stream(self, write: StreamWrite) -> None:

@@ -21,6 +21,7 @@ from nursery_queue._core._model import (
     Fence,
     Held,
     Lane,
+    Outcome,
     Refusal,
     Settlement,
     WorkerInfo,
@@ -125,6 +126,7 @@ class Duties(Tables):
         old, now = self.places[task_id], self.now()
         log = self.log.setdefault(task_id, [])
         if settlement.outcome is not None:
+            self.closed.setdefault(task_id, {})[settlement.fence.epoch] = settlement.outcome
             closed = execution(task_id, len(log) + 1, old, settlement.outcome)
             log.append(
                 attrs.evolve(
@@ -160,6 +162,15 @@ class Duties(Tables):
         else:
             self.places[task_id] = attrs.evolve(place, ready_at=now)
         return not state.is_final or settlement.on_complete or self.limited(queue)
+
+    def outcomes(self, fences: Sequence[Fence]) -> dict[Fence, Outcome | None]:
+        """Return with which outcome claims have been closed; None: the task is gone."""
+        found: dict[Fence, Outcome | None] = {}
+        for fence in fences:
+            outcome = self.closed.get(fence.task_id, {}).get(fence.epoch)
+            if outcome is not None or fence.task_id not in self.tasks:
+                found[fence] = outcome
+        return found
 
     def write_stream(self, write: StreamWrite) -> WriteFate:
         """Store chunks of an attempt at the end of one of its streams, all or none."""

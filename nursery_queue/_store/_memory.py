@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from uuid import UUID
 
 import attrs
 import trio
 
-from nursery_queue._core._errors import Closed
+from nursery_queue._core._errors import Closed, TransientError
+from nursery_queue._core._excuses import Excuse, excuse
 from nursery_queue._core._model import (
     Attempt,
     Beat,
@@ -20,6 +21,7 @@ from nursery_queue._core._model import (
     Fence,
     Lane,
     NewTask,
+    Outcome,
     QueueStatus,
     Refusal,
     Settlement,
@@ -83,7 +85,11 @@ class MemoryStore:
         tx = MemoryTransaction(self._tables)
         yield tx
         await self._turn()
-        tx.commit()
+        try:
+            tx.commit()
+        except TransientError as exc:
+            excuse(exc, Excuse.CONFLICT)
+            raise
         self._ring_all()
         for task_id in tx.written:
             self._ring(Bell.STREAM, task_id)
@@ -209,6 +215,11 @@ class MemoryStore:
         if news:
             self._ring(Bell.WORK)
         return refused
+
+    async def outcomes(self, fences: Sequence[Fence]) -> Mapping[Fence, Outcome | None]:
+        """Return with which outcome claims have been closed; None: the task is gone."""
+        await self._turn()
+        return self._tables.outcomes(fences)
 
     async def write_stream(self, write: StreamWrite) -> None:
         """Store chunks of an attempt at the end of one of its streams, all or none."""

@@ -43,6 +43,8 @@ class Tables:
     tasks: dict[int, Task] = attrs.field(factory=dict[int, Task])
     places: dict[int, Place] = attrs.field(factory=dict[int, Place])
     log: dict[int, list[Attempt]] = attrs.field(factory=dict[int, "list[Attempt]"])
+    # With which outcome claims were closed: by task, then by epoch.
+    closed: dict[int, dict[int, Outcome]] = attrs.field(factory=dict[int, "dict[int, Outcome]"])
     dedup: dict[str, int] = attrs.field(factory=dict[str, int])
     workers: dict[UUID, Worker] = attrs.field(factory=dict[UUID, Worker])
     streams: dict[int, dict[str, Stream]] = attrs.field(factory=dict[int, "dict[str, Stream]"])
@@ -66,6 +68,7 @@ class Tables:
             tasks=dict(self.tasks),
             places=dict(self.places),
             log={task_id: list(attempts) for task_id, attempts in self.log.items()},
+            closed={task_id: dict(closed) for task_id, closed in self.closed.items()},
             dedup=dict(self.dedup),
             streams={
                 task_id: {name: stream.copy() for name, stream in streams.items()}
@@ -289,4 +292,5 @@ class Tables:
     def _forget(self, task_id: int) -> None:
         del self.tasks[task_id], self.places[task_id]
         self.log.pop(task_id, None)
+        self.closed.pop(task_id, None)
         self.streams.pop(task_id, None)

@@ -19,7 +19,7 @@ from nursery_queue._core._model import Claim, Fence, NewTask
 from nursery_queue._core._outcome import Succeeded
 from nursery_queue._engine._asyncio_bridge import open_bridge
 from nursery_queue._engine._hands import Execution
-from nursery_queue._engine._stage import End, Raised, Stage, Stopped
+from nursery_queue._engine._stage import End, Raised, Stage, Stopped, Unsure
 from nursery_queue._runtime._callbacks import call_all
 from nursery_queue._store._memory import MemoryStore
 from nursery_queue._task_type import TaskRequest, TaskType, as_request
@@ -184,7 +184,7 @@ async def _result(end: End, execution: Execution) -> Any:
             name, limit = execution.claim.task_type, execution.policy.timeout
             msg = f"{name} did not end within its time limit of {limit:g} s"
             raise trio.TooSlowError(msg) from error
-        case Raised(error) | Stopped(_, BaseException() as error):
+        case Raised(error) | Stopped(_, BaseException() as error) | Unsure(_, error):
             raise error
         case Stopped():
             await trio.lowlevel.checkpoint()

@@ -9,12 +9,14 @@ import attrs
 import pytest
 import trio
 
-from nursery_queue._core._model import ErrorRecord, Fence, Refusal, TaskFilter
+from nursery_queue._core._model import ErrorRecord, Fence, Outcome, Refusal, TaskFilter
 from nursery_queue._core._states import FINAL, TRANSITIONS, Event, State, transition
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime
 from tests.contract.steps import (
     ERROR,
+    LEASE,
+    OUTCOMES,
     WAYS,
     a_task,
     add,
@@ -257,3 +259,59 @@ async def test_settling_touches_no_other_task(store: Store) -> None:
 
     assert await state(store, waiting) is State.READY
     assert await state(store, other.id) is State.RUNNING
+
+
+# -- how claims were closed ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("event", TRANSITIONS[State.RUNNING])
+async def test_a_closed_claim_is_known_by_its_outcome(store: Store, event: Event) -> None:
+    """Whoever got no answer to a settlement can ask what is stored, for this very claim."""
+    task = await claimed_once(store)
+    assert await store.outcomes([task.fence]) == {}
+
+    await settle(store, task.fence, event)
+    other = Fence(task.id, task.fence.epoch + 1)
+
+    assert await store.outcomes([task.fence, other]) == {task.fence: OUTCOMES[event]}
+
+
+async def test_a_claim_of_a_task_that_is_gone(store: Store) -> None:
+    """A task that was not kept, or that never was, is told apart from one that is there."""
+    gone, given_back = await claimed_once(store), await claimed_once(store)
+    await settle(store, gone.fence, Event.SUCCEED, keep_for=0)
+    await settle(store, given_back.fence, Event.INTERRUPT, outcome=None)
+    never = Fence(10**12, 1)
+
+    found = await store.outcomes([gone.fence, given_back.fence, never])
+
+    assert found == {gone.fence: None, never: None}
+    assert await store.outcomes([]) == {}
+
+
+async def test_a_claim_that_was_swept(store: Store, virtual_time: VirtualTime) -> None:
+    """A sweep closes the claim of a dead worker as lost, and the next claim is another."""
+    task = await claimed_once(store)
+    virtual_time.advance(LEASE + 1)
+    await store.sweep(max_lost=3)
+    new = await claim_one(store, await hire(store))
+    await settle(store, new, Event.SUCCEED)
+
+    assert await store.outcomes([task.fence, new.fence]) == {
+        task.fence: Outcome.LOST,
+        new.fence: Outcome.SUCCEEDED,
+    }
+
+
+async def test_nothing_is_closed_before_the_commit(store: Store) -> None:
+    """A settlement in a transaction counts when it is committed, and never if it is not."""
+    kept, dropped = await claimed_once(store), await claimed_once(store)
+    async with store.transaction() as tx:
+        await tx.settle(ends(kept.fence, Event.SUCCEED))
+        assert await store.outcomes([kept.fence]) == {}
+    with pytest.raises(ZeroDivisionError):
+        async with store.transaction() as tx:
+            await tx.settle(ends(dropped.fence, Event.SUCCEED))
+            raise ZeroDivisionError
+
+    assert await store.outcomes([kept.fence, dropped.fence]) == {kept.fence: Outcome.SUCCEEDED}

@@ -6,7 +6,7 @@ import contextlib
 import random
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from uuid import UUID
 
@@ -22,6 +22,7 @@ from nursery_queue._core._model import (
     Fence,
     Lane,
     NewTask,
+    Outcome,
     QueueStatus,
     Refusal,
     Settlement,
@@ -108,7 +109,8 @@ class FlakyStore:
     def break_down(self) -> None:
         """From now on every verb of a worker fails."""
         self.down = {
-            *("check", "register", "heartbeat", "deregister", "claim", "settle", "promote"),
+            *("check", "register", "heartbeat", "deregister", "claim", "settle", "outcomes"),
+            "promote",
             *("sweep", "park", "unpark", "backlog", "status_many", "listen", "give_back_all_but"),
         }
 
@@ -149,6 +151,10 @@ class FlakyStore:
     async def settle(self, settlements: Sequence[Settlement]) -> dict[Fence, Refusal]:
         async with self._verb("settle"):
             return await self.inner.settle(settlements)
+
+    async def outcomes(self, fences: Sequence[Fence]) -> Mapping[Fence, Outcome | None]:
+        async with self._verb("outcomes"):
+            return await self.inner.outcomes(fences)
 
     async def give_back_all_but(self, worker_id: UUID, fences: set[Fence]) -> int:
         async with self._verb("give_back_all_but"):

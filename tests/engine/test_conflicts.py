@@ -25,8 +25,7 @@ from tests.engine.support import final, outcomes, state, working
 SERIALIZABLE = "-c default_transaction_isolation=serializable"
 READ = "select sum(amount) from account"
 ADD = "update account set amount = amount + 1 where name = %s"
-CONFLICTS = Excuse.CONFLICT.value
-assert CONFLICTS is not None
+CONFLICTS = int(Excuse.CONFLICT.bound)
 
 
 @pytest.fixture

@@ -71,6 +71,7 @@ def values(name: str) -> dict[str, Any]:
             "most": LIMIT,
             "dry_run": False,
         },
+        "outcomes": {"task_ids": list(range(150_000, 150_000 + LIMIT)), "epochs": [1] * LIMIT},
         "backlog": {"task_types": ["a"], "queues": None, "most": LIMIT},
         "list_tasks": attrs.asdict(TaskFilter(limit=LIMIT)),
         "enqueue_dedup": _rows.enqueue_params([KEYED]),
@@ -139,6 +140,7 @@ HOT = {
         "task_pkey",
         "chunk_pkey",
     },
+    "outcomes": {"attempt_pkey", "task_pkey"},
     "backlog": {"ready_key", "scheduled_due"},
 }
 

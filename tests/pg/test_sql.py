@@ -95,6 +95,7 @@ EXPECTED = {
     ),
     "lock_migrations": ("", "pg_advisory_xact_lock void"),
     "migration_table_exists": ("", "?column? bool"),
+    "outcomes": ("task_ids int8[], epochs int4[]", "task_id int8, epoch int4, outcome text"),
     "overdue": ("", "?column? bool"),
     "park": (
         "most int4, after_queue text, after_type text",
