@@ -6,9 +6,10 @@ import itertools
 import traceback
 
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 from ._codec import Params
+from ._groups import connected
 from ._model import ErrorRecord
 
 
@@ -93,19 +94,7 @@ def _traceback(error: BaseException) -> str:
 
 def _is_long(error: BaseException) -> bool:
     """Whether more than a hundred exceptions hang together, by cause, context or group."""
-    seen: set[int] = set()
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        current = waiting.pop()
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        if len(seen) > _CHAIN_LIMIT:
-            return True
-        waiting += [current.__cause__, current.__context__]
-        if isinstance(current, BaseExceptionGroup):
-            waiting += cast(BaseExceptionGroup[BaseException], current).exceptions
-    return False
+    return next(itertools.islice(connected(error), _CHAIN_LIMIT, None), None) is not None
 
 
 def _long_traceback(error: BaseException) -> str:

@@ -6,9 +6,8 @@ import enum
 import math
 
 from collections.abc import Iterator
-from typing import cast
 
-from ._groups import leaves
+from ._groups import cause_of, context_of, hides_context, is_a, leaves
 
 
 class Excuse(enum.Enum):
@@ -43,8 +42,15 @@ def excused(error: BaseException) -> Excuse | None:
 
 
 def _excuse_of(error: BaseException) -> Excuse | None:
-    whys = (getattr(each, _MARK, None) for each in causes(error))
+    whys = (_mark_of(each) for each in causes(error))
     return next((why for why in whys if isinstance(why, Excuse)), None)
+
+
+def _mark_of(error: BaseException) -> object:
+    try:
+        return object.__getattribute__(error, _MARK)  # its class may do anything when asked
+    except AttributeError:
+        return None
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -57,9 +63,6 @@ def causes(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(current))
         yield current
-        waiting += [
-            current.__cause__,
-            None if current.__suppress_context__ else current.__context__,
-        ]
-        if isinstance(current, BaseExceptionGroup):
-            waiting += leaves(cast("BaseExceptionGroup[BaseException]", current))
+        waiting += [cause_of(current), None if hides_context(current) else context_of(current)]
+        if is_a(current, BaseExceptionGroup):
+            waiting += leaves(current)

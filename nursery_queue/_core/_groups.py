@@ -1,9 +1,24 @@
-"""Looking into exception groups."""
+"""Looking into exceptions: what groups hold, and what led to what.
+
+An exception is the user's, and so may be its `__class__` and its attributes: neither is asked.
+A class that raises when it is looked at would else end the worker (tests/engine/test_poison.py).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import cast
+
+
+cause_of = BaseException.__dict__["__cause__"].__get__
+context_of = BaseException.__dict__["__context__"].__get__
+hides_context = BaseException.__dict__["__suppress_context__"].__get__
+_exceptions = BaseExceptionGroup.__dict__["exceptions"].__get__
+
+
+def is_a(error: BaseException, *kinds: type[BaseException]) -> bool:
+    """Tell whether *error* is of one of these classes, whatever it says itself."""
+    return issubclass(type(error), kinds)
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
@@ -15,6 +30,18 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
+def connected(error: BaseException) -> Iterator[BaseException]:
+    """Yield *error*, and what it holds, was caused by or was raised while handling; each once."""
+    seen, waiting = set[int](), list[BaseException | None]([error])
+    while waiting:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        waiting += [cause_of(current), context_of(current), *_inside(current)]
+
+
 def unwrapped(error: BaseException) -> BaseException:
     """Return *error* without the groups around it that hold nothing else."""
     inside = _inside(error)
@@ -22,6 +49,6 @@ def unwrapped(error: BaseException) -> BaseException:
 
 
 def _inside(error: BaseException) -> Sequence[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return cast("BaseExceptionGroup[BaseException]", error).exceptions
+    if is_a(error, BaseExceptionGroup):
+        return cast("Sequence[BaseException]", _exceptions(error))
     return ()

@@ -42,7 +42,7 @@ class Afterwards:
             if not self._known.is_set():
                 await self._wait()
             if self._stored:
-                await call_all(self.callbacks, self.tally)
+                await call_all(self.callbacks, self.tally, contain=True)
 
     async def _wait(self) -> None:
         try:

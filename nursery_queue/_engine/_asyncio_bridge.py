@@ -16,6 +16,7 @@ import trio
 
 from nursery_queue._context import TaskContext
 from nursery_queue._runtime._asyncio_loop import TrioHostedLoop, open_asyncio_loop
+from nursery_queue._runtime._signals import interrupted
 
 from ._asyncio_context import crossing
 
@@ -29,7 +30,10 @@ class HandlerCancelledItself(Exception):  # says what happened
 
 
 class HandlerExited(Exception):  # says what happened
-    """An asyncio handler raised what would end the loop it shares with others: `SystemExit`."""
+    """An asyncio handler raised what would end the loop it shares with others.
+
+    That is `SystemExit` or `KeyboardInterrupt`.
+    """
 
 
 @attrs.define(eq=False)
@@ -39,7 +43,7 @@ class _Attempt:
     served: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task)
     tasks: list[asyncio.Task[Any]] = attrs.field(factory=list["asyncio.Task[Any]"])
     errors: list[BaseException] = attrs.field(factory=list[BaseException])
-    interrupt: KeyboardInterrupt | None = None  # for those around us, when all has ended
+    interrupt: BaseException | None = None  # a signal's: for those around us, when all has ended
 
 
 _current: ContextVar[_Attempt | None] = ContextVar("nursery_queue_asyncio_attempt", default=None)
@@ -183,7 +187,7 @@ class _Staying(Coroutine[Any, Any, R]):
 
 def _exited(exc: SystemExit | KeyboardInterrupt) -> HandlerExited:
     attempt = _current.get()
-    if isinstance(exc, KeyboardInterrupt) and attempt is not None:
+    if attempt is not None and interrupted(exc):
         attempt.interrupt = exc
         attempt.tasks[0].cancel("interrupted")  # the handler itself, which may be another task
     return HandlerExited(f"the handler raised {exc!r}")

@@ -6,7 +6,7 @@ import logging
 import math
 
 from collections.abc import Iterable
-from typing import assert_never
+from typing import assert_never, cast
 
 import attrs
 import trio
@@ -19,10 +19,11 @@ from nursery_queue._core._errors import (
     ResultError,
     RetryAfter,
     Snooze,
+    TryLater,
 )
 from nursery_queue._core._events import Started
 from nursery_queue._core._excuses import Excuse, excuse, excused
-from nursery_queue._core._groups import leaves
+from nursery_queue._core._groups import is_a, leaves
 from nursery_queue._core._model import ErrorRecord
 from nursery_queue._core._outcome import (
     AttemptOutcome,
@@ -153,10 +154,10 @@ class Executor:
         task_id = execution.claim.fence.task_id
         match end:
             case Raised(error):
-                return self._unless_excused(task_id, error, _of_error(error))
+                return self._unless_excused(task_id, error, _of_error(execution, error))
             case Unsure(success, error, committed):
                 excuse(error, Excuse.NOT_SETTLED)
-                otherwise = self._unless_excused(task_id, error, _of_error(error))
+                otherwise = self._unless_excused(task_id, error, _of_error(execution, error))
                 execution.in_doubt = Doubt(committed, otherwise)
                 return success
             case Stopped(reason, error):
@@ -207,16 +208,19 @@ def _of_reason(
             return Interrupted(error)
 
 
-def _of_error(error: BaseException) -> AttemptOutcome:
+def _of_error(execution: Execution, error: BaseException) -> AttemptOutcome:
     """What it means that the handler raised."""
     causes, record = list(leaves(error)), _record(error)
-    if any(isinstance(cause, DoNotRetry | ParamsError | ResultError) for cause in causes):
+    if not all(is_a(cause, Exception) for cause in causes):
+        what = "%s raised %s: a failure like any other, which does not end the worker"
+        log.warning(what, execution.claim, record.type)
+    if any(is_a(cause, DoNotRetry, ParamsError, ResultError) for cause in causes):
         return Failed(error=record, retry=False)
-    later = [cause for cause in causes if isinstance(cause, RetryAfter | Snooze)]
+    later = [cast("TryLater", cause) for cause in causes if is_a(cause, RetryAfter, Snooze)]
     if len(later) < len(causes):
         return Failed(error=record)
     longest = max(cause.seconds for cause in later)
-    if all(isinstance(cause, Snooze) for cause in later):
+    if all(is_a(cause, Snooze) for cause in later):
         return Snoozed(longest)
     return Failed(error=record, after=longest)
 

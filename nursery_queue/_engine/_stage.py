@@ -25,10 +25,11 @@ from nursery_queue._core._errors import (
     TransientError,
 )
 from nursery_queue._core._excuses import Excuse, excuse
-from nursery_queue._core._groups import leaves
+from nursery_queue._core._groups import is_a, leaves
 from nursery_queue._core._outcome import Succeeded
 from nursery_queue._core._streams import StreamWrite
 from nursery_queue._runtime._callbacks import Pending
+from nursery_queue._runtime._signals import interrupted
 from nursery_queue._runtime._timekeeper import held
 from nursery_queue._stream_writer import Send
 from nursery_queue._task_type import TaskType
@@ -96,7 +97,11 @@ class Stage:
         error: BaseException | None = None
         try:
             with scope:
-                return await self._perform(execution, settle)
+                try:
+                    return await self._perform(execution, settle)
+                finally:
+                    if (task := trio.lowlevel.current_task()).child_nurseries:
+                        _abandon_nurseries(task)
         except BaseException as exc:
             if _is_for_others(exc):
                 raise
@@ -245,17 +250,43 @@ def _pending(execution: Execution) -> Pending:
     return execution.pending
 
 
+def _abandon_nurseries(task: trio.lowlevel.Task) -> None:
+    """Cancel the nurseries that a handler has left open, and raise an error.
+
+    An async generator that was not closed, with a nursery in it, will do. Left alone, trio would
+    make the worker fail for it, and every worker after this one (tests/engine/test_poison.py).
+    It does the same with them when a task ends; waiting here could meet the generator's
+    finalizer, which waits in another task for the same nursery.
+    """
+    for nursery in task.child_nurseries:
+        nursery.cancel_scope.cancel("the handler that opened this nursery has ended")
+        nursery._closed = True  # pyright: ignore[reportPrivateUsage]  # as trio does itself
+    task._child_nurseries.clear()  # pyright: ignore[reportPrivateUsage]  # as above
+    msg = (
+        "the handler has ended before a nursery that it had opened: leave each with `async with`,"
+        " and close async generators that hold one with contextlib.aclosing"
+    )
+    raise RuntimeError(msg)
+
+
 def _is_for_others(exc: BaseException) -> bool:
-    """Whether there is something in *exc* that a handler does not have to answer for."""
-    foreign: tuple[type[BaseException], ...] = (KeyboardInterrupt, GeneratorExit)
-    if trio.current_effective_deadline() == -math.inf:
-        foreign = (*foreign, trio.Cancelled)  # else a leftover that no scope waits for
-    return any(isinstance(leaf, foreign) for leaf in leaves(exc))
+    """Whether there is something in *exc* that a handler does not have to answer for.
+
+    That is a real Ctrl-C, being cancelled from around us, and the end of the run itself. What
+    it raises by its own is its own failure, also `KeyboardInterrupt`: it would end every
+    worker that takes the task, with all that runs beside it.
+    """
+    if not trio.lowlevel.in_trio_task():
+        return True  # this coroutine is being closed: the run it belonged to is over
+    cancelled = trio.current_effective_deadline() == -math.inf  # else a leftover nobody waits for
+    if cancelled and any(is_a(leaf, trio.Cancelled) for leaf in leaves(exc)):
+        return True
+    return interrupted(exc)
 
 
 def _without_own_nursery(error: BaseException, task_type: TaskType[..., Any]) -> BaseException:
     """Take a single error out of the group that the attempt's own nursery makes of it."""
-    if not (task_type.nursery and isinstance(error, BaseExceptionGroup)):
+    if not (task_type.nursery and is_a(error, BaseExceptionGroup)):
         return error
     group = cast("BaseExceptionGroup[BaseException]", error)
     return group.exceptions[0] if len(group.exceptions) == 1 else group
@@ -265,4 +296,4 @@ def _counts(error: BaseException, reason: CancelReason | None) -> bool:
     """Whether a cancelled handler says what is to become of its task, and still has a say."""
     if reason is CancelReason.CANCELLED:
         return False
-    return any(isinstance(leaf, DoNotRetry | RetryAfter | Snooze) for leaf in leaves(error))
+    return any(is_a(leaf, DoNotRetry, RetryAfter, Snooze) for leaf in leaves(error))

@@ -10,12 +10,15 @@ import logging
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import attrs
 import trio
 
 from nursery_queue._core._errors import Closed
-from nursery_queue._core._groups import unwrapped
+from nursery_queue._core._groups import is_a, unwrapped
+
+from ._signals import interrupted
 
 
 log = logging.getLogger("nursery_queue")
@@ -112,13 +115,15 @@ class Runner:
     """Calls what is added, in its *nursery*.
 
     What a callback raises is logged and counted, unless it is `Cancelled`, `KeyboardInterrupt`
-    or the like, which go on into the nursery.
+    or the like, which go on into the nursery. With *contain* only `Cancelled` does, and what a
+    signal has raised: a worker is not to end for what a handler asked for.
     """
 
     tally: Tally
     most: int = MOST
     timeout: float = TIMEOUT
     nursery: trio.Nursery | None = None
+    contain: bool = False
     # Where to wait for something to end.
     news: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
     _waiting: deque[Callback] = attrs.field(factory=deque[Callback], init=False)
@@ -184,14 +189,33 @@ class Runner:
             if limit.cancelled_caught:
                 end = End.TIMED_OUT
                 log.error("%s, to be called after a commit, took over %g s", callback, self.timeout)
-        except* Exception as group:  # whatever it is, the commit has been made
-            end = End.FAILED
-            log.exception("%s, called after a commit, failed", callback, exc_info=unwrapped(group))
+        except BaseException as exc:
+            own, others = self._parted(exc)
+            if own is not None:  # whatever it is, the commit has been made
+                end = End.FAILED
+                log.error("%s, called after a commit, failed", callback, exc_info=own)  # noqa: TRY400  # only its own part
+            if others is exc:
+                raise
+            if others is not None:
+                raise others from None
         finally:
             del self._running[callback]
             self.tally.note(end)
             self._start_next()
             self.news.unpark_all()
+
+    def _parted(self, error: BaseException) -> tuple[BaseException | None, BaseException | None]:
+        """Return what a callback has to answer for, and what is to go on."""
+        if is_a(error, BaseExceptionGroup):
+            return cast("BaseExceptionGroup[BaseException]", error).split(self._is_own)
+        return (error, None) if self._is_own(error) else (None, error)
+
+    def _is_own(self, error: BaseException) -> bool:
+        if is_a(error, BaseExceptionGroup):
+            return False  # it may be in part
+        if not self.contain:
+            return is_a(error, Exception)
+        return not (is_a(error, trio.Cancelled) or interrupted(error))
 
     def _give_up(self, why: str) -> None:
         if self._waiting:
@@ -203,10 +227,10 @@ class Runner:
         self._waiting.clear()
 
 
-async def call_all(callbacks: Sequence[Callback], tally: Tally) -> None:
-    """Call these and wait until all have ended; cancelled, cancel them."""
+async def call_all(callbacks: Sequence[Callback], tally: Tally, *, contain: bool = False) -> None:
+    """Call these and wait until all have ended; cancelled, cancel them. *contain*: see `Runner`."""
     try:
         async with trio.open_nursery() as nursery:
-            Runner(tally, nursery=nursery).add(callbacks)
+            Runner(tally, nursery=nursery, contain=contain).add(callbacks)
     except BaseExceptionGroup as group:  # that there is a nursery is nobody's business
         raise unwrapped(group)  # noqa: B904  # it is the same error, not another one

@@ -12,6 +12,8 @@ import attrs
 from nursery_queue._core._counters import Counters
 from nursery_queue._core._events import Completed, Enqueued, Happening, Report, Started
 
+from ._signals import interrupted
+
 
 log = logging.getLogger("nursery_queue")
 events = logging.getLogger("nursery_queue.events")
@@ -143,7 +145,9 @@ class Topic(Generic[E]):
         for instrument in [*self._hearers, *loggers]:
             try:
                 getattr(instrument, self.method)(event)
-            except Exception:  # what an observer does wrong must not harm what it observes
+            except BaseException as exc:  # what it does wrong must not harm what it observes
+                if interrupted(exc):
+                    raise
                 self.give_up(instrument)
                 log.exception(
                     "the instrument %s raised in %s() and is not called again",

@@ -1,21 +1,51 @@
-"""Signals as requests: the more often somebody asks to stop, the harder we stop."""
+"""Signals: as requests to stop, and as what a signal handler raised in whatever code it struck."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from types import FrameType
+from types import CodeType, FrameType
 from typing import NoReturn
 
 import attrs
 import trio
 
+from nursery_queue._core._groups import connected, is_a
+from nursery_queue._core._signature import function_of
+
 
 Obey = Callable[[signal.Signals], object]
 # Called by the signal handler itself, with the frame that was interrupted.
 Look = Callable[[FrameType | None], object]
+
+
+def interrupted(error: BaseException) -> bool:
+    """Tell whether a signal has to do with *error*: a real Ctrl-C, not one that code has raised.
+
+    So it is if a signal handler, trio's or the program's own, raised `KeyboardInterrupt` or
+    `SystemExit` in the code that it struck, and *error* is that, holds it, or came of it.
+    """
+    struck = [e for e in connected(error) if is_a(e, KeyboardInterrupt, SystemExit)]
+    return bool(struck) and any(map(functools.partial(_passed, _signal_handlers()), struck))
+
+
+def _signal_handlers() -> set[CodeType]:
+    handlers = map(signal.getsignal, signal.valid_signals())
+    functions = [function_of(handler) for handler in handlers if callable(handler)]
+    return {f.__code__ for f in functions if hasattr(f, "__code__")}
+
+
+def _passed(codes: set[CodeType], error: BaseException) -> bool:
+    """Tell whether *error* came through one of these functions."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code in codes:
+            return True
+        traceback = traceback.tb_next
+    return False
 
 
 def _ignore(_count: int) -> None:

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import signal
+
+from collections.abc import AsyncGenerator, Callable, Generator
+from types import FrameType
 
 import pytest
 
 import nursery_queue as nq
 
 from tests.engine.support import FlakyStore
+
+
+@pytest.fixture
+def interrupt() -> Generator[Callable[[], None]]:
+    """Raises `KeyboardInterrupt` as a Ctrl-C does: from a signal handler, in whoever calls it."""
+
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, handler)
+    yield lambda: signal.raise_signal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import threading
 
+from collections.abc import Callable
+
 import psycopg
 import pytest
 import sniffio
@@ -399,18 +401,18 @@ async def test_errors(app: nq.App, client: nq.Client, caplog: pytest.LogCaptureF
     assert "ValueError: no chat today" in caplog.text
 
 
-async def test_an_interrupt(app: nq.App, client: nq.Client) -> None:
-    """KeyboardInterrupt ends the worker, whose other handlers are told."""
+async def test_an_interrupt(app: nq.App, client: nq.Client, interrupt: Callable[[], None]) -> None:
+    """A Ctrl-C that strikes in a callback ends the worker, whose other handlers are told."""
     reasons: list[str] = []
     running = trio.Event()
 
-    async def interrupt() -> None:
+    async def strike() -> None:
         await running.wait()
-        raise KeyboardInterrupt
+        interrupt()
 
     @app.task(name="work")
     async def work(ctx: nq.TaskContext) -> None:
-        ctx.after(interrupt)
+        ctx.after(strike)
 
     @app.task(name="other")
     async def other(ctx: nq.TaskContext) -> None:

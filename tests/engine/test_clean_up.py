@@ -257,7 +257,11 @@ async def test_a_stale_cancelled_in_the_clean_up(
 
 @pytest.mark.parametrize("where", ["trio", "asyncio", "asyncio task"])
 async def test_a_keyboard_interrupt(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client, where: str
+    autojump_clock: MockClock,
+    app: nq.App,
+    client: nq.Client,
+    interrupt: Callable[[], None],
+    where: str,
 ) -> None:
     """It ends the worker; the other handlers learn that it is a shutdown, and all tasks go back."""
     seen: list[object] = []
@@ -265,14 +269,14 @@ async def test_a_keyboard_interrupt(
     @app.task(name="interrupted", asyncio=where != "trio")
     async def interrupted() -> None:
         if where == "asyncio task":
-            task = asyncio.create_task(interrupt())
+            task = asyncio.create_task(strike())
             await asyncio.sleep(1000)
             await task
-        await interrupt()
+        await strike()
 
-    async def interrupt() -> None:
+    async def strike() -> None:
         await (trio if where == "trio" else asyncio).sleep(1)
-        raise KeyboardInterrupt
+        interrupt()
 
     @app.task(name="other")
     async def other(ctx: nq.TaskContext) -> None:

@@ -133,26 +133,3 @@ async def test_children_are_cancelled_with_the_attempt(
         await trio.sleep(0 if cause == "interrupted" else 6)
     assert await outcomes(client, ref) == [cause]
     assert store.trace.index("clean") < store.trace.index("settle")
-
-
-async def test_a_keyboard_interrupt_is_not_the_handlers(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client
-) -> None:
-    """It ends the program: the worker raises it, and the tasks in hand go back unharmed."""
-
-    @app.task(name="interrupt")
-    async def interrupt() -> None:
-        await trio.sleep(1)
-        raise KeyboardInterrupt
-
-    @app.task(name="other")
-    async def other() -> None:
-        await trio.sleep(100)
-
-    refs = [await client.enqueue(name) for name in ("interrupt", "other")]
-    with pytest.raises(BaseExceptionGroup) as caught:
-        await nq.Worker(app, client).run()
-
-    assert caught.group_contains(KeyboardInterrupt)
-    assert [await outcomes(client, ref) for ref in refs] == [["interrupted"]] * 2
-    assert [await state(client, ref) for ref in refs] == ["ready"] * 2
