@@ -325,6 +325,7 @@ def test_a_real_interrupt_ends_the_worker(sigint: None, app: nq.App, where: str)
                 nursery.start_soon(deeper)
         else:
             HOW.get(where, ctrl_c)()
+            await asyncio.sleep(1000)  # where it strikes asyncio, trio's main task gets it
 
     async def deeper() -> None:
         await trio.lowlevel.checkpoint()
