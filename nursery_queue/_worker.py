@@ -294,7 +294,7 @@ class Worker:
                     async with self._loop_for_asyncio() as bridge, trio.open_nursery() as work:
                         crew.open_work(work, bridge)
                         work.start_soon(crew.drain.run, self._stop, work, name="drain")
-                        async with trio.open_nursery() as intake:
+                        async with crew.ending_with_a_reason(), trio.open_nursery() as intake:
                             await _unless(self._enough, crew.open_intake, intake)
                             task_status.started()
                             await self._enough.wait()

@@ -6,7 +6,7 @@ import itertools
 import traceback
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from ._codec import Params
 from ._groups import connected

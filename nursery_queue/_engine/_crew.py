@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
 import logging
 import random
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 import attrs
 import trio
@@ -197,6 +198,15 @@ class Crew:
         """
         self.stage.bridge, self.work = bridge, work
         self._context = contextvars.copy_context()
+
+    @contextlib.asynccontextmanager
+    async def ending_with_a_reason(self) -> AsyncGenerator[None]:
+        """Tell handlers that it is a shutdown if the block fails: a Ctrl-C, in trio's main task."""
+        try:
+            yield
+        except BaseException:
+            self.hands.cancel_all(CancelReason.SHUTDOWN)
+            raise
 
     async def open_intake(self, intake: trio.Nursery) -> None:
         """Begin to claim. Returns when the worker listens and has claimed once."""
