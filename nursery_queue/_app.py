@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import json
 import sys
 import types
 
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 import attrs
 
 from ._core._checks import label
+from ._core._declaration import AS_DECLARED
 from ._core._errors import UnknownTaskType
 from ._core._json import is_of
 from ._core._on_complete import as_on_complete
@@ -117,6 +119,32 @@ class App:
             hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
             msg = f"this app has no task type {name!r}{hint}"
             raise UnknownTaskType(msg) from None
+
+    def declared(self, request: TaskRequest) -> TaskRequest:
+        """Return *request*, made by name, with what it leaves out as this app declares it.
+
+        So for the task that tells how it ended, if that is named only. What this app does not
+        know stays as it is.
+        """
+        if request.made_by is None and (known := self._task_types.get(request.task_type)):
+            request = attrs.evolve(
+                request,
+                queue=known.queue,
+                priority=known.priority,
+                on_complete=known.on_complete,
+                made_by=known,
+            )
+        given = request.overrides
+        if given.on_complete:
+            given = attrs.evolve(given, on_complete=self._told(given.on_complete))
+        return attrs.evolve(request, on_complete=self._told(request.on_complete), overrides=given)
+
+    def _told(self, on_complete: str | None) -> str | None:
+        """Return *on_complete*, JSON text, filled in if it says no more than a type known here."""
+        if on_complete is None or on_complete == AS_DECLARED or '"queue":' in on_complete:
+            return on_complete
+        known = self._task_types.get(json.loads(on_complete)["task_type"])
+        return on_complete if known is None else as_on_complete(known) or None
 
     @overload
     def task(

@@ -12,10 +12,12 @@ from typing import Any, ParamSpec, Self, overload
 
 import attrs
 
+from ._app import App
 from ._core import _events
 from ._core._checks import duration, whole
 from ._core._errors import Closed, TaskCancelled, TaskFailed, UnknownTask
-from ._core._model import Attempt, Held, Settlement, Stats, TaskFilter, TaskRef, TaskStatus
+from ._core._filters import TaskFilter
+from ._core._model import Attempt, Held, Settlement, Stats, TaskRef, TaskStatus
 from ._core._outcome import MAX_LOST
 from ._core._states import State
 from ._core._streams import stream_name
@@ -25,16 +27,10 @@ from ._runtime._callbacks import CallbackCounts, Pending, Tally, call_all
 from ._runtime._instruments import Audience, Instrument, LogEvents
 from ._runtime._log_level import log_level
 from ._steering import Steering, name_of
-from ._streams import (
-    FURTHEST,
-    POLL,
-    StreamInfo,
-    StreamReader,
-    Streams,
-    poll_interval,
-)
+from ._store import Isolation
+from ._streams import FURTHEST, POLL, StreamInfo, StreamReader, Streams, poll_interval
 from ._task_type import MAX_PARAMS_BYTES, MAX_RESULT_BYTES, TaskRequest, TaskType, as_request
-from ._transaction import Transaction, new_tasks, opened, task_id
+from ._transaction import Transaction, check_options, new_tasks, opened, task_id
 from ._waiting import Waiting
 
 
@@ -64,6 +60,7 @@ class Client(Steering):
             by default `LogEvents()` alone.
         stream_poll_interval: Seconds between looks of those who read streams, should a
             notification get lost; 5. 0: they rely on notifications alone.
+        app: What it declares counts for what is enqueued by name; None: what workers have stored.
 
     Raises:
         TypeError: One of *instruments* is none.
@@ -75,6 +72,7 @@ class Client(Steering):
         factory=lambda: (LogEvents(),), converter=tuple[Instrument, ...], kw_only=True
     )
     stream_poll_interval: float = attrs.field(default=POLL, converter=poll_interval, kw_only=True)
+    app: App | None = attrs.field(default=None, kw_only=True)
     audience: Audience = attrs.field(init=False, repr=False)
     called_back: Tally = attrs.field(factory=Tally, init=False, repr=False)
     _news: News = attrs.field(init=False, repr=False)
@@ -122,7 +120,7 @@ class Client(Steering):
     async def enqueue(self, task: str, /, **params: Any) -> TaskRef: ...
 
     async def enqueue(self, task: object, /, *args: Any, **kwargs: Any) -> TaskRef:
-        """Store one task and return its id.
+        """Store one task and return its id; what is not said of it is as declared.
 
         Args:
             task: A task type, followed by the handler's arguments; or what `bind()` returned;
@@ -146,8 +144,8 @@ class Client(Steering):
 
         Args:
             requests: What `bind()` returned, of any task types, with any options.
-            copy: Store them by COPY instead of one statement: for 100,000 at a time, which
-                takes two thirds of the time. Needs the right to use the sequence of task ids.
+            copy: Store them by COPY: for 100,000 at a time, which takes two thirds of the time. A
+                role that may not pick ids stores 10,000 at a time.
 
         Raises:
             PayloadTooLarge: Params are larger than `max_params_bytes`.
@@ -155,7 +153,7 @@ class Client(Steering):
             CommitOutcomeUnknown: The answer was lost: all are stored, or none.
         """
         self._check_open()
-        tasks = new_tasks(requests, self.max_params_bytes, copy=copy)
+        tasks = new_tasks(requests, self.max_params_bytes, self.app, copy=copy)
         refs = await self.store.enqueue(tasks, copy=copy)
         if self.audience.enqueued.wanted:
             for event in _events.enqueued(tasks, refs):
@@ -164,7 +162,10 @@ class Client(Steering):
 
     @contextlib.asynccontextmanager
     async def transaction(
-        self, *, after: AfterCommit | AfterCommitBatch | None = None
+        self,
+        *,
+        after: AfterCommit | AfterCommitBatch | None = None,
+        isolation: Isolation | None = None,
     ) -> AsyncGenerator[Transaction]:
         """Open a transaction, in which your writes and your tasks commit together.
 
@@ -174,18 +175,21 @@ class Client(Steering):
         Args:
             after: Who calls what `tx.after` is given. None: the block does, after its commit,
                 and waits for them; cancelled then, it cancels them.
+            isolation: "read committed" (as all verbs here are), "repeatable read" or
+                "serializable"; None: as the database or the role has it.
 
         Raises:
+            ValueError: There is no such *isolation*.
             RuntimeError: *after* has not been entered, and has no nursery.
             Closed: It has been closed, or is a batch that is over.
             TypeError: It is neither an `AfterCommit` nor a batch of one.
         """
         self._check_open()
-        _check_after(after)
+        check_options(after, isolation)
         complete = False  # psycopg.Rollback ends the block without an error
         with nullcontext(Pending()) if after is None else after.registering() as pending:
-            async with self.store.transaction() as inner:
-                tx = opened(inner, self.max_params_bytes, self.audience, pending)
+            async with self.store.transaction(isolation=isolation) as inner:
+                tx = opened(inner, self.max_params_bytes, self.audience, pending, self.app)
                 try:
                     yield tx
                     complete = True
@@ -212,8 +216,7 @@ class Client(Steering):
 
         *payloads*: with its params and its context.
         """
-        (status,) = await self.status_many([task], payloads=payloads)
-        return status
+        return (await self.status_many([task], payloads=payloads))[0]
 
     async def status_many(
         self, tasks: Sequence[TaskRef | int], *, payloads: bool = False
@@ -393,12 +396,3 @@ class Client(Steering):
 
 
 _CLOSED = "this client has been closed: open another one with nursery_queue.connect()"
-
-
-def _check_after(after: object) -> None:
-    if after is not None and not isinstance(after, AfterCommit | AfterCommitBatch):
-        msg = (
-            f"transaction(after=...) takes an AfterCommit or a batch of one, not {after!r:.100}: a "
-            f"function to call after the commit goes to tx.after() within the block"
-        )
-        raise TypeError(msg)

@@ -15,6 +15,7 @@ import trio
 from ._core._model import Fence
 from ._runtime._after_commit import AfterCommit, AfterCommitBatch
 from ._runtime._callbacks import Pending
+from ._store import Isolation
 from ._stream_writer import OnRetry, Send, StreamOptions, StreamWriter
 from ._transaction import Transaction
 
@@ -105,13 +106,16 @@ class TaskContext:
 
     @contextlib.asynccontextmanager
     async def transaction(
-        self, *, after: AfterCommit | AfterCommitBatch | None = None
+        self,
+        *,
+        after: AfterCommit | AfterCommitBatch | None = None,
+        isolation: Isolation | None = None,
     ) -> AsyncGenerator[Transaction]:
         """Open a transaction of its own, which commits when the block ends well.
 
-        See `Client.transaction`, also for *after*.
+        See `Client.transaction`, also for *after* and *isolation*.
         """
-        async with self.client.transaction(after=after) as tx:
+        async with self.client.transaction(after=after, isolation=isolation) as tx:
             yield tx
 
     def after(self, fn: Callable[[*Ts], object], /, *args: *Ts) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import attrs
 
 from ._core._checks import instant, label, whole
-from ._core._model import CancelFilter, QueueStatus, TaskFilter, WorkerStatus
+from ._core._filters import CancelFilter, TaskFilter
+from ._core._model import QueueStatus, WorkerStatus
 from ._store import Store
 from ._task_type import TaskType
 

@@ -12,6 +12,7 @@ import attrs
 from ._core._checks import label
 from ._core._codec import Params, dump_result
 from ._core._completion import PARAMETERS
+from ._core._declaration import AS_DECLARED, Declaration
 from ._core._errors import PayloadTooLarge, ResultTooLarge
 from ._core._model import Claim, NewTask
 from ._core._options import Options, Overrides
@@ -37,9 +38,10 @@ class TaskRequest:
     task_type: str
     params: str  # a JSON object, as text
     overrides: Overrides = attrs.field(factory=Overrides)
-    queue: str = "default"
-    priority: int = 0
-    on_complete: str | None = None  # JSON text: what is stored when it has ended, if not overridden
+    # What counts if it is not overridden. As it is here: as the store knows it to be declared.
+    queue: str | None = None
+    priority: int | None = None
+    on_complete: str | None = AS_DECLARED  # JSON text: what is stored when it has ended
     # Where its handler is, if it is known here.
     made_by: TaskType[..., Any] | None = attrs.field(default=None, eq=False, repr=False)
 
@@ -49,7 +51,9 @@ class TaskRequest:
     ) -> TaskRequest:
         """Return a call of the task type called *name*, which need not be known here.
 
-        Nothing but the worker that runs it can tell whether *params* fit.
+        Nothing but the worker that runs it can tell whether *params* fit. Queue, priority and
+        on_complete are as declared, where *options* do not say: by the client's App, else as
+        workers have stored it when they started, else `default`, 0 and none.
 
         Raises:
             ParamsError: One of *params* is not JSON, even after conversion.
@@ -229,6 +233,16 @@ class TaskType(Generic[P, R]):
             self.priority,
             self.on_complete,
             made_by=self,
+        )
+
+    def declaration(self) -> Declaration:
+        """Return what a worker stores for programs that do not have this code."""
+        return Declaration(
+            name=self.name,
+            queue=self.queue,
+            priority=self.priority,
+            keep_for=self.keep_for,
+            on_complete=self.on_complete,
         )
 
     def load(self, params: str) -> dict[str, Any]:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import Any, ParamSpec, TypeVarTuple, overload
+from typing import Any, ParamSpec, TypeVarTuple, get_args, overload
 
 import attrs
 import trio
 
+from ._app import App
 from ._core._errors import TransactionEnded
 from ._core._events import Enqueued, enqueued
 from ._core._model import NewTask, Settlement, TaskRef, TaskStatus
 from ._core._streams import StreamWrite
+from ._runtime._after_commit import AfterCommit, AfterCommitBatch
 from ._runtime._callbacks import Callback, Pending
 from ._runtime._instruments import Audience
-from ._store import StoreTransaction
+from ._store import Isolation, StoreTransaction
 from ._task_type import TaskRequest, TaskType, as_request
 
 
@@ -36,6 +38,7 @@ class Transaction:
     _max_params_bytes: int
     _audience: Audience
     _pending: Pending  # together with what is to be called although it is not ours
+    _app: App | None = None  # what it declares counts for tasks enqueued by name
     _inner: StoreTransaction | None = None
     _opening: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     _ended: bool = attrs.field(default=False, init=False)
@@ -83,7 +86,7 @@ class Transaction:
         self, requests: Sequence[TaskRequest], *, copy: bool = False
     ) -> list[TaskRef]:
         """Store tasks with this transaction, all or none; see `Client.enqueue_many`."""
-        tasks = new_tasks(requests, self._max_params_bytes, copy=copy)
+        tasks = new_tasks(requests, self._max_params_bytes, self._app, copy=copy)
         refs = await (await self._current()).enqueue(tasks, copy=copy)
         if self._audience.enqueued.wanted:
             self._enqueued += enqueued(tasks, refs)
@@ -173,21 +176,44 @@ class Transaction:
 
 
 def opened(
-    inner: StoreTransaction, max_params_bytes: int, audience: Audience, pending: Pending
+    inner: StoreTransaction,
+    max_params_bytes: int,
+    audience: Audience,
+    pending: Pending,
+    app: App | None,
 ) -> Transaction:
     """Return a `Transaction` that is open already."""
 
     async def never() -> StoreTransaction:
         raise AssertionError
 
-    return Transaction(never, max_params_bytes, audience, pending, inner)
+    return Transaction(never, max_params_bytes, audience, pending, app, inner)
+
+
+def check_options(after: object, isolation: object) -> None:
+    """Raise for what `client.transaction` cannot be given."""
+    if after is not None and not isinstance(after, AfterCommit | AfterCommitBatch):
+        msg = (
+            f"transaction(after=...) takes an AfterCommit or a batch of one, not {after!r:.100}: a "
+            f"function to call after the commit goes to tx.after() within the block"
+        )
+        raise TypeError(msg)
+    if isolation is not None and isolation not in (levels := get_args(Isolation)):
+        msg = f"isolation must be one of {', '.join(levels)}, or None, not {isolation!r:.100}"
+        raise ValueError(msg)
 
 
 def new_tasks(
-    requests: Sequence[TaskRequest], max_params_bytes: int, *, copy: bool
+    requests: Sequence[TaskRequest], max_params_bytes: int, app: App | None, *, copy: bool
 ) -> list[NewTask]:
-    """Return what a store stores, or raise for one that cannot be, or not by *copy*."""
-    tasks = [as_request(each).to_new_task(max_params_bytes) for each in requests]
+    """Return what a store stores, or raise for one that cannot be, or not by *copy*.
+
+    What is declared in *app* counts where a request was made by name.
+    """
+    asked = [as_request(each) for each in requests]
+    if app is not None:
+        asked = [app.declared(each) for each in asked]
+    tasks = [each.to_new_task(max_params_bytes) for each in asked]
     for task in tasks if copy else ():
         if task.dedup_key is not None:
             msg = (

@@ -71,7 +71,8 @@ class Worker:
     down: leases then expire. See `budget` for what these seconds are, and for the exceptions.
 
     Args:
-        app: The task types it knows; it claims no others.
+        app: The task types it knows; it claims no others. What it declares of them is stored
+            when the worker starts, for those who enqueue by name and do not have it.
         client: Where the tasks are.
         queues: The queues it serves, each with the most tasks of it to hold at once; a
             sequence of names for no limit but *concurrency*. None: all queues.
@@ -109,6 +110,8 @@ class Worker:
         rng: random.Random | None = None,
     ) -> None:
         self._app, self._client = app, client
+        if client.app is None:  # what its handlers enqueue by name is as its code declares
+            client.app = app
         self._lease = duration(lease, "lease", positive=True)
         default_name = f"{socket.gethostname()}:{os.getpid()}"
         self._name = label(default_name if name is None else name, "name")
@@ -218,6 +221,7 @@ class Worker:
             host=socket.gethostname(),
             pid=os.getpid(),
             task_types=list(self._app.task_types),
+            declared=[each.declaration() for each in self._app.task_types.values()],
             lease=self._lease,
             queues=None if self._settings.queues is None else list(self._settings.queues),
         )

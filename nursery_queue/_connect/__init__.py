@@ -6,6 +6,7 @@ import contextlib
 
 from collections.abc import AsyncGenerator, Sequence
 
+from nursery_queue._app import App
 from nursery_queue._client import Client
 from nursery_queue._core._checks import whole
 from nursery_queue._pg._sql import DEFAULT_SCHEMA
@@ -27,6 +28,7 @@ async def connect(
     max_result_bytes: int = MAX_RESULT_BYTES,
     instruments: Sequence[Instrument] | None = None,
     stream_poll_interval: float = POLL,
+    app: App | None = None,
 ) -> AsyncGenerator[Client]:
     """Open a client on a PostgreSQL database, and close it when the block ends.
 
@@ -44,6 +46,7 @@ async def connect(
         stream_poll_interval: Seconds between looks of those who read streams, should a
             notification get lost; 0: none. All readers together use one more connection, to
             listen.
+        app: Whose declarations count for what is enqueued by name; see `Client`.
 
     Raises:
         TypeError: One of *instruments* is none.
@@ -62,6 +65,7 @@ async def connect(
         max_result_bytes=whole(max_result_bytes, "max_result_bytes", minimum=2),
         instruments=heard,
         stream_poll_interval=stream_poll_interval,
+        app=app,
     ) as client:
         await store.check()
         yield client

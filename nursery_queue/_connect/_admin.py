@@ -92,6 +92,11 @@ def migration_sql(schema: str) -> str:
     return _migrate.sql(schema)
 
 
+def roles_sql(schema: str, prefix: str | None) -> str:
+    """Return the script that makes roles for programs; `ValueError` for a bad *prefix*."""
+    return _migrate.roles(schema, prefix)
+
+
 @contextlib.asynccontextmanager
 async def _connected(dsn: str) -> AsyncGenerator[Connection]:
     """Open one connection, whatever the schema is like; its errors are ours."""

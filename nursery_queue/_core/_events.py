@@ -21,7 +21,7 @@ class Enqueued:
 
     task_id: int
     task_type: str
-    queue: str
+    queue: str | None  # None: as is declared, which only the store knows
     created: bool
 
 

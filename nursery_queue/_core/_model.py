@@ -12,6 +12,7 @@ from uuid import UUID
 import attrs
 
 from ._counters import Counters
+from ._declaration import Declaration
 from ._retry import RetryPolicy
 from ._states import Event, State, transition
 
@@ -26,12 +27,15 @@ class TaskRef:
 
 @attrs.frozen(kw_only=True)
 class NewTask:
-    """A task to be stored. None in a policy field means: as the handler's code says today."""
+    """A task to be stored. None in a policy field means: as the handler's code says today.
+
+    Queue and priority None, and on_complete `AS_DECLARED`: as the stored `Declaration` says.
+    """
 
     task_type: str
     params: str  # a JSON object, as text
-    queue: str = "default"
-    priority: int = 0
+    queue: str | None = "default"
+    priority: int | None = 0
     run_at: dt.datetime | None = None
     run_after: float = 0.0  # seconds from now, by the store's clock; ignored if run_at is set
     max_attempts: int | None = None
@@ -181,6 +185,7 @@ class WorkerInfo:
     task_types: Sequence[str]
     lease: float
     queues: Sequence[str] | None = None  # None: all
+    declared: Sequence[Declaration] = ()  # takes the place of what is stored of these types
 
 
 @attrs.frozen(kw_only=True)
@@ -268,30 +273,6 @@ class Attempt:
     error_traceback: str | None = None
     error_details: Any = None
     final: bool = False
-
-
-@attrs.frozen(kw_only=True)
-class TaskFilter:
-    """Which tasks to list: newest first, those with an id below *after*.
-
-    *payloads*: with params, context and result.
-    """
-
-    state: State | None = None
-    queue: str | None = None
-    task_type: str | None = None
-    limit: int = 100
-    after: int | None = None
-    payloads: bool = False
-
-
-@attrs.frozen(kw_only=True)
-class CancelFilter:
-    """Which tasks to cancel: those that fit all that is given."""
-
-    queue: str | None = None
-    task_type: str | None = None
-    before: dt.datetime | None = None  # created earlier
 
 
 @attrs.frozen(kw_only=True)

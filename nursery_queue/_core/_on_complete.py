@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import attrs
 
 from ._checks import label
+from ._declaration import AS_DECLARED
 from ._json import to_text
 from ._model import NewTask
 
@@ -34,7 +35,7 @@ def as_on_complete(value: Any) -> str | Literal[False]:
     if value is None:
         return False
     if isinstance(value, str):
-        return _text(NewTask(task_type=label(value, "on_complete"), params="{}"))
+        return _text(_by_name(label(value, "on_complete")))
     if isinstance(value, _Completer) and not isinstance(value, type):
         return _text(value.to_completion())
     msg = (
@@ -44,22 +45,26 @@ def as_on_complete(value: Any) -> str | Literal[False]:
     raise TypeError(msg)
 
 
+def _by_name(name: str) -> NewTask:
+    """Return a task of which nothing is said but its type."""
+    return NewTask(task_type=name, params="{}", queue=None, priority=None, on_complete=AS_DECLARED)
+
+
 def _text(task: NewTask) -> str:
-    """Return *task* without its params, and without what is as its code says."""
+    """Return *task* without its params, and without what is as its code says or declares."""
     said: dict[str, Any] = {
+        "queue": task.queue,
+        "priority": task.priority,
         "max_attempts": task.max_attempts,
         "backoff": task.backoff and attrs.asdict(task.backoff, filter=_WAITS),
         # JSON has no infinity; the database reads this word as one.
         "timeout": "infinity" if task.timeout == math.inf else task.timeout,
         "keep_for": task.keep_for,
         "run_after": task.run_after or None,
-        "on_complete": task.on_complete and json.loads(task.on_complete),
         "context": task.context and json.loads(task.context),
     }
-    asked: dict[str, Any] = {
-        "task_type": task.task_type,
-        "queue": task.queue,
-        "priority": task.priority,
-    }
+    asked: dict[str, Any] = {"task_type": task.task_type}
     asked.update((name, value) for name, value in said.items() if value is not None)
+    if task.on_complete != AS_DECLARED:  # null says that there is none, whatever is declared
+        asked["on_complete"] = task.on_complete and json.loads(task.on_complete)
     return to_text(asked, "on_complete", deep=False)

@@ -147,6 +147,7 @@ class Stage:
                 self.client.max_params_bytes,
                 self.client.audience,
                 _pending(execution),
+                self.client.app,
             )
             stack.callback(tx.end)
             context = self._context(execution, values, tx)

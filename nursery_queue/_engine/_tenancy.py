@@ -126,7 +126,8 @@ class Tenancy:
     async def _begin_anew(self) -> None:
         """Register under a new name; what the old one still holds in the store is swept."""
         await self._in_time(lambda: self.store.deregister(self.info.id))
-        self.info = attrs.evolve(self.info, id=uuid.uuid4())
+        # Newer code may have been declared since: only a start declares.
+        self.info = attrs.evolve(self.info, id=uuid.uuid4(), declared=())
         await self._in_time(self.begin)
         self._answered()
         log.info("registered anew as worker %s", self.info.id)

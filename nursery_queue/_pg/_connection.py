@@ -70,6 +70,8 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
     call_timeout: float | None = None
     clock: SessionClock | None = None
     pooled = False  # another client has the session after each of our transactions
+    isolation = "read committed"  # of the role or the database, unless a transaction says
+    unusual = False  # they have settings that would break our own statements
     cancel_timeout = 5.0  # seconds to cancel a statement and read its answer; then we close
     finish_timeout = 10.0  # seconds for BEGIN, COMMIT and ROLLBACK, else we close
 

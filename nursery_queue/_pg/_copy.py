@@ -8,19 +8,26 @@ from collections.abc import Sequence
 
 from nursery_queue._core._model import NewTask, TaskRef
 
+from . import _plan
 from ._connection import Connection
 from ._rows import backoff_text
 from ._sql import query
 
 
+AT_ONCE = 10_000  # tasks in one statement, where COPY is not for us
+
+
 async def copy_tasks(conn: Connection, schema: str, tasks: Sequence[NewTask]) -> list[TaskRef]:
     """Store tasks, which have no dedup keys, all or none, and answer in their order.
 
-    COPY answers no ids, so they are taken before. Raises `CommitOutcomeUnknown` if the
+    COPY answers no ids, so they are taken before; for a role that may not name ids, the tasks are
+    stored by statements of so many each. Raises `CommitOutcomeUnknown` if the
     connection is lost during the commit, unless this is part of a larger transaction.
     """
     async with conn.transaction():
         ((ids, now),) = await conn.fetch(query("take_ids", schema), {"count": len(tasks)})
+        if ids[0] is None:
+            return await _insert(conn, schema, tasks)
         ids.sort()
         async with conn.cursor().copy(query("copy_tasks", schema)) as copy:
             for task_id, task in zip(ids, tasks, strict=True):
@@ -42,3 +49,12 @@ async def copy_tasks(conn: Connection, schema: str, tasks: Sequence[NewTask]) ->
                     )
                 )
     return [TaskRef(task_id) for task_id in ids]
+
+
+async def _insert(conn: Connection, schema: str, tasks: Sequence[NewTask]) -> list[TaskRef]:
+    refs: list[TaskRef] = []
+    for start in range(0, len(tasks), AT_ONCE):
+        plan = _plan.enqueue(schema, tasks[start : start + AT_ONCE])
+        assert plan.statement is not None
+        refs += plan.read(await conn.fetch(plan.statement, plan.params))
+    return refs

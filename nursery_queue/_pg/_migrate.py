@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.resources
+import re
 
 from collections.abc import AsyncGenerator, Sequence
 
@@ -15,8 +16,13 @@ import trio
 from nursery_queue._core._errors import SchemaError
 
 from ._connection import Connection
+from ._isolation import READ_COMMITTED, USUAL
 from ._pooler import connect
 from ._sql import DEFAULT_SCHEMA, checked_schema, query, render
+
+
+# The longest role is called by eight letters more.
+_PREFIX = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,53}")
 
 
 @attrs.frozen(kw_only=True)
@@ -133,7 +139,7 @@ async def down(conn: Connection, schema: str = DEFAULT_SCHEMA, *, to: int = 0) -
 def sql(schema: str = DEFAULT_SCHEMA) -> str:
     """Return all of `up` as one script, for those who apply it by other means."""
     checked_schema(schema)
-    parts = [query("create_migration_table", schema)]
+    parts = [query("begin_migration", schema), query("create_migration_table", schema)]
     for migration in migrations():
         parts.append(render(migration.up, schema))
         parts.append(
@@ -143,7 +149,25 @@ def sql(schema: str = DEFAULT_SCHEMA) -> str:
                 schema,
             )
         )
-    return "begin;\n\n" + "\n".join(parts) + "\ncommit;\n"
+    return "begin isolation level read committed;\n\n" + "\n".join(parts) + "\ncommit;\n"
+
+
+def roles(schema: str = DEFAULT_SCHEMA, prefix: str | None = None) -> str:
+    """Return a script that makes roles for programs that use *schema*, and gives it an owner.
+
+    Their names begin with *prefix*; None: with the schema's name and an underscore.
+    """
+    checked_schema(schema)
+    prefix = f"{schema}_" if prefix is None else prefix
+    if not _PREFIX.fullmatch(prefix):
+        msg = (
+            "a prefix of roles must be at most 54 lower-case letters, digits and underscores, and"
+            f" must not begin with a digit or pg_; not {prefix!r}"
+        )
+        raise ValueError(msg)
+    text = importlib.resources.files("nursery_queue._pg").joinpath("roles.sql")
+    named = re.sub(r"\bnursery_queue_(?=[a-z])", prefix, text.read_text(encoding="utf-8"))
+    return render(named, schema)
 
 
 def up_sync(dsn: str, schema: str = DEFAULT_SCHEMA) -> None:
@@ -159,6 +183,9 @@ async def _up_once(dsn: str, schema: str) -> None:
 @contextlib.asynccontextmanager
 async def _locked(conn: Connection, schema: str) -> AsyncGenerator[None]:
     async with conn.transaction():
+        if conn.isolation != USUAL:  # who has waited for another's migration is to see it
+            await conn.execute(READ_COMMITTED)
+        await conn.execute(query("begin_migration", schema))
         await conn.execute(query("lock_migrations", schema))
         yield
 

@@ -8,6 +8,7 @@ from psycopg.conninfo import make_conninfo
 
 from ._cancelling import expendable
 from ._connection import Connection
+from ._sql import DEFAULT_SCHEMA, query
 
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ async def connect(conninfo: str, **params: ConnParam) -> Connection:
 
 async def _look(conn: Connection) -> None:
     """Compare who answers with who let us in: a pooler has invented the latter."""
-    cursor = await conn.execute("select pg_catalog.pg_backend_pid()", prepare=False)
-    answers = await cursor.fetchone()
-    if answers != (conn.pgconn.backend_pid,):
+    cursor = await conn.execute(query("look", DEFAULT_SCHEMA), prepare=False)
+    answer = await cursor.fetchone()
+    assert answer is not None
+    pid, conn.isolation, conn.unusual = answer
+    if pid != conn.pgconn.backend_pid:
         conn.pooled, conn.prepare_threshold = True, None

@@ -6,6 +6,7 @@ import contextlib
 import logging
 
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 from uuid import UUID
 
@@ -29,6 +30,7 @@ from ._errors import (
     translated_for_workers,
     unknown,
 )
+from ._isolation import READ_COMMITTED
 from ._listener import NO_NOTIFICATIONS, Listener
 from ._pool import Pool
 from ._pooler import connect
@@ -117,22 +119,27 @@ class Sessions:
         set_json_loads(from_text, conn)
         if conn.pooled:  # then nothing may be set in the session, which is others' too
             self._warn_of_pooler()
-        else:
-            conn.clock = SessionClock(f"{self.schema}.now")
+            return conn
+        conn.clock = SessionClock(f"{self.schema}.now")
+        if conn.unusual:
+            await self._set(conn, "pin_settings")
         return conn
 
     async def _connect_to_control(self) -> Connection:
         """Not for the application's own statements: plans are kept to what suits ours."""
         conn = await self._connect()
         conn.cancel_timeout = CONTROL_CANCEL
+        if not conn.pooled:
+            await self._set(conn, "keep_to_indexes")
+        return conn
+
+    async def _set(self, conn: Connection, name: str) -> None:
         try:
-            if not conn.pooled:
-                with expendable(conn):
-                    await conn.execute(query("keep_to_indexes", self.schema), {"once": False})
+            with expendable(conn):
+                await conn.execute(query(name, self.schema), {"once": False})
         except BaseException:
             conn.abort()
             raise
-        return conn
 
     async def _open_listener(self, channels: Iterable[str]) -> Listener:
         if self._pooled:
@@ -170,12 +177,13 @@ class Sessions:
 
     @contextlib.asynccontextmanager
     async def _lent(
-        self, pool: Pool, *, calls: int = 1, writes: bool = False
+        self, pool: Pool, *, calls: int = 1, writes: bool = False, as_it_is: bool = False
     ) -> AsyncGenerator[Connection]:
         """Lend a connection for a verb, which may take the time of that many *calls*.
 
         *writes*: it is one statement, which commits by itself and is not to be repeated
-        blindly. If its answer is lost, `CommitOutcomeUnknown` is raised.
+        blindly. If its answer is lost, `CommitOutcomeUnknown` is raised. *as_it_is*: it cannot be
+        part of a transaction.
         """
         translating = translated if pool is self._pool else translated_for_workers
         seconds, sent = calls * self.call_timeout, False
@@ -183,7 +191,9 @@ class Sessions:
             with trio.move_on_after(seconds) as limit:
                 async with pool.connection() as conn:
                     try:
-                        yield conn
+                        usual = as_it_is or not (conn.pooled and conn.unusual)
+                        async with nullcontext() if usual else self._as_usual(conn):
+                            yield conn
                     except trio.Cancelled:
                         sent = conn.closed  # else it was answered, or never sent
                         raise
@@ -195,6 +205,18 @@ class Sessions:
                         raise
             if limit.cancelled_caught:
                 raise _no_answer(seconds, lost=writes and sent)
+
+    @contextlib.asynccontextmanager
+    async def _as_usual(self, conn: Connection) -> AsyncGenerator[None]:
+        """Let our own statements run as they do elsewhere, whatever the role has as default.
+
+        In a session of our own that is set already. Behind a pooler it is set for one transaction:
+        a verb is more round trips then.
+        """
+        async with conn.transaction():
+            await conn.execute(READ_COMMITTED)
+            await conn.execute(query("pin_settings", self.schema), {"once": True})
+            yield
 
 
 def _no_answer(seconds: float, *, lost: bool) -> Exception:

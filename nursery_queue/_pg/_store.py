@@ -12,10 +12,10 @@ from uuid import UUID
 import attrs
 
 from nursery_queue._core._errors import TransientError
+from nursery_queue._core._filters import CancelFilter, TaskFilter
 from nursery_queue._core._model import (
     Attempt,
     Beat,
-    CancelFilter,
     CancelRequest,
     Claimed,
     Fence,
@@ -27,7 +27,6 @@ from nursery_queue._core._model import (
     Settlement,
     Spot,
     Stats,
-    TaskFilter,
     TaskRef,
     TaskStatus,
     WorkerInfo,
@@ -36,11 +35,12 @@ from nursery_queue._core._model import (
 from nursery_queue._core._outcome import give_back, settle_lost
 from nursery_queue._core._states import Event, sources
 from nursery_queue._core._streams import StreamPage, StreamRequest, StreamWrite
-from nursery_queue._store import StoreTransaction, TellLost, tell_nobody
+from nursery_queue._store import Isolation, StoreTransaction, TellLost, tell_nobody
 
 from . import _migrate, _plan, _rows, _streams
 from ._errors import translated
 from ._excusing import Excuses
+from ._isolation import ISOLATION, USUAL
 from ._sessions import Sessions
 from ._sql import query
 from ._transaction import PostgresTransaction, carry_out, insert_tasks, settle_rows
@@ -84,18 +84,24 @@ class PostgresStore(Sessions):
         async with self._lent(self._pool, calls=calls, writes=not copy) as conn:
             return await insert_tasks(conn, self.schema, tasks, copy=copy)
 
-    def transaction(self) -> AbstractAsyncContextManager[StoreTransaction]:
+    def transaction(
+        self, *, isolation: Isolation | None = None
+    ) -> AbstractAsyncContextManager[StoreTransaction]:
         """Open a transaction; it commits when the block ends well."""
-        return self._transaction()
+        return self._transaction(isolation)
 
     @contextlib.asynccontextmanager
-    async def _transaction(self) -> AsyncGenerator[StoreTransaction]:
+    async def _transaction(self, isolation: Isolation | None) -> AsyncGenerator[StoreTransaction]:
         async with contextlib.AsyncExitStack() as stack:
             # Further on and at COMMIT, errors are for the application to judge: not translated.
             excuses = stack.enter_context(Excuses())
             with translated():
                 conn = await stack.enter_async_context(self._pool.connection())
                 await stack.enter_async_context(conn.transaction())
+                asked = isolation or conn.isolation
+                # In a session of ours the default is what our own verbs need.
+                if asked != (conn.isolation if conn.pooled else USUAL):
+                    await conn.execute(ISOLATION[asked])
             yield PostgresTransaction(conn, self.schema, excuses)
 
     async def cancel(self, task_id: int, *, running: bool = True) -> bool:
@@ -321,7 +327,8 @@ class PostgresStore(Sessions):
         self._park_after = Spot("") if queue is None else Spot(queue, task_type)
         self._gone += parked
         if parked < PARK / 10 and self._gone >= VACUUM_AFTER:
-            await self._run(self._control, "vacuum")
+            async with self._lent(self._control, as_it_is=True) as conn:
+                await conn.fetch(query("vacuum", self.schema))
             self._gone = 0
         return int(parked)
 
@@ -341,4 +348,9 @@ def _register_params(worker: WorkerInfo) -> dict[str, Any]:
         "queues": None if worker.queues is None else list(worker.queues),
         "task_types": list(worker.task_types),
         "lease": worker.lease,
+        "names": [each.name for each in worker.declared],
+        "type_queues": [each.queue for each in worker.declared],
+        "priorities": [each.priority for each in worker.declared],
+        "keep_fors": [float(each.keep_for) for each in worker.declared],
+        "on_completes": [each.on_complete for each in worker.declared],
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any, Protocol, overload
 
+from nursery_queue._app import App
 from nursery_queue._client import Client
 from nursery_queue._core._checks import whole
 from nursery_queue._pg._sql import DEFAULT_SCHEMA, checked_schema
@@ -43,13 +44,21 @@ class DjangoConnection(Protocol):
 
 @overload
 def producer(
-    connection: AsyncConnection, *, schema: str = ..., max_params_bytes: int = ...
+    connection: AsyncConnection,
+    *,
+    schema: str = ...,
+    max_params_bytes: int = ...,
+    app: App | None = ...,
 ) -> AsyncProducer: ...
 
 
 @overload
 def producer(
-    connection: SyncConnection | DjangoConnection, *, schema: str = ..., max_params_bytes: int = ...
+    connection: SyncConnection | DjangoConnection,
+    *,
+    schema: str = ...,
+    max_params_bytes: int = ...,
+    app: App | None = ...,
 ) -> Producer: ...
 
 
@@ -58,6 +67,7 @@ def producer(
     *,
     schema: str = DEFAULT_SCHEMA,
     max_params_bytes: int = MAX_PARAMS_BYTES,
+    app: App | None = None,
 ) -> Producer | AsyncProducer:
     """Return what enqueues tasks in the transaction that is open on *connection*.
 
@@ -67,16 +77,17 @@ def producer(
         connection: A psycopg `Connection` or `AsyncConnection`; a SQLAlchemy `Session`,
             `AsyncSession`, `scoped_session`, `async_scoped_session`, `Connection` or
             `AsyncConnection` on psycopg; Django's `connection` or `connections[alias]`; a
-            `Transaction`, which has its client's schema and limit.
+            `Transaction`, which has its client's schema, limit and app.
         schema: Where the tables are.
         max_params_bytes: The largest params of one task, in bytes of JSON; 1,000,000.
+        app: Whose declarations count for what is enqueued by name; None: what workers have stored.
 
     Raises:
         TypeError: *connection* is something else.
         ValueError: *schema* is no name of a schema, or *max_params_bytes* is out of its bounds.
     """
     planner = Planner(
-        checked_schema(schema), whole(max_params_bytes, "max_params_bytes", minimum=2)
+        checked_schema(schema), whole(max_params_bytes, "max_params_bytes", minimum=2), app
     )
     if (made := _made_for(connection, planner)) is None:
         raise TypeError(_wrong(connection))

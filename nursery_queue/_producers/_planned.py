@@ -9,6 +9,7 @@ from typing import Any, LiteralString, TypeVar
 
 import attrs
 
+from nursery_queue._app import App
 from nursery_queue._core._model import TaskRef, TaskStatus
 from nursery_queue._pg import _plan
 from nursery_queue._pg._plan import Plan
@@ -29,9 +30,10 @@ class Planner:
 
     schema: str
     max_params_bytes: int
+    app: App | None = None
 
     def enqueue(self, requests: Sequence[TaskRequest]) -> Plan[list[TaskRef]]:
-        tasks = new_tasks(requests, self.max_params_bytes, copy=False)
+        tasks = new_tasks(requests, self.max_params_bytes, self.app, copy=False)
         return _plan.enqueue(self.schema, tasks)
 
     def cancel(self, task: TaskRef | int, *, running: bool) -> Plan[bool]:

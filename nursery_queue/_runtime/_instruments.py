@@ -57,7 +57,8 @@ class LogEvents(Instrument):
 
     def task_enqueued(self, event: Enqueued) -> None:
         """Log it at level DEBUG."""
-        what = f"task {event.task_id} ({event.task_type}) on queue {event.queue}"
+        where = "its queue" if event.queue is None else f"queue {event.queue}"
+        what = f"task {event.task_id} ({event.task_type}) on {where}"
         _log(
             logging.DEBUG,
             "task_enqueued",

@@ -6,15 +6,15 @@ import enum
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from uuid import UUID
 
 import trio
 
+from nursery_queue._core._filters import CancelFilter, TaskFilter
 from nursery_queue._core._model import (
     Attempt,
     Beat,
-    CancelFilter,
     Claimed,
     Fence,
     Held,
@@ -26,7 +26,6 @@ from nursery_queue._core._model import (
     Settlement,
     Spot,
     Stats,
-    TaskFilter,
     TaskRef,
     TaskStatus,
     WorkerInfo,
@@ -56,6 +55,10 @@ TellLost = Callable[[Held, Settlement], object]
 
 def tell_nobody(held: Held, settlement: Settlement) -> None:
     """Nobody wants to hear of it."""
+
+
+# What a transaction sees of others, as PostgreSQL calls it.
+Isolation = Literal["read committed", "repeatable read", "serializable"]
 
 
 class StoreTransaction(Protocol):
@@ -129,8 +132,13 @@ class Store(Protocol):
         """
         ...
 
-    def transaction(self) -> AbstractAsyncContextManager[StoreTransaction]:
+    def transaction(
+        self, *, isolation: Isolation | None = None
+    ) -> AbstractAsyncContextManager[StoreTransaction]:
         """Open a transaction; it commits when the block ends well.
+
+        *isolation* None: as the database has it. All other verbs are read committed, whatever it
+        has.
 
         Raises `CommitOutcomeUnknown` if the connection died during the commit.
         """

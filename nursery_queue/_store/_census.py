@@ -21,11 +21,11 @@ def stats(tables: Tables) -> Stats:
     queues: dict[str, Counter[State]] = defaultdict(Counter)
     ways: dict[str, Counter[Way]] = defaultdict(Counter)
     for task_id, place in tables.places.items():
-        queue = tables.tasks[task_id].asked.queue
+        queue = tables.tasks[task_id].queue
         queues[queue][place.state] += 1
         log = tables.log.get(task_id, ())
         ways[queue].update((attempt.outcome, attempt.final) for attempt in log)
-    due = Counter(task.asked.queue for task in _due(tables))
+    due = Counter(task.queue for task in _due(tables))
     counters = {
         queue: counters_of(ways[queue], running=states[State.RUNNING], backlog=due[queue])
         for queue, states in queues.items()
@@ -45,7 +45,7 @@ def backlog(
     here = (
         task
         for task in _due(tables)
-        if task.asked.task_type in task_types and (queues is None or task.asked.queue in queues)
+        if task.asked.task_type in task_types and (queues is None or task.queue in queues)
     )
     return sum(1 for _ in itertools.islice(here, most))
 

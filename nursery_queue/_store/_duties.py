@@ -45,6 +45,7 @@ class Duties(Tables):
     def register(self, worker: WorkerInfo) -> None:
         """Make a worker known."""
         self.workers[worker.id] = Worker(worker, self.now(), self.now())
+        self.declared.update({each.name: each for each in worker.declared})
 
     def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
         """Renew a lease."""
@@ -80,7 +81,7 @@ class Duties(Tables):
         for task_id, place in self.places.items():
             task = self.tasks[task_id]
             if place.state is State.READY and task.asked.task_type in types:
-                queued[task.asked.queue].append(task)
+                queued[task.queue].append(task)
         slots = dict.fromkeys(queued, limit)
         if lanes is not None:
             slots = dict.fromkeys(queued, 0) | {lane.queue: lane.slots for lane in lanes}
@@ -142,7 +143,7 @@ class Duties(Tables):
                 )
             )
         state = settlement.state
-        queue = self.tasks[task_id].asked.queue
+        queue = self.tasks[task_id].queue
         place = Place(
             state=state, attempt=settlement.attempt, epoch=old.epoch, lost=settlement.lost
         )
@@ -242,7 +243,7 @@ class Duties(Tables):
         if setting.max_running is None:
             return slots
         running = sum(
-            place.state is State.RUNNING and self.tasks[task_id].asked.queue == queue
+            place.state is State.RUNNING and self.tasks[task_id].queue == queue
             for task_id, place in self.places.items()
         )
         room = max(0, setting.max_running - running)
@@ -264,7 +265,7 @@ class Duties(Tables):
             attempt=new.attempt,
             lost=new.lost,
             task_type=task.asked.task_type,
-            queue=task.asked.queue,
+            queue=task.queue,
             params=task.asked.params,
             max_attempts=task.asked.max_attempts,
             backoff=task.asked.backoff,
@@ -284,9 +285,9 @@ class Duties(Tables):
             lost=place.lost,
             worker_id=place.worker_id,
             cancel_requested=place.cancel_requested,
-            keep_for=self.tasks[task_id].asked.keep_for,
+            keep_for=self.keep_for(self.tasks[task_id].asked),
             on_complete=self.tasks[task_id].asked.on_complete is not None,
             task_type=self.tasks[task_id].asked.task_type,
-            queue=self.tasks[task_id].asked.queue,
+            queue=self.tasks[task_id].queue,
             age=0.0 if place.started_at is None else (now - place.started_at).total_seconds(),
         )

@@ -13,10 +13,10 @@ import trio
 
 from nursery_queue._core._errors import Closed, TransientError
 from nursery_queue._core._excuses import Excuse, excuse
+from nursery_queue._core._filters import CancelFilter, TaskFilter
 from nursery_queue._core._model import (
     Attempt,
     Beat,
-    CancelFilter,
     Claimed,
     Fence,
     Lane,
@@ -27,7 +27,6 @@ from nursery_queue._core._model import (
     Settlement,
     Spot,
     Stats,
-    TaskFilter,
     TaskRef,
     TaskStatus,
     WorkerInfo,
@@ -35,7 +34,7 @@ from nursery_queue._core._model import (
 )
 from nursery_queue._core._streams import StreamPage, StreamRequest, StreamWrite, insist_on
 
-from . import Bell, Ring, StoreTransaction, TellLost, _census, tell_nobody
+from . import Bell, Isolation, Ring, StoreTransaction, TellLost, _census, tell_nobody
 from ._duties import Duties
 from ._rows import check_settlement, check_task
 from ._transaction import MemoryTransaction
@@ -75,8 +74,11 @@ class MemoryStore:
         self._ring(Bell.WORK)
         return refs
 
-    def transaction(self) -> AbstractAsyncContextManager[StoreTransaction]:
+    def transaction(
+        self, *, isolation: Isolation | None = None
+    ) -> AbstractAsyncContextManager[StoreTransaction]:
         """Open a transaction; what is done in it is applied when the block ends well."""
+        del isolation  # there are no other transactions in the middle of something
         return self._transaction()
 
     @contextlib.asynccontextmanager

@@ -5,19 +5,15 @@ from __future__ import annotations
 import datetime as dt
 import json
 
+from typing import Any
 from uuid import UUID
 
 import attrs
 
+from nursery_queue._core._declaration import AS_DECLARED
+from nursery_queue._core._filters import CancelFilter
 from nursery_queue._core._json import as_jsonb, find_fault, object_from_text, to_text
-from nursery_queue._core._model import (
-    Attempt,
-    CancelFilter,
-    NewTask,
-    Outcome,
-    Settlement,
-    WorkerInfo,
-)
+from nursery_queue._core._model import Attempt, NewTask, Outcome, Settlement, WorkerInfo
 from nursery_queue._core._retry import RetryPolicy
 from nursery_queue._core._states import State, transition
 
@@ -30,6 +26,8 @@ class Task:
     asked: NewTask
     created_at: dt.datetime
     run_at: dt.datetime
+    queue: str  # as asked, or else as declared
+    priority: int
     completes: int | None = None
 
 
@@ -132,13 +130,15 @@ def completion(task: Task, ended: Place, why_cancelled: str) -> NewTask | None:
             ending = {"status": "cancelled", "reason": why_cancelled}
     context = None if task.asked.context is None else json.loads(task.asked.context)
     asked = json.loads(task.asked.on_complete)
-    nested, backoff = asked.pop("on_complete", None), asked.pop("backoff", None)
+    nested, backoff = asked.pop("on_complete", AS_DECLARED), asked.pop("backoff", None)
+    said: dict[str, Any] = {"queue": None, "priority": None}
+    said |= {name: asked[name] for name in asked if name not in {"context", "timeout"}}
     return NewTask(
-        **{name: asked[name] for name in asked if name not in {"context", "timeout"}},
+        **said,
         params=to_text({"task_id": task.id, "context": context, "result": ending}, "params"),
         backoff=None if backoff is None else RetryPolicy(**backoff),
         timeout=float(asked["timeout"]) if "timeout" in asked else None,
-        on_complete=None if nested is None else to_text(nested, "on_complete"),
+        on_complete=nested if nested in (None, AS_DECLARED) else to_text(nested, "on_complete"),
         context=to_text(asked["context"], "context") if "context" in asked else None,
     )
 
@@ -154,7 +154,7 @@ def tells(task: Task) -> str | None:
 def fits(task: Task, which: CancelFilter) -> bool:
     """Whether *task* is one of those that *which* describes."""
     return (
-        which.queue in (None, task.asked.queue)
+        which.queue in (None, task.queue)
         and which.task_type in (None, task.asked.task_type)
         and (which.before is None or task.created_at < which.before)
     )
@@ -162,4 +162,4 @@ def fits(task: Task, which: CancelFilter) -> bool:
 
 def order(task: Task) -> tuple[int, int]:
     """Sort key: best priority first, oldest first."""
-    return (-task.asked.priority, task.id)
+    return (-task.priority, task.id)

@@ -14,17 +14,9 @@ from uuid import UUID
 import attrs
 import trio
 
-from nursery_queue._core._model import (
-    Attempt,
-    CancelFilter,
-    NewTask,
-    Outcome,
-    QueueStatus,
-    TaskFilter,
-    TaskRef,
-    TaskStatus,
-)
-from nursery_queue._core._outcome import KEEP_FOR
+from nursery_queue._core._declaration import AS_DECLARED, Declaration
+from nursery_queue._core._filters import CancelFilter, TaskFilter
+from nursery_queue._core._model import Attempt, NewTask, Outcome, QueueStatus, TaskRef, TaskStatus
 from nursery_queue._core._states import Event, State, sources, transition
 from nursery_queue._core._streams import StreamPage, StreamRequest
 from nursery_queue._runtime._timekeeper import timekeeper
@@ -49,6 +41,7 @@ class Tables:
     workers: dict[UUID, Worker] = attrs.field(factory=dict[UUID, Worker])
     streams: dict[int, dict[str, Stream]] = attrs.field(factory=dict[int, "dict[str, Stream]"])
     settings: dict[str, Setting] = attrs.field(factory=dict[str, Setting])
+    declared: dict[str, Declaration] = attrs.field(factory=dict[str, Declaration])
     ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
     started: tuple[dt.datetime, float] | None = None
 
@@ -82,6 +75,22 @@ class Tables:
         """Return the id of the live task that has this one's dedup key."""
         return None if task.dedup_key is None else self.dedup.get(task.dedup_key)
 
+    def as_declared(self, asked: NewTask) -> NewTask:
+        """Return *asked* with what it leaves out as its type is declared."""
+        declared = self.declared.get(asked.task_type) or Declaration(name=asked.task_type)
+        said = asked.on_complete != AS_DECLARED
+        return attrs.evolve(
+            asked,
+            queue=declared.queue if asked.queue is None else asked.queue,
+            priority=declared.priority if asked.priority is None else asked.priority,
+            on_complete=asked.on_complete if said else declared.on_complete,
+        )
+
+    def keep_for(self, asked: NewTask) -> float:
+        """Return for how long a task is kept that ends without a worker which knows its type."""
+        declared = self.declared.get(asked.task_type) or Declaration(name=asked.task_type)
+        return declared.keep_for if asked.keep_for is None else asked.keep_for
+
     def insert(
         self,
         asked: NewTask,
@@ -93,11 +102,16 @@ class Tables:
         if (existing := self.live_key(asked)) is not None:
             return TaskRef(existing, created=False)
         now = now or self.now()
+        asked = self.as_declared(asked)
+        assert asked.queue is not None
+        assert asked.priority is not None
         task = Task(
             id=next(self.ids) if task_id is None else task_id,
             asked=as_stored(asked),
             created_at=now,
             run_at=asked.run_at or now + dt.timedelta(seconds=asked.run_after),
+            queue=asked.queue,
+            priority=asked.priority,
             completes=completes,
         )
         self.tasks[task.id] = task
@@ -123,7 +137,6 @@ class Tables:
                 place, cancel_requested=True, cancel_interrupts=interrupts
             )
             return True
-        keep_for = self.tasks[task_id].asked.keep_for
         ended = Place(
             state=transition(place.state, Event.CANCEL),
             attempt=place.attempt,
@@ -133,7 +146,7 @@ class Tables:
         self._end(
             task_id,
             ended,
-            KEEP_FOR if keep_for is None else keep_for,
+            self.keep_for(self.tasks[task_id].asked),
             completion(self.tasks[task_id], ended, "cancelled while waiting"),
             teller,
         )
@@ -184,7 +197,7 @@ class Tables:
         live: dict[str, Counter[State]] = defaultdict(Counter)
         for task_id, place in self.places.items():
             if not place.state.is_final:
-                live[self.tasks[task_id].asked.queue][place.state] += 1
+                live[self.tasks[task_id].queue][place.state] += 1
         return [
             QueueStatus(
                 name=name,
@@ -217,7 +230,7 @@ class Tables:
         return TaskStatus(
             id=task_id,
             task_type=task.asked.task_type,
-            queue=task.asked.queue,
+            queue=task.queue,
             state=place.state,
             attempt=place.attempt,
             created_at=task.created_at,
@@ -228,7 +241,7 @@ class Tables:
             result=json.loads(place.result) if result and place.result is not None else None,
             error_type=place.error_type,
             error_message=place.error_message,
-            priority=task.asked.priority,
+            priority=task.priority,
             lost=place.lost,
             cancel_requested=place.cancel_requested,
             on_complete=tells(task),

@@ -75,7 +75,7 @@ class MemoryTransaction:
         return [self._enqueue(task) for task in tasks]
 
     def _enqueue(self, task: NewTask) -> TaskRef:
-        draft, key = self._draft, task.dedup_key
+        draft, task, key = self._draft, self._tables.as_declared(task), task.dedup_key
         if key is not None:
             existing = draft.keys.get(key) or self._tables.live_key(task)
             if existing is not None and existing not in draft.ended:

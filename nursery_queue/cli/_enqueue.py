@@ -13,18 +13,18 @@ from nursery_queue._task_type import TaskRequest
 
 from ._database import Database
 from ._errors import say
+from ._load import load_app
 from ._options import database, json_lines
 from ._output import plain, write, write_json
+from ._settings import setting
 from ._types import Duration, Instant, Json, JsonObject, Label, Whole
 
 
 @click.command()
 @click.argument("name")
 @click.argument("params", metavar="[JSON]", type=JsonObject(), default="{}")
-@click.option("--queue", metavar="NAME", help='The queue; "default" unless said.')
-@click.option(
-    "--priority", type=Whole(LOWEST_PRIORITY), metavar="N", help="Higher goes first; else 0."
-)
+@click.option("--queue", metavar="NAME", help="The queue.")
+@click.option("--priority", type=Whole(LOWEST_PRIORITY), metavar="N", help="Higher goes first.")
 @click.option(
     "--run-at", type=Instant(), metavar="INSTANT", help="Not before it: 2030-01-31T08:00Z."
 )
@@ -49,6 +49,12 @@ from ._types import Duration, Instant, Json, JsonObject, Label, Whole
     help="Task type that is told how the task ended: task_id, context, result.",
 )
 @click.option("--context", type=Json(), metavar="JSON", help="What it is told besides.")
+@setting(
+    "--app",
+    default=None,
+    metavar="APP",
+    help="Where NAME may be declared: module:attribute. Else as workers have stored it.",
+)
 @database
 @json_lines
 @click.pass_context
@@ -58,13 +64,15 @@ def enqueue(
     database: Database,
     name: str,
     params: dict[str, Any],
+    app: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Store one task of type NAME and print its id.
 
     JSON is an object with the params by name; "-" reads it from stdin. What no option says is
-    as the handler's code has it.
+    as the task type is declared: in APP, or else by the workers that have started last; of a type
+    that no worker has known yet, the queue is "default" and the priority 0.
 
     \b
     Durations are seconds, or have a unit: 90, 200ms, 10m, 2h, 7d.
@@ -76,6 +84,8 @@ def enqueue(
     }
     try:
         request = TaskRequest.by_name(name, params, **given)
+        if app is not None:
+            request = load_app(app).declared(request)
         request.to_new_task()
     except (TypeError, ValueError) as exc:
         raise click.UsageError(str(exc)) from exc

@@ -11,6 +11,7 @@ from nursery_queue._connect._admin import (
     migrate_up,
     migration_sql,
     migration_steps,
+    roles_sql,
 )
 
 from ._database import Database, schema_name
@@ -74,11 +75,28 @@ def list_(database: Database, as_json: bool) -> None:
 
 
 @migrate.command()
+@click.option("--roles", is_flag=True, help="Instead, roles for producers, readers and workers.")
+@click.option(
+    "--prefix", metavar="TEXT", help="What names of roles begin with; else the schema's name and _."
+)
 @schema
 @verbose
-def sql(schema: str) -> None:
-    """Print all migrations as one script, for psql or other tools. Needs no database."""
-    write(migration_sql(schema_name(schema)))
+def sql(roles: bool, prefix: str | None, schema: str) -> None:
+    """Print all migrations as one script, for psql or other tools. Needs no database.
+
+    With --roles, print the script that makes roles which may do what a producer, a reader or a
+    worker does and no more, and one that owns the schema. Run it after each upgrade.
+    """
+    if not roles:
+        if prefix is not None:
+            msg = "--prefix is for names of roles: say --roles"
+            raise click.UsageError(msg)
+        write(migration_sql(schema_name(schema)))
+        return
+    try:
+        write(roles_sql(schema_name(schema), prefix))
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from exc
 
 
 @migrate.command()

@@ -124,7 +124,7 @@ class Performer:
             attempt=self.attempt,
             lost=0,
             task_type=task.task_type,
-            queue=task.queue,
+            queue=task.queue or "default",  # never None: it was bound
             params=task.params,
             timeout=task.timeout,
         )

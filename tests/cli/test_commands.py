@@ -198,7 +198,7 @@ def test_enqueue_twice_with_one_dedup_key(quick: Run) -> None:
         (["--on-complete", ""], "--on-complete"),
         (["--on-complete", "done", "--context", "{bad"], "that is not JSON"),
         (["--on-complete", "done", "--context", "NaN"], "NaN"),
-        (["--context", "5"], "no on_complete"),
+        (["--app", "shop:app", "--context", "5"], "no on_complete"),
     ],
 )
 def test_what_cannot_be_enqueued_is_2(quick: Run, args: list[str], said: str) -> None:

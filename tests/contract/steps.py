@@ -13,6 +13,7 @@ import attrs
 import pytest
 
 from nursery_queue._core._errors import TransientError
+from nursery_queue._core._filters import TaskFilter
 from nursery_queue._core._model import (
     Claim,
     ErrorRecord,
@@ -21,7 +22,6 @@ from nursery_queue._core._model import (
     NewTask,
     Outcome,
     Settlement,
-    TaskFilter,
     TaskStatus,
     WorkerInfo,
 )

@@ -11,13 +11,8 @@ from typing import Any
 import pytest
 
 from nursery_queue._core._errors import Closed
-from nursery_queue._core._model import (
-    CancelFilter,
-    Stranded,
-    TaskFilter,
-    WorkerInfo,
-    WorkerStatus,
-)
+from nursery_queue._core._filters import CancelFilter, TaskFilter
+from nursery_queue._core._model import Stranded, WorkerInfo, WorkerStatus
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime

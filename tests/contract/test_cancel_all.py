@@ -13,7 +13,7 @@ import trio
 
 import nursery_queue as nq
 
-from nursery_queue._core._model import CancelFilter, TaskFilter
+from nursery_queue._core._filters import CancelFilter, TaskFilter
 from nursery_queue._core._states import Event, State
 from nursery_queue._pg import _store
 from nursery_queue._store import Store, _tables

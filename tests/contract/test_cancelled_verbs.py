@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from nursery_queue._core._model import CancelFilter
+from nursery_queue._core._filters import CancelFilter
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
 from tests.contract.steps import (

@@ -14,7 +14,8 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue._core._errors import StaleClaim, TransientError
-from nursery_queue._core._model import CancelFilter, Claim, NewTask, Refusal, Settlement, TaskFilter
+from nursery_queue._core._filters import CancelFilter, TaskFilter
+from nursery_queue._core._model import Claim, NewTask, Refusal, Settlement
 from nursery_queue._core._retry import RetryPolicy
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Bell, Store

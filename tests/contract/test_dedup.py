@@ -7,7 +7,8 @@ import pytest
 import trio
 
 from nursery_queue._core._errors import TransientError
-from nursery_queue._core._model import CancelFilter, TaskFilter, TaskRef
+from nursery_queue._core._filters import CancelFilter, TaskFilter
+from nursery_queue._core._model import TaskRef
 from nursery_queue._core._retry import RetryPolicy
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store

@@ -13,7 +13,8 @@ import pytest
 
 import nursery_queue as nq
 
-from nursery_queue._core._model import NewTask, TaskFilter
+from nursery_queue._core._filters import TaskFilter
+from nursery_queue._core._model import NewTask
 from nursery_queue._core._retry import RetryPolicy
 from nursery_queue._core._states import State
 from nursery_queue._store import Store
@@ -93,7 +94,7 @@ async def test_the_worker_gets_what_was_asked(store: Store, copy: bool) -> None:
         given = (task.max_attempts, task.timeout, task.keep_for, task.backoff)
         assert (one.max_attempts, one.timeout, one.keep_for, one.backoff) == given
         assert one.on_complete is (task.on_complete is not None)
-    ranks = [(-asked[one.fence.task_id].priority, one.fence.task_id) for one in claims]
+    ranks = [(-(asked[one.fence.task_id].priority or 0), one.fence.task_id) for one in claims]
     assert ranks == sorted(ranks)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nursery_queue._core._model import TaskFilter
+from nursery_queue._core._filters import TaskFilter
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nursery_queue._core._model import TaskFilter
+from nursery_queue._core._filters import TaskFilter
 from nursery_queue._core._states import FINAL, TRANSITIONS, Event, State, transition
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime

@@ -9,7 +9,8 @@ import attrs
 import pytest
 import trio
 
-from nursery_queue._core._model import ErrorRecord, Fence, Outcome, Refusal, TaskFilter
+from nursery_queue._core._filters import TaskFilter
+from nursery_queue._core._model import ErrorRecord, Fence, Outcome, Refusal
 from nursery_queue._core._states import FINAL, TRANSITIONS, Event, State, transition
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime

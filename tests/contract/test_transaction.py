@@ -6,7 +6,8 @@ import pytest
 import trio
 
 from nursery_queue._core._errors import StaleClaim, TransientError
-from nursery_queue._core._model import Outcome, TaskFilter, TaskRef
+from nursery_queue._core._filters import TaskFilter
+from nursery_queue._core._model import Outcome, TaskRef
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime

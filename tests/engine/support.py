@@ -15,9 +15,9 @@ import trio
 
 import nursery_queue as nq
 
+from nursery_queue._core._filters import CancelFilter, TaskFilter
 from nursery_queue._core._model import (
     Beat,
-    CancelFilter,
     Claimed,
     Fence,
     Lane,
@@ -27,12 +27,19 @@ from nursery_queue._core._model import (
     Refusal,
     Settlement,
     Spot,
-    TaskFilter,
     WorkerInfo,
     WorkerStatus,
 )
 from nursery_queue._core._streams import StreamPage, StreamRequest, StreamWrite
-from nursery_queue._store import Bell, Ring, Store, StoreTransaction, TellLost, tell_nobody
+from nursery_queue._store import (
+    Bell,
+    Isolation,
+    Ring,
+    Store,
+    StoreTransaction,
+    TellLost,
+    tell_nobody,
+)
 from nursery_queue._store._memory import MemoryStore
 
 
@@ -214,8 +221,10 @@ class FlakyStore:
     async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[nq.TaskRef]:
         return await self.inner.enqueue(tasks, copy=copy)
 
-    def transaction(self) -> AbstractAsyncContextManager[StoreTransaction]:
-        return self.inner.transaction()
+    def transaction(
+        self, *, isolation: Isolation | None = None
+    ) -> AbstractAsyncContextManager[StoreTransaction]:
+        return self.inner.transaction(isolation=isolation)
 
     async def cancel(self, task_id: int, *, running: bool = True) -> bool:
         return await self.inner.cancel(task_id, running=running)

@@ -17,7 +17,7 @@ import nursery_queue as nq
 
 from nursery_queue._core._model import Fence, Refusal, Settlement
 from nursery_queue._engine import _stage
-from nursery_queue._store import StoreTransaction
+from nursery_queue._store import Isolation, StoreTransaction
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import FlakyStore, eventually, final, outcomes, state, working
 from tests.pg.proxy import Proxy, proxied
@@ -285,7 +285,10 @@ class SlowToAnswer(FlakyStore):
 
     after: float = 0.0
 
-    def transaction(self) -> AbstractAsyncContextManager[StoreTransaction]:
+    def transaction(
+        self, *, isolation: Isolation | None = None
+    ) -> AbstractAsyncContextManager[StoreTransaction]:
+        del isolation
         return self._transaction()
 
     @contextlib.asynccontextmanager
@@ -326,7 +329,10 @@ class Forgetful(FlakyStore):
 
     commits: bool = True
 
-    def transaction(self) -> AbstractAsyncContextManager[StoreTransaction]:
+    def transaction(
+        self, *, isolation: Isolation | None = None
+    ) -> AbstractAsyncContextManager[StoreTransaction]:
+        del isolation
         return self._transaction()
 
     @contextlib.asynccontextmanager

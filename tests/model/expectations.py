@@ -8,7 +8,8 @@ import math
 from collections.abc import Sequence
 from uuid import UUID
 
-from nursery_queue._core._model import CancelFilter, Claim, Fence, NewTask, Refusal, Settlement
+from nursery_queue._core._filters import CancelFilter
+from nursery_queue._core._model import Claim, Fence, NewTask, Refusal, Settlement
 from tests.model.ledger import GONE
 from tests.model.picture import Picture, Task
 

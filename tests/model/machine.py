@@ -14,7 +14,8 @@ import trio
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from nursery_queue._core._model import CancelFilter, Claim, Fence, Lane, Settlement, TaskFilter
+from nursery_queue._core._filters import CancelFilter, TaskFilter
+from nursery_queue._core._model import Claim, Fence, Lane, Settlement
 from tests.model import expectations as expect, transactions as tx
 from tests.model.picture import PARKED, Picture
 from tests.model.verbs import Verbs

@@ -336,6 +336,8 @@ def of_memory(side: Side) -> Picture:
 
 
 def _asked(side: Side, asked: NewTask, completes: int | None) -> Asked:
+    assert asked.queue is not None  # as it is stored, not as it was asked for
+    assert asked.priority is not None
     return Asked(
         task_type=asked.task_type,
         queue=asked.queue,

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from nursery_queue._core._model import TaskFilter
+from nursery_queue._core._filters import TaskFilter
 from tests.model.picture import PARKED, Picture
 from tests.model.sides import Side, Sides
 from tests.model.wishes import TYPES

@@ -14,9 +14,9 @@ from uuid import UUID
 import attrs
 
 from nursery_queue._core._errors import StaleClaim, TransientError
+from nursery_queue._core._filters import CancelFilter, TaskFilter
 from nursery_queue._core._model import (
     Beat,
-    CancelFilter,
     Claim,
     Claimed,
     Fence,
@@ -25,7 +25,6 @@ from nursery_queue._core._model import (
     NewTask,
     Refusal,
     Settlement,
-    TaskFilter,
     WorkerInfo,
 )
 from nursery_queue._core._outcome import KEEP_FOR, AttemptOutcome, Policy, settle

@@ -10,7 +10,8 @@ import attrs
 
 from hypothesis import strategies as st
 
-from nursery_queue._core._model import CancelFilter, ErrorRecord, Lane, NewTask, TaskFilter
+from nursery_queue._core._filters import CancelFilter, TaskFilter
+from nursery_queue._core._model import ErrorRecord, Lane, NewTask
 from nursery_queue._core._outcome import (
     AttemptOutcome,
     Cancelled,

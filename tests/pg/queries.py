@@ -19,7 +19,12 @@ import nursery_queue._pg
 FOLDER = Path(nursery_queue._pg.__file__).parent / "queries"
 QUERIES = sorted(path.stem for path in FOLDER.glob("*.sql"))
 Session = psycopg.Connection[tuple[Any, ...]]
-SCRIPTS = {"create_migration_table", "copy_tasks", "vacuum"}  # cannot be prepared
+SCRIPTS = {
+    "begin_migration",
+    "create_migration_table",
+    "copy_tasks",
+    "vacuum",
+}  # cannot be prepared
 BIG = ("task", "ready", "running", "scheduled", "finished", "attempt", "dedup")
 
 
@@ -66,10 +71,11 @@ FILL = """
            'w', 'h', 1, null, '{a}', 30, now(), now() from generate_series(1, 9) as i
         on conflict do nothing;
     set session_replication_role = replica; -- no trigger; DDL would make sessions plan anew
-    insert into nursery_queue.task (id, task_type, queue, priority, run_at, dedup_key)
+    insert into nursery_queue.task (id, task_type, queue, priority, run_at, on_complete, dedup_key)
+    overriding system value
     select i, 'a', 'q' || i % 3, case when i > 300000 then 9 else i % 5 end,
            case when i > 300000 then now() + interval '1 day' else now() end,
-           case when i <= 100000 then 'k' || i end
+           null, case when i <= 100000 then 'k' || i end
       from generate_series(1, 500000) as i;
     insert into nursery_queue.ready
     select id, queue, priority, task_type, run_at from nursery_queue.task where id <= 100000;

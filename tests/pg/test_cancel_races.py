@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from nursery_queue._core._model import CancelFilter
+from nursery_queue._core._filters import CancelFilter
 from nursery_queue._core._states import Event, State
 from nursery_queue._pg._store import PostgresStore
 from tests.contract.steps import a_task, add, claimed_once, settle, state, status

@@ -130,7 +130,6 @@ def _nested(depth: int) -> str:
 @pytest.mark.parametrize(
     "asked",
     [
-        "null",
         "[]",
         "{}",
         '"done"',
@@ -150,7 +149,6 @@ def _nested(depth: int) -> str:
         '{"task_type": "x", "keep_for": 1e10}',
         '{"task_type": "x", "backoff": {"initial": 0, "maximum": 1}}',
         '{"task_type": "x", "on_complete": {"task_type": ""}}',
-        '{"task_type": "x", "on_complete": null}',
     ],
 )
 def test_what_could_not_be_stored_at_the_end(session: Session, asked: str) -> None:

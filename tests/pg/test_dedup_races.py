@@ -12,7 +12,8 @@ import pytest
 import trio
 
 from nursery_queue._core._errors import TransientError
-from nursery_queue._core._model import NewTask, TaskFilter, TaskRef
+from nursery_queue._core._filters import TaskFilter
+from nursery_queue._core._model import NewTask, TaskRef
 from nursery_queue._core._states import State
 from nursery_queue._pg._store import PostgresStore
 from tests.contract.steps import a_task, count, state

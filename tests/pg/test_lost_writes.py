@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from nursery_queue._core._errors import CommitOutcomeUnknown, TransientError
-from nursery_queue._core._model import CancelFilter, TaskFilter
+from nursery_queue._core._filters import CancelFilter, TaskFilter
 from nursery_queue._core._streams import StreamRequest
 from nursery_queue._pg._connection import Connection
 from nursery_queue._pg._store import PostgresStore

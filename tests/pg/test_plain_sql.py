@@ -11,7 +11,7 @@ import pytest
 
 from psycopg import errors, sql
 
-from nursery_queue._core._model import TaskFilter
+from nursery_queue._core._filters import TaskFilter
 from nursery_queue._core._states import Event, State
 from nursery_queue._pg._store import PostgresStore
 from tests.contract.steps import claim, claim_one, hire, settle

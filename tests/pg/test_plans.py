@@ -14,7 +14,8 @@ import pytest
 
 from psycopg import sql
 
-from nursery_queue._core._model import Fence, NewTask, TaskFilter, WorkerInfo
+from nursery_queue._core._filters import TaskFilter
+from nursery_queue._core._model import Fence, NewTask, WorkerInfo
 from nursery_queue._core._states import Event, State
 from nursery_queue._pg import _rows
 from nursery_queue._pg._pool import Pool

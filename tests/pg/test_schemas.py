@@ -19,7 +19,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 import tests.contract
 
-from nursery_queue._core._model import Refusal, TaskFilter
+from nursery_queue._core._filters import TaskFilter
+from nursery_queue._core._model import Refusal
 from nursery_queue._core._states import Event, State
 from nursery_queue._core._streams import StreamWrite
 from nursery_queue._pg import _migrate

@@ -83,7 +83,7 @@ EXPECTED = {
     "forget_workers": ("dead uuid[]", ""),
     "heartbeat": ("draining bool, id uuid", "coalesce jsonb, exists bool"),
     "held": ("worker_id uuid", HELD),
-    "keep_to_indexes": ("once bool", ", ".join(["set_config text"] * 4)),
+    "keep_to_indexes": ("once bool", "set_config text"),
     "limit": ("queue text, max_running int4", ""),
     "list_tasks": (
         "state text, queue text, task_type text, after int8, limit int4, payloads bool",
@@ -101,6 +101,8 @@ EXPECTED = {
         "most int4, after_queue text, after_type text",
         "moved int4, resume_queue text, resume_type text",
     ),
+    "look": ("", "pg_backend_pid int4, current_setting text, ?column? bool"),
+    "pin_settings": ("once bool", ", ".join(["set_config text"] * 3)),
     "pause": ("queue text, paused bool", ""),
     "promote": ("limit int4", "count int8, case void"),
     "prune": ("limit int4, chunks int4", "count int8"),
@@ -117,7 +119,11 @@ EXPECTED = {
     ),
     "record_migration": ("version int4, name text, checksum text", ""),
     "register": (
-        "id uuid, name text, host text, pid int4, queues text[], task_types text[], lease float8",
+        (
+            "names text[], type_queues text[], priorities int4[], keep_fors float8[],"
+            " on_completes text[], id uuid, name text, host text, pid int4, queues text[],"
+            " task_types text[], lease float8"
+        ),
         "",
     ),
     "revive": ("id int8, states text[]", "?column? bool, case void"),

@@ -121,7 +121,10 @@ async def test_cancel(session: Session, store: PostgresStore) -> None:
 def test_cancelling_a_task_that_is_nowhere(session: Session) -> None:
     """A task without a position, as a restore without triggers makes it, is no endless search."""
     session.execute("set local session_replication_role = replica")
-    session.execute("insert into nursery_queue.task (task_type) values ('a')")
+    session.execute(
+        "insert into nursery_queue.task (task_type, queue, priority, on_complete)"
+        " values ('a', 'default', 0, null)"
+    )
 
     assert session.execute(
         "select nursery_queue.cancel(id) from nursery_queue.task"

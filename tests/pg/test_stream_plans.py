@@ -29,7 +29,9 @@ STREAMS, LENGTH = 2_000, 100
 # Tasks that run, each with a stream; some more have ended, and each has one, too.
 FILL = f"""
     set session_replication_role = replica;
-    insert into nursery_queue.task (id, task_type) select i, 'a' from generate_series(1, 4000) as i;
+    insert into nursery_queue.task (id, task_type, queue, priority, on_complete)
+    overriding system value
+    select i, 'a', 'default', 0, null from generate_series(1, 4000) as i;
     insert into nursery_queue.running
     select i, gen_random_uuid(), 1, 1, 0, now() from generate_series(1, {STREAMS}) as i;
     insert into nursery_queue.finished
@@ -116,7 +118,7 @@ async def aged(request: pytest.FixtureRequest, migrated: str) -> AsyncGenerator[
 
 
 FILL_ONE = """
-    insert into nursery_queue.task (id, task_type) values (7, 'a');
+    insert into nursery_queue.task (id, task_type) overriding system value values (7, 'a');
     insert into nursery_queue.running values (7, gen_random_uuid(), 1, 1, 0, now());
 """
 

@@ -597,7 +597,9 @@ def test_as_request(app: App) -> None:
 
     assert as_request(task_type, "a") == request
     assert as_request(request) is request
-    assert as_request("mail", path="a") == request
+    by_name = as_request("mail", path="a")
+    assert (by_name.task_type, by_name.params) == (request.task_type, request.params)
+    assert app.declared(by_name) == request
     for task, args in [(request, ("a",)), ("mail", ("a",)), (resize, ("a",)), (None, ())]:
         with pytest.raises(TypeError):
             as_request(task, *args)

@@ -259,13 +259,18 @@ def test_a_task_type_that_is_told(app: nq.App) -> None:
     told = plain(app, done, queue="books", priority=3)
     request = app.task(on_complete=told)(send).bind("a")
 
-    assert stored(request) == {"task_type": "done", "queue": "books", "priority": 3}
+    assert stored(request) == {
+        "task_type": "done",
+        "queue": "books",
+        "priority": 3,
+        "on_complete": None,
+    }
     assert request.to_new_task().context is None
 
 
 def test_by_name(app: nq.App) -> None:
-    """The name of a task type whose code lives elsewhere will do."""
-    asked = {"task_type": "elsewhere", "queue": "default", "priority": 0}
+    """The name of a task type whose code lives elsewhere will do: all else is as declared there."""
+    asked = {"task_type": "elsewhere"}
 
     assert stored(app.task(on_complete="elsewhere")(send).bind("a")) == asked
     assert stored(TaskRequest.by_name("x", on_complete="elsewhere")) == asked
@@ -293,6 +298,7 @@ def test_its_options_are_honoured(app: nq.App) -> None:
         "timeout": "infinity",
         "keep_for": 0.0,
         "run_after": 60.0,
+        "on_complete": None,
     }
     assert stored(plain(app, send, "other").options(on_complete=told.options(timeout=5)).bind("a"))[
         "timeout"
@@ -356,7 +362,7 @@ def test_a_chain(app: nq.App) -> None:
     third = plain(app, done, "third", queue="late")
     second = plain(app, done, "second", on_complete=third)
     first = plain(app, send, "first", on_complete=second.options(context={"n": 2}))
-    last = {"task_type": "third", "queue": "late", "priority": 0}
+    last = {"task_type": "third", "queue": "late", "priority": 0, "on_complete": None}
 
     assert stored(first.options(context={"n": 1}).bind("a")) == {
         "task_type": "second",
@@ -369,6 +375,7 @@ def test_a_chain(app: nq.App) -> None:
         "task_type": "second",
         "queue": "default",
         "priority": 0,
+        "on_complete": None,  # said, so it counts, whatever is declared
     }
 
 

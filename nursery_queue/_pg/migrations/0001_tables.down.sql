@@ -9,6 +9,7 @@ drop table nursery_queue.parked;
 drop table nursery_queue.ready;
 drop table nursery_queue.scheduled;
 drop table nursery_queue.task;
+drop table nursery_queue.task_type;
 drop function nursery_queue.is_completion(jsonb);
 drop function nursery_queue.is_backoff(jsonb);
 drop function nursery_queue.now();

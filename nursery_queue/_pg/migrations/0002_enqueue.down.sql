@@ -8,3 +8,6 @@ drop function nursery_queue.enqueue(text, jsonb, text, integer, timestamptz, dou
                                     jsonb, jsonb);
 drop trigger place on nursery_queue.task;
 drop function nursery_queue.place();
+drop trigger as_declared on nursery_queue.task;
+drop function nursery_queue.as_declared();
+drop function nursery_queue.recall(text);

@@ -1,11 +1,73 @@
 -- How tasks come in: a plain insert, or a function where there is more to say.
 
+-- Looks up what a task type declares, and keeps it for the transaction, together with what else
+-- was looked up, as long as that is short. With the owner's rights, and for all who insert: it
+-- tells no more than an insert would.
+create function nursery_queue.recall(type text) returns jsonb
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    recalled text := nullif(current_setting('nursery_queue.recalled', true), '');
+    declared jsonb;
+begin
+    select jsonb_build_array(queue, priority, on_complete) into declared
+      from nursery_queue.task_type where name = type;
+    declared := coalesce(declared, '["default", 0, null]');
+    if type is null then -- the table refuses it, in its own words
+        return declared;
+    end if;
+    if octet_length(recalled) > 500 then -- it is read for each row
+        recalled := null;
+    end if;
+    perform set_config('nursery_queue.recalled',
+                       (coalesce(recalled, '{}')::jsonb
+                        || jsonb_build_object(type, declared))::text, true);
+    return declared;
+end
+$$;
+
+-- Fills in what an insert has left out. Called for each row: so it looks a type up once, not
+-- once a row (benchmarks/declared.py), and has no search_path to set, but names everything in
+-- full.
+create function nursery_queue.as_declared() returns trigger
+language plpgsql
+as $$
+declare
+    recalled text := pg_catalog.current_setting('nursery_queue.recalled', true);
+    declared pg_catalog.jsonb;
+begin
+    if recalled operator(pg_catalog.<>) '' then
+        declared := recalled::pg_catalog.jsonb operator(pg_catalog.->) new.task_type;
+    end if;
+    declared := coalesce(declared, nursery_queue.recall(new.task_type));
+    new.queue := coalesce(new.queue, declared operator(pg_catalog.->>) 0);
+    new.priority := coalesce(new.priority,
+                             (declared operator(pg_catalog.->>) 1)::integer);
+    if new.on_complete operator(pg_catalog.=) 'null'::pg_catalog.jsonb then
+        new.on_complete := declared operator(pg_catalog.->) 2;
+        if new.on_complete operator(pg_catalog.=) 'null'::pg_catalog.jsonb then
+            new.on_complete := null;
+        end if;
+    end if;
+    return new;
+end
+$$;
+
+create trigger as_declared before insert on nursery_queue.task
+    for each row when (new.queue is null or new.priority is null or new.on_complete = 'null')
+    execute function nursery_queue.as_declared();
+
 -- Puts new tasks where they belong and rings the bell, once per statement. With the
--- owner's rights, so that a producer needs no more than INSERT on task.
+-- owner's rights, so that a producer needs no more than INSERT on task; and therefore for rows of
+-- that table alone: who could have it called for another one could run others' tasks again.
 create function nursery_queue.place() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
+    if tg_relid <> 'nursery_queue.task'::regclass then
+        raise insufficient_privilege using message =
+            'place() is the trigger of nursery_queue.task alone, not of ' || tg_relid::regclass;
+    end if;
     insert into nursery_queue.dedup (dedup_key, task_id)
     select dedup_key, id from placed where dedup_key is not null
      order by dedup_key; -- so that two statements cannot wait for each other
@@ -23,12 +85,13 @@ create trigger place after insert on nursery_queue.task
     referencing new table as placed
     for each statement execute function nursery_queue.place();
 
--- Stores one task. With a dedup_key that a live task has, answers that one's id instead.
+-- Stores one task. With a dedup_key that a live task has, answers that one's id instead. With the
+-- owner's rights: so who may call it need not see anybody's keys.
 create function nursery_queue.enqueue(
     task_type text,
     params jsonb default '{}',
-    queue text default 'default',
-    priority integer default 0,
+    queue text default null,
+    priority integer default null,
     run_at timestamptz default null,
     run_after double precision default 0,
     max_attempts integer default null,
@@ -36,10 +99,11 @@ create function nursery_queue.enqueue(
     timeout double precision default null,
     keep_for double precision default null,
     dedup_key text default null,
-    on_complete jsonb default null,
+    on_complete jsonb default 'null',
     context jsonb default null
 ) returns table (id bigint, created boolean)
-language plpgsql set enable_seqscan = off -- its plans outlive the statistics they were made with
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off -- its plans outlive the statistics they were made with
 as $$
 #variable_conflict use_column
 declare
@@ -88,7 +152,7 @@ create function nursery_queue.enqueue_many(
     backoffs jsonb[], timeouts double precision[], keep_fors double precision[],
     dedup_keys text[], on_completes jsonb[], contexts jsonb[]
 ) returns table (id bigint, created boolean)
-language plpgsql set enable_seqscan = off
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
     set plan_cache_mode = force_generic_plan -- to plan it takes longer than to run it
 as $$
 #variable_conflict use_column

@@ -5,36 +5,36 @@ create function nursery_queue.ending(
     state text, result jsonb, error_type text, error_message text, while_running boolean
 ) returns jsonb
 language sql immutable parallel safe
-as $$
-    select case state
-        when 'succeeded' then jsonb_build_object('status', state, 'value', result)
-        when 'failed' then jsonb_build_object('status', state, 'error_type', error_type,
-                                              'error', error_type || ': ' || error_message)
-        else jsonb_build_object('status', state, 'reason',
-                 case when while_running then 'cancelled while running'
-                                         else 'cancelled while waiting' end)
-        end
-$$;
+return case state
+    when 'succeeded' then jsonb_build_object('status', state, 'value', result)
+    when 'failed' then jsonb_build_object('status', state, 'error_type', error_type,
+                                          'error', error_type || ': ' || error_message)
+    else jsonb_build_object('status', state, 'reason',
+             case when while_running then 'cancelled while running'
+                                     else 'cancelled while waiting' end)
+    end;
 
--- Stores the tasks that tell how others have ended. To be called together with that end.
+-- Stores the tasks that tell how others have ended. To be called together with that end. What is
+-- not said of them is as their type declares.
 create function nursery_queue.complete(
     ids bigint[], on_completes jsonb[], contexts jsonb[], endings jsonb[]
 ) returns void
-language sql
+language sql set search_path = pg_catalog, pg_temp
 as $$
     insert into nursery_queue.task (task_type, params, queue, priority, run_at, max_attempts,
                                     backoff, timeout, keep_for, on_complete, context, completes)
     select asked ->> 'task_type',
            jsonb_build_object('task_id', id, 'context', context, 'result', ending),
-           coalesce(asked ->> 'queue', 'default'),
-           coalesce((asked ->> 'priority')::integer, 0),
+           asked ->> 'queue',
+           (asked ->> 'priority')::integer,
            nursery_queue.now()
                + make_interval(secs => coalesce((asked ->> 'run_after')::double precision, 0)),
            (asked ->> 'max_attempts')::integer,
            asked -> 'backoff',
            (asked ->> 'timeout')::double precision,
            (asked ->> 'keep_for')::double precision,
-           asked -> 'on_complete',
+           case when asked ? 'on_complete' then nullif(asked -> 'on_complete', 'null')
+                else 'null' end,
            asked -> 'context',
            id
       from unnest(ids, on_completes, contexts, endings) as ended (id, asked, context, ending)
@@ -45,7 +45,7 @@ $$;
 -- running => false it may finish, but is not tried again. Answers how many of them were live.
 create function nursery_queue.cancel_many(ids bigint[], running boolean default true)
 returns integer
-language plpgsql set enable_seqscan = off
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off
     set plan_cache_mode = force_generic_plan -- to plan it takes longer than to run it
 as $$
 declare
@@ -61,7 +61,10 @@ begin
         -- Positions are looked up one by one: a join may be planned as a walk through all of
         -- them (offset 0).
         with wanted as materialized (
-            select task.id, task.queue, task.priority, task.task_type, task.keep_for,
+            select task.id, task.queue, task.priority, task.task_type,
+                   coalesce(task.keep_for, -- no worker is asked: as the newest has declared
+                            (select declared.keep_for from nursery_queue.task_type as declared
+                              where declared.name = task.task_type), 86400) as keep_for,
                    task.on_complete, task.context
               from nursery_queue.task
              where task.id = any(rest)
@@ -100,9 +103,9 @@ begin
             insert into nursery_queue.finished (task_id, state, attempt, epoch, lost,
                                                 finished_at, expires_at)
             select id, 'cancelled', attempt, epoch, lost, nursery_queue.now(),
-                   nursery_queue.now() + make_interval(secs => coalesce(keep_for, 86400))
+                   nursery_queue.now() + make_interval(secs => keep_for)
               from ended
-             where keep_for is distinct from 0
+             where keep_for > 0
         ), forgotten as (
             delete from nursery_queue.task
              where id = any(array(select id from ended where keep_for = 0))
@@ -149,9 +152,10 @@ begin
 end
 $$;
 
--- Asks for one task to be cancelled, as cancel_many does. Finished or unknown: false.
+-- Asks for one task to be cancelled, as cancel_many does. Finished or unknown: false. With the
+-- owner's rights: so who may call it need not see the task.
 create function nursery_queue.cancel(id bigint, running boolean default true) returns boolean
-language sql
+language sql security definer set search_path = pg_catalog, pg_temp
 as $$
     select nursery_queue.cancel_many(array[id], running) > 0
 $$;
@@ -162,7 +166,7 @@ create function nursery_queue.cancel_page(
     queue text, task_type text, before timestamptz, after bigint, upto bigint, most integer,
     dry_run boolean
 ) returns table (last bigint, count integer)
-language plpgsql set enable_seqscan = off
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare

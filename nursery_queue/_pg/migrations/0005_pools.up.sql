@@ -6,10 +6,22 @@
 -- at a bounded number of queues (nursery_queue.walk), so it holds a bounded number of locks: those
 -- of all 20,000 queues of one installation were more than the server's memory for locks has room
 -- for (tests/pg/test_many_queues.py).
+-- A new limit counts what runs already, which a transaction with a snapshot of its own may not
+-- see: such a one is refused.
 create function nursery_queue.change_alone() returns trigger
-language plpgsql
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
+    if tg_op <> 'DELETE' and new.max_running is not null
+       and current_setting('transaction_isolation') in ('repeatable read', 'serializable')
+    then
+        raise object_not_in_prerequisite_state
+              using message = 'the limit of queue ' || new.name || ' cannot be set in a transaction'
+                              ' that is ' || current_setting('transaction_isolation'),
+                    detail = 'It may not see all tasks that run, so more than that might.',
+                    hint = 'Set it in a transaction of its own, begun with:'
+                           ' begin isolation level read committed';
+    end if;
     if tg_op <> 'INSERT' then
         perform pg_advisory_xact_lock(hashtextextended('nursery_queue.queue.' || old.name, 0));
     end if;
@@ -25,9 +37,9 @@ create trigger change_alone before insert or update or delete on nursery_queue.q
     for each row execute function nursery_queue.change_alone();
 
 -- What was claimed before there was a limit counts against it, too. Then rings: there may be
--- room now.
+-- room now. With the owner's rights, so that setting a queue needs none on tasks.
 create function nursery_queue.count_and_ring() returns trigger
-language plpgsql
+language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
     update nursery_queue.running
@@ -56,7 +68,7 @@ create function nursery_queue.walk(
     out lane_queues text[], out lane_types text[], out strangers boolean,
     out resume_queue text, out resume_type text
 )
-language plpgsql stable
+language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 declare
     here text := after_queue; -- where the walk is
@@ -135,7 +147,7 @@ create function nursery_queue.shares(
     lane_queues text[], lane_types text[], lane_slots integer[], total integer,
     out most integer[], out more boolean
 )
-language plpgsql stable
+language plpgsql stable set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_generic_plan -- to plan it takes longer than to run it
 as $$
 declare
@@ -186,7 +198,7 @@ $$;
 -- (-2: ask again), or that have a limit; null: there are none. Until the commit nobody else gets an
 -- answer for the latter, and none of them is changed.
 create function nursery_queue.room(queues text[]) returns jsonb
-language plpgsql
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
     each text;
@@ -233,7 +245,7 @@ create function nursery_queue.park(
     most_lanes integer default 1000,
     out moved integer, out resume_queue text, out resume_type text
 )
-language plpgsql
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
     -- Who registers and brings back what it knows waits for us; who has, is seen below.
@@ -296,7 +308,7 @@ $$;
 
 -- Brings up to `most` parked tasks of these types back. Answers how many, and rings.
 create function nursery_queue.unpark(types text[], most integer) returns integer
-language plpgsql
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
     moved integer;

@@ -33,7 +33,7 @@ comment on table nursery_queue.chunk is
 -- Deletes the streams of tasks that are deleted. A statement of its own for each: so they see
 -- what has been written since the statement that calls this began.
 create function nursery_queue.forget_streams(ids bigint[]) returns void
-language plpgsql set enable_seqscan = off
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off
     set plan_cache_mode = force_generic_plan -- to plan it takes longer than to run it
 as $$
 declare
@@ -58,7 +58,7 @@ create function nursery_queue.write_stream(
     restart boolean default false, close_on_finish boolean default true,
     close boolean default false, most bigint default null
 ) returns text
-language plpgsql set enable_seqscan = off
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off
     set plan_cache_mode = force_generic_plan -- to plan it takes longer than to run it
 as $$
 #variable_conflict use_column
@@ -127,7 +127,8 @@ create function nursery_queue.read_streams(
     bytes integer
 ) returns table (place integer, start bigint, length bigint, restarts integer, closed boolean,
                  last_write timestamptz, kind text, data bytea)
-language plpgsql stable set enable_seqscan = off set enable_bitmapscan = off
+language plpgsql stable set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off set enable_bitmapscan = off
     set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column

@@ -2,9 +2,18 @@
 -- were last analysed, or when a statement was prepared, must do when they are large. What is
 -- wanted is always the walk along an index in its order; no scan of everything, no bitmap to be
 -- sorted, and no jit, which the price that the planner puts on a scan it cannot avoid would set
--- off. And whatever the server's default is, a claim that has waited for another must see what
--- that one took.
-select set_config('enable_seqscan', 'off', %(once)s::boolean),
-       set_config('enable_bitmapscan', 'off', %(once)s::boolean),
-       set_config('jit', 'off', %(once)s::boolean),
-       set_config('default_transaction_isolation', 'read committed', %(once)s::boolean)
+-- off. Names are those of the server, whatever the role's search_path has, and the time limits are
+-- ours, not the role's: a claim or a heartbeat that it cut off would be as if the server were away.
+select pg_catalog.set_config(name, value, %(once)s::boolean)
+  from (values ('enable_seqscan', 'off'),
+               ('enable_bitmapscan', 'off'),
+               ('enable_indexscan', 'on'),
+               ('enable_indexonlyscan', 'on'),
+               ('jit', 'off'),
+               ('search_path', 'pg_catalog, pg_temp'),
+               ('statement_timeout', '0'),
+               ('lock_timeout', '0'),
+               ('idle_in_transaction_session_timeout', '0'),
+               ('idle_session_timeout', '0'),
+               ('transaction_timeout', '0')) as ours (name, value)
+ where pg_catalog.current_setting(name, true) is not null -- some came with a later PostgreSQL

@@ -1,4 +1,19 @@
--- Makes a worker known. Walks worker_pkey.
+-- Makes a worker known, and what its code declares, in the order of the names: so two that start
+-- at once cannot wait for each other. Walks worker_pkey and task_type_pkey.
+with declared as (
+    insert into nursery_queue.task_type as known (name, queue, priority, keep_for, on_complete)
+    select name, queue, priority, keep_for, on_complete::jsonb
+      from unnest(%(names)s::text[], %(type_queues)s::text[], %(priorities)s::int[],
+                  %(keep_fors)s::float8[], %(on_completes)s::text[])
+           as declared (name, queue, priority, keep_for, on_complete)
+     order by name
+        on conflict (name) do update
+       set queue = excluded.queue, priority = excluded.priority, keep_for = excluded.keep_for,
+           on_complete = excluded.on_complete, declared_at = nursery_queue.now()
+     where (known.queue, known.priority, known.keep_for, known.on_complete)
+           is distinct from
+           (excluded.queue, excluded.priority, excluded.keep_for, excluded.on_complete)
+)
 insert into nursery_queue.worker (id, name, host, pid, queues, task_types, lease,
                                   started_at, heartbeat_at)
 values (%(id)s::uuid, %(name)s::text, %(host)s::text, %(pid)s::int, %(queues)s::text[],

@@ -1,0 +1,8 @@
+-- Who answers, how a transaction begins here unless told otherwise, and whether anything is set for
+-- this role or database that pin_settings would have to set back.
+select pg_catalog.pg_backend_pid(),
+       pg_catalog.current_setting('default_transaction_isolation'),
+       pg_catalog.current_setting('default_transaction_isolation')
+           operator(pg_catalog.<>) 'read committed'
+       or pg_catalog.current_setting('array_nulls') operator(pg_catalog.<>) 'on'
+       or pg_catalog.current_setting('DateStyle') operator(pg_catalog.!~~) 'ISO%'
