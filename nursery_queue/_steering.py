@@ -78,7 +78,9 @@ class Steering:
     async def pause(self, queue: str) -> None:
         """Start no more tasks of a queue, on any worker, from now until `resume`.
 
-        What runs is not touched, and its outcomes are stored. Twice is as good as once.
+        What runs is not touched, and its outcomes are stored. What a worker has claimed ahead
+        and not started it gives back when it hears of the pause: at once, or at its next poll if
+        it only polls. Until then it may start some of that. Twice is as good as once.
         Raises `ValueError` if *queue* is no name.
         """
         self._check_open()
@@ -93,7 +95,8 @@ class Steering:
         """Let at most *max_running* tasks of a queue run at a time, over all workers.
 
         Exact at every moment. 0 is a pause; None: as many as the workers can. A lower limit
-        stops nothing that runs, a higher one starts tasks at once.
+        stops nothing that runs, a higher one starts tasks at once. What was claimed ahead of a
+        queue that has too many is given back, as after `pause`.
 
         Raises:
             ValueError: *queue* is no name, or *max_running* is negative.

@@ -293,6 +293,7 @@ class Crew:
             del task_id
             if bell is Bell.CANCEL:
                 self.tenancy.bell.ring()
+                self.poller.queues_changed()
             else:
                 self.poller.news()
 

@@ -6,7 +6,7 @@ import itertools
 import math
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 import attrs
 import trio
@@ -262,6 +262,17 @@ class Hands:
             self.pace.stalled(now - min((e.started_at for e in self._running), default=now))
             self._stalled = True
         return stale
+
+    @property
+    def waiting(self) -> set[str]:
+        """The queues of what is in the backlog."""
+        return {execution.claim.queue for execution in self._backlog}
+
+    def withdraw(self, queues: Container[str]) -> list[Execution]:
+        """Take out of the backlog what is of these queues; nobody is to start it."""
+        withdrawn = [each for each in self._backlog if each.claim.queue in queues]
+        self._backlog = deque(each for each in self._backlog if each.claim.queue not in queues)
+        return withdrawn
 
     def _start_next(self) -> None:
         while self._backlog and len(self._running) < self.concurrency:

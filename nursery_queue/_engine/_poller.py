@@ -59,6 +59,7 @@ class Poller:
     _stuck: bool = attrs.field(default=False, init=False)  # what is due could not be promoted
     _full: set[str] = attrs.field(factory=set[str], init=False)  # queues at our limit of them
     _walk: Walk = attrs.field(init=False)  # through the queues
+    _ask_for_closed: bool = attrs.field(default=False, init=False)
     _calm: float = attrs.field(default=0.0, init=False)  # seconds to wait after the last claim
     _not_before: float = attrs.field(default=-math.inf, init=False)  # on trio's clock
 
@@ -69,6 +70,11 @@ class Poller:
     def news(self) -> None:
         """There may be something to claim."""
         self._look_anew()
+        self._bell.ring()
+
+    def queues_changed(self) -> None:
+        """A queue may have been paused, of which there are tasks in hand that have not started."""
+        self._ask_for_closed = True
         self._bell.ring()
 
     def _look_anew(self) -> None:
@@ -91,6 +97,7 @@ class Poller:
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Claim until cancelled. Ready means: the store has answered once."""
         self._look_anew()  # what the claim that failed was for
+        self._ask_for_closed = True
         while self.worker_id() is None:
             await self._bell.wait()
         await self._turn()
@@ -100,6 +107,7 @@ class Poller:
                 await self._bell.wait()
             if pause.cancelled_caught:
                 self._look_anew()
+                self._ask_for_closed = True  # nobody may have rung
             await self._turn()
 
     def _pause(self) -> float:
@@ -114,6 +122,8 @@ class Poller:
     async def _turn(self) -> None:
         if late := self.hands.unstarted(waiting=HAND_BACK_AFTER):
             self.hand_back(late)
+        if self._ask_for_closed:
+            await self._withdraw()
         if self._look_again <= trio.current_time():
             self._look_anew()
             self._look_again = math.inf
@@ -126,6 +136,15 @@ class Poller:
             if self._seems_idle() and not brought:
                 self.on_idle()
                 break
+
+    async def _withdraw(self) -> None:
+        """Give back what has been claimed ahead of queues of which nothing is to start now."""
+        self._ask_for_closed = False
+        if queues := self.hands.waiting:
+            with answered_within(CLAIM_TIMEOUT, "asking which queues are paused"):
+                closed = await self.store.closed_queues(sorted(queues))
+            if withdrawn := self.hands.withdraw(closed):
+                self.hand_back(withdrawn)
 
     def _seems_idle(self) -> bool:
         return not (self._maybe_more or self.hands.busy or self._look_again < math.inf)

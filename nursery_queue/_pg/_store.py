@@ -282,6 +282,11 @@ class PostgresStore(Sessions):
             raise TransientError(msg)
         return len(strays) - len(refused)
 
+    async def closed_queues(self, queues: Sequence[str]) -> set[str]:
+        """Return which of these queues are paused, or have more tasks running than they may."""
+        rows = await self._run(self._control, "closed_queues", {"queues": list(queues)})
+        return {name for (name,) in rows}
+
     async def promote(self) -> int:
         """Make scheduled tasks that are due ready, in bulk; return how many."""
         rows = await self._run(self._control, "promote", {"limit": BATCH})

@@ -38,7 +38,7 @@ class Bell(enum.Enum):
     """What a store can ring for. A ring is a hint; the tables are the truth."""
 
     WORK = enum.auto()  # there may be something to claim, or a new due time
-    CANCEL = enum.auto()  # somebody wants a running task cancelled
+    CANCEL = enum.auto()  # somebody wants a running task cancelled, or a queue has been changed
     FINISHED = enum.auto()  # a task has ended
     STREAM = enum.auto()  # a task has written to a stream, or closed one
 
@@ -266,6 +266,13 @@ class Store(Protocol):
 
     async def give_back_all_but(self, worker_id: UUID, fences: set[Fence]) -> int:
         """Release what the store thinks this worker holds, except *fences*."""
+        ...
+
+    async def closed_queues(self, queues: Sequence[str]) -> set[str]:
+        """Return which of these queues are paused, or have more tasks running than they may.
+
+        What has been claimed of them and not been started is to be given back.
+        """
         ...
 
     async def promote(self) -> int:

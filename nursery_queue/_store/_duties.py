@@ -104,6 +104,12 @@ class Duties(Tables):
             ),
         )
 
+    def not_to_start(self, queue: str) -> bool:
+        """Whether a queue is paused, or has more tasks running than it may."""
+        setting = self.settings.get(queue, Setting())
+        most = setting.max_running
+        return setting.paused or (most is not None and self._running(queue) > most)
+
     def holds(self, fence: Fence) -> bool:
         """Whether a claim is still what it was."""
         place = self.places.get(fence.task_id)
@@ -242,12 +248,14 @@ class Duties(Tables):
             return 0
         if setting.max_running is None:
             return slots
-        running = sum(
+        room = max(0, setting.max_running - self._running(queue))
+        return min(slots, room, slots if at_once is None else at_once)
+
+    def _running(self, queue: str) -> int:
+        return sum(
             place.state is State.RUNNING and self.tasks[task_id].queue == queue
             for task_id, place in self.places.items()
         )
-        room = max(0, setting.max_running - running)
-        return min(slots, room, slots if at_once is None else at_once)
 
     def _claim(self, task: Task, worker_id: UUID, now: dt.datetime) -> Claim:
         old = self.places[task.id]

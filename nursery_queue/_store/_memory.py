@@ -141,12 +141,14 @@ class MemoryStore:
         await self._turn()
         self._tables.pause(queue, paused=paused)
         self._ring(Bell.WORK)
+        self._ring(Bell.CANCEL)
 
     async def limit(self, queue: str, max_running: int | None) -> None:
         """Set how many tasks of a queue may run over all workers; None: no limit."""
         await self._turn()
         self._tables.limit(queue, max_running)
         self._ring(Bell.WORK)
+        self._ring(Bell.CANCEL)
 
     async def queues(self) -> list[QueueStatus]:
         """Return every queue that is set in some way or has live tasks, by name."""
@@ -233,6 +235,11 @@ class MemoryStore:
         """Release what the store thinks this worker holds, except *fences*."""
         await self._turn()
         return self._rung(self._tables.give_back_all_but(worker_id, fences))
+
+    async def closed_queues(self, queues: Sequence[str]) -> set[str]:
+        """Return which of these queues are paused, or have more tasks running than they may."""
+        await self._turn()
+        return {queue for queue in queues if self._tables.not_to_start(queue)}
 
     async def promote(self) -> int:
         """Make scheduled tasks that are due ready, in bulk; return how many."""

@@ -96,6 +96,22 @@ async def test_paused(store: Store) -> None:
     assert len(await claim(store, worker)) == 2
 
 
+async def test_what_is_not_to_start_any_more(store: Store) -> None:
+    """Asked for, the store names the queues that are paused or have more running than may."""
+    names = ["paused", "none", "fewer", "full", "free", "untouched"]
+    await store.enqueue([a_task(queue=queue) for queue in names for _ in range(3)])
+    worker = await hire(store)
+    lanes = [Lane(queue=queue, slots=2) for queue in names]
+    assert len(await claim(store, worker, lanes=lanes)) == 12
+    await store.pause("paused", paused=True)
+    for queue, limit in {"none": 0, "fewer": 1, "full": 2, "free": 3}.items():
+        await store.limit(queue, limit)
+
+    assert await store.closed_queues(names) == {"paused", "none", "fewer"}
+    assert await store.closed_queues(["fewer", "full"]) == {"fewer"}
+    assert await store.closed_queues([]) == set()
+
+
 async def test_a_queue_beside(store: Store) -> None:
     """The limit of one queue is no concern of another, and a full one is stepped over."""
     await store.enqueue([a_task(queue="few", priority=9) for _ in range(9)])
@@ -206,12 +222,15 @@ async def test_pausing_keeps_the_limit(store: Store) -> None:
 
 
 async def test_a_change_is_news(store: Store) -> None:
-    """Whoever waits for work hears of a queue that is resumed or limited differently."""
-    async with listening(store, [Bell.WORK]) as ear:
+    """A queue that is resumed, paused or limited differently rings for those it concerns."""
+    async with listening(store, [Bell.WORK, Bell.CANCEL]) as ear:
         for limit in 3, None:
             before = ear.heard[Bell.WORK]
             await store.limit("a", limit)
             await ear.hears(Bell.WORK, after=before)
+        before = ear.heard[Bell.CANCEL]
+        await store.pause("a", paused=True)
+        await ear.hears(Bell.CANCEL, after=before)
         before = ear.heard[Bell.WORK]
         await store.pause("a", paused=False)
         await ear.hears(Bell.WORK, after=before)

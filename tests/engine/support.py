@@ -119,6 +119,7 @@ class FlakyStore:
             *("check", "register", "heartbeat", "deregister", "claim", "settle", "outcomes"),
             "promote",
             *("sweep", "park", "unpark", "backlog", "status_many", "listen", "give_back_all_but"),
+            "closed_queues",
         }
 
     # -- verbs that fail when told to --------------------------------------------------
@@ -180,6 +181,10 @@ class FlakyStore:
     ) -> int:
         async with self._verb("backlog"):
             return await self.inner.backlog(task_types, queues=queues, most=most)
+
+    async def closed_queues(self, queues: Sequence[str]) -> set[str]:
+        async with self._verb("closed_queues"):
+            return await self.inner.closed_queues(queues)
 
     async def park(self) -> int:
         async with self._verb("park"):

@@ -143,6 +143,68 @@ async def test_handlers_do_not_wait_for_a_store_that_takes_long(
     assert max(held) <= concurrency * (1 + 1 / seconds)  # what one second is enough for
 
 
+@pytest.fixture
+def starts(app: nq.App) -> list[tuple[float, str]]:
+    """Declares `short`, which takes 0.6 s; collects when it starts, and of which queue."""
+    found: list[tuple[float, str]] = []
+
+    @app.task(name="short")
+    async def short(ctx: nq.TaskContext) -> None:
+        found.append((trio.current_time(), ctx.queue))
+        await trio.sleep(0.6)
+
+    return found
+
+
+@pytest.mark.parametrize("change", ["pause", "max_running"])
+@pytest.mark.parametrize("listen", [True, False])
+async def test_what_is_claimed_ahead_of_a_queue_that_is_paused(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    either: nq.Client,
+    starts: list[tuple[float, str]],
+    change: str,
+    listen: bool,
+) -> None:
+    """It is given back, by a worker that only polls at its next poll; others' tasks start."""
+    short = app["short"]
+    refs = await either.enqueue_many([short.bind().options(queue="pool", priority=1)] * 9)
+    await either.enqueue_many([short.bind()] * 2)
+    worker = nq.Worker(app, either, concurrency=2, prefetch=20, listen=listen, poll_interval=0.3)
+    async with working(worker):
+        await trio.sleep(0.1)
+        assert Counter([await state(either, ref) for ref in refs]) == {"running": 9}
+        if change == "pause":
+            await either.pause("pool")
+        else:
+            await either.configure_queue("pool", max_running=0)
+        await trio.sleep(10)
+        assert [queue for _, queue in starts] == ["pool"] * 2 + ["default"] * 2
+        statuses = await either.status_many(refs)
+        assert Counter((each.state, each.attempt) for each in statuses if each) == {
+            ("succeeded", 1): 2,
+            ("ready", 0): 7,
+        }
+        await either.resume("pool")
+        await either.configure_queue("pool", max_running=None)
+        await trio.sleep(10)
+        assert Counter([await state(either, ref) for ref in refs]) == {"succeeded": 9}
+
+
+async def test_what_is_claimed_ahead_of_a_queue_that_is_limited(
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client, starts: list[tuple[float, str]]
+) -> None:
+    """What has started goes on; from then on no more start than the limit allows."""
+    refs = await either.enqueue_many([app["short"].bind().options(queue="pool")] * 6)
+    async with working(nq.Worker(app, either, concurrency=2, prefetch=20)):
+        await trio.sleep(0.1)
+        await either.configure_queue("pool", max_running=1)
+        await trio.sleep(10)
+        assert Counter([await state(either, ref) for ref in refs]) == {"succeeded": 6}
+
+    assert [at for at, _ in starts] == pytest.approx([0, 0, 0.6, 1.2, 1.8, 2.4], abs=0.2)
+
+
 async def test_slow_handlers_are_not_claimed_ahead(
     virtual_time: VirtualTime, app: nq.App, either: nq.Client
 ) -> None:

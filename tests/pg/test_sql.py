@@ -72,6 +72,7 @@ EXPECTED = {
         CLAIM,
     ),
     "backlog": ("queues text[], task_types text[], most int4", "count int8"),
+    "closed_queues": ("queues text[]", "name text"),
     "count_attempts": ("", "queue text, outcome text, final bool, count int8"),
     "count_tasks": ("", "queue text, state text, count int8, count int8"),
     "count_unknown": ("", "task_type text, count int8, min timestamptz"),

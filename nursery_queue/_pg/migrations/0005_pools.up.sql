@@ -37,7 +37,8 @@ create trigger change_alone before insert or update or delete on nursery_queue.q
     for each row execute function nursery_queue.change_alone();
 
 -- What was claimed before there was a limit counts against it, too. Then rings: there may be
--- room now. With the owner's rights, so that setting a queue needs none on tasks.
+-- room now, or workers may hold what is not to start any more. With the owner's rights, so that
+-- setting a queue needs none on tasks.
 create function nursery_queue.count_and_ring() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -48,7 +49,7 @@ begin
      where task.id = running.task_id
        and running.pool is null
        and task.queue in (select name from nursery_queue.queue where max_running is not null);
-    perform pg_notify('nursery_queue', '');
+    perform pg_notify('nursery_queue', ''), pg_notify('nursery_queue_cancel', '');
     return null;
 end
 $$;

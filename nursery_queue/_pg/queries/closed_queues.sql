@@ -1,0 +1,8 @@
+-- Of these queues those of which nothing is to start: they are paused, or more of their tasks are
+-- running than may. Walks queue_pkey and running_pool.
+select name from nursery_queue.queue
+ where name = any(%(queues)s::text[])
+   and (paused or max_running is not null
+                  and exists (select from nursery_queue.running
+                               where running.pool = name
+                              offset queue.max_running))
