@@ -14,7 +14,7 @@ import attrs
 
 from ._app import App
 from ._core import _events
-from ._core._checks import duration, whole
+from ._core._checks import limit, whole
 from ._core._errors import Closed, TaskCancelled, TaskFailed, UnknownTask
 from ._core._filters import TaskFilter
 from ._core._model import Attempt, Held, Settlement, Stats, TaskRef, TaskStatus
@@ -245,8 +245,8 @@ class Client(Steering):
 
         Args:
             task: The task.
-            timeout: Seconds to wait at most; None: for ever. 0 asks once whether it has ended:
-                that first question may take its time, up to 5 s, whatever the timeout.
+            timeout: Seconds to wait at most; None or infinity: for ever. 0 asks once whether it has
+                ended: that first question may take its time, up to 5 s, whatever the timeout.
 
         Raises:
             TaskFailed: It failed for good; the message has its error.
@@ -256,8 +256,7 @@ class Client(Steering):
             TransientError: The database could not even be asked once within *timeout*. Other
                 outages are ridden out.
         """
-        limit = math.inf if timeout is None else duration(timeout, "timeout")
-        status = await self._final(task, limit)
+        status = await self._final(task, math.inf if timeout is None else limit(timeout, "timeout"))
         match status.state:
             case State.FAILED:
                 msg = f"task {status.id} ({status.task_type}) failed: {status.error}"

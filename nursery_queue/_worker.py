@@ -17,7 +17,7 @@ import trio
 
 from ._app import App
 from ._client import Client
-from ._core._checks import duration, label, whole
+from ._core._checks import duration, label, limit, whole
 from ._core._model import WorkerInfo
 from ._engine._asyncio_bridge import AsyncioBridge, open_bridge
 from ._engine._crew import Crew, Settings
@@ -82,7 +82,7 @@ class Worker:
         listen: Whether to be woken by NOTIFY.
         lease: Seconds without a heartbeat after which others may take its tasks.
         heartbeat: Seconds between heartbeats; at most a third of *lease*.
-        grace: Seconds that handlers have to finish after `stop()`.
+        grace: Seconds that handlers have to finish after `stop()`; infinity: as long as they take.
         cleanup: Seconds that cancelled handlers have to clean up; then their tasks are released.
         prefetch: Tasks to claim ahead; "auto" adapts to how long handlers take.
         name: What to call it in lists; host and process by default.
@@ -122,7 +122,7 @@ class Worker:
             poll_interval=duration(poll_interval, "poll_interval"),
             listen=listen,
             heartbeat=duration(heartbeat, "heartbeat", positive=True),
-            grace=duration(grace, "grace"),
+            grace=limit(grace, "grace"),
             cleanup=duration(cleanup, "cleanup"),
             prefetch=None if prefetch == "auto" else whole(prefetch, "prefetch", minimum=0),
             rng=rng or new_rng(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 
 
 # timedelta and PostgreSQL intervals stay exact below this; nobody schedules further ahead.
@@ -25,6 +26,13 @@ def duration(value: object, name: str, *, positive: bool = False) -> float:
         msg = f"{name} must be {bounds} seconds and at most 100 years, not {value!r}"
         raise ValueError(msg)
     return float(value)
+
+
+def limit(value: object, name: str, *, positive: bool = False) -> float:
+    """Return *value*, a time limit in seconds, checked as by `duration`. Infinity: none."""
+    if type(value) is float and value == math.inf:
+        return math.inf
+    return duration(value, name, positive=positive)
 
 
 def whole(value: object, name: str, *, minimum: int, maximum: int = 2**31 - 1) -> int:

@@ -15,7 +15,7 @@ from ._json import to_text
 from ._model import NewTask
 
 
-_WAITS = attrs.filters.exclude("max_attempts")
+_WAITS = attrs.filters.exclude("max_attempts", "_asked")
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import attrs
 
-from ._checks import duration, instant, label, whole
+from ._checks import duration, instant, label, limit, whole
 from ._codec import dump_context
 from ._on_complete import as_on_complete
 from ._retry import ONCE, RetryPolicy
@@ -67,9 +67,7 @@ def as_retry(value: Any) -> RetryPolicy:
 
 def as_timeout(value: Any) -> float:
     """Return *value* in seconds; None means no limit, which is infinity."""
-    if value is None or value == math.inf:
-        return math.inf
-    return duration(value, "timeout", positive=True)
+    return math.inf if value is None else limit(value, "timeout", positive=True)
 
 
 def as_priority(value: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import enum
 import math
 import random
 
@@ -11,12 +12,21 @@ import attrs
 from ._checks import duration, real, whole
 
 
+_USUAL = 60.0  # seconds: the longest wait of a policy that does not say
+
+
 def _initial(value: float | dt.timedelta) -> float:
     return duration(value, "initial", positive=True)
 
 
-def _maximum(value: float | dt.timedelta) -> float:
-    return duration(value, "maximum", positive=True)
+class _Unsaid(enum.Enum):
+    """A maximum that was not given."""
+
+    FOLLOWS = "follows"
+
+
+def _maximum(value: float | dt.timedelta | _Unsaid) -> float | _Unsaid:
+    return value if isinstance(value, _Unsaid) else duration(value, "maximum", positive=True)
 
 
 def exponential(initial: float, factor: float, maximum: float, n: int) -> float:
@@ -40,7 +50,8 @@ class RetryPolicy:
     Args:
         max_attempts: Attempts in all, at least 1.
         initial: Seconds after the first failure, more than 0.
-        maximum: Seconds at most, at least *initial*.
+        maximum: Seconds at most, at least *initial*. Left out, it follows that: 60, or *initial*
+            if that is more, also when `attrs.evolve` changes *initial*.
         factor: Growth from one wait to the next, 1 to 1000.
         jitter: 0 (none) to 1 (anything between no wait and t).
 
@@ -51,7 +62,10 @@ class RetryPolicy:
 
     max_attempts: int = 5
     initial: float = attrs.field(default=1.0, converter=_initial)
-    maximum: float = attrs.field(default=60.0, converter=_maximum)
+    _asked: float | _Unsaid = attrs.field(
+        default=_Unsaid.FOLLOWS, converter=_maximum, alias="maximum", eq=False, repr=False
+    )
+    maximum: float = attrs.field(init=False)
     factor: float = 2.0
     jitter: float = 0.5
 
@@ -59,8 +73,12 @@ class RetryPolicy:
         whole(self.max_attempts, "max_attempts", minimum=1)
         real(self.factor, "factor", minimum=1, maximum=1000)
         real(self.jitter, "jitter", minimum=0, maximum=1)
-        if self.maximum < self.initial:
-            msg = f"maximum ({self.maximum!r}) must not be less than initial ({self.initial!r})"
+        maximum = self._asked
+        if isinstance(maximum, _Unsaid):
+            maximum = max(_USUAL, self.initial)
+        object.__setattr__(self, "maximum", maximum)  # as attrs does itself
+        if maximum < self.initial:
+            msg = f"maximum ({maximum!r}) must not be less than initial ({self.initial!r})"
             raise ValueError(msg)
 
     def delay(self, attempt: int, rng: random.Random) -> float:

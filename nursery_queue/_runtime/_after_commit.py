@@ -13,7 +13,7 @@ from typing import Self
 import attrs
 import trio
 
-from nursery_queue._core._checks import duration, whole
+from nursery_queue._core._checks import limit, whole
 from nursery_queue._core._errors import Closed
 from nursery_queue._core._groups import unwrapped
 
@@ -54,7 +54,7 @@ class AfterCommit:
         nursery: Run them in this one, in the background; then no block is needed.
         background: Start them at the commit, in a nursery of the block.
         max_concurrency: How many run at once, over all transactions.
-        timeout: Seconds that each may take, from its start; then it is cancelled.
+        timeout: Seconds that each may take, from its start; then it is cancelled. May be infinity.
 
     Raises:
         ValueError, TypeError: A number out of its bounds, or not a number; not a nursery.
@@ -74,7 +74,7 @@ class AfterCommit:
         self._runner = Runner(
             self._tally,
             most=whole(max_concurrency, "max_concurrency", minimum=1),
-            timeout=duration(timeout, "timeout", positive=True),
+            timeout=limit(timeout, "timeout", positive=True),
             nursery=nursery,
         )
         self._block: AbstractAsyncContextManager[None] | None = None
@@ -141,13 +141,13 @@ class AfterCommit:
         again, also at the same time. Cancelled, it cancels the callbacks.
 
         Args:
-            grace: Seconds until it cancels. Callbacks that shield their clean-up are waited
-                for 5 s more; then they are named in the log.
+            grace: Seconds until it cancels; infinity: never. Callbacks that shield their clean-up
+                are waited for 5 s more; then they are named in the log.
 
         Raises:
             ValueError, TypeError: *grace* is not a number of seconds.
         """
-        grace = duration(grace, "grace")
+        grace = limit(grace, "grace")
         before = self.counts
         self._close()
         try:

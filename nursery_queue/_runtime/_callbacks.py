@@ -207,7 +207,8 @@ class Runner:
     def _parted(self, error: BaseException) -> tuple[BaseException | None, BaseException | None]:
         """Return what a callback has to answer for, and what is to go on."""
         if is_a(error, BaseExceptionGroup):
-            return cast("BaseExceptionGroup[BaseException]", error).split(self._is_own)
+            group = cast("BaseExceptionGroup[BaseException]", error)
+            return group.split(lambda each: self._is_own(each))  # noqa: PLW0108  # Python 3.11 takes no method
         return (error, None) if self._is_own(error) else (None, error)
 
     def _is_own(self, error: BaseException) -> bool:

@@ -6,6 +6,7 @@ import random
 
 from typing import Any
 
+import attrs
 import pytest
 
 from hypothesis import example, given, strategies as st
@@ -123,3 +124,19 @@ def test_the_maximum_is_the_maximum() -> None:
 def test_siblings_are_restarted_for_ever(failures: int, rng: random.Random) -> None:
     """However often a sibling has failed, it waits between nothing and the maximum."""
     assert 0.125 <= Backoff().delay(failures, rng) <= 30
+
+
+def test_the_maximum_follows() -> None:
+    """A maximum that was not given is at least the first wait, whatever that becomes."""
+    long = RetryPolicy(initial=600)
+
+    assert (RetryPolicy().maximum, long.maximum) == (60, 600)
+    assert attrs.evolve(RetryPolicy(), initial=600) == long == RetryPolicy(initial=600, maximum=600)
+    assert attrs.evolve(long, initial=1) == RetryPolicy()
+    assert attrs.evolve(RetryPolicy(maximum=700), initial=600).maximum == 700
+    assert hash(long) == hash(RetryPolicy(initial=600, maximum=600))
+    assert "maximum=600" in repr(long)
+    with pytest.raises(ValueError, match="must not be less than initial"):
+        RetryPolicy(initial=600, maximum=60)
+    with pytest.raises(ValueError, match="must not be less than initial"):
+        attrs.evolve(long, maximum=9)

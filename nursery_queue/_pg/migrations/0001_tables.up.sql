@@ -16,7 +16,7 @@ create function nursery_queue.is_backoff(asked jsonb) returns boolean
 language sql immutable parallel safe
 return asked is null or coalesce(
     ('{}' || asked) - '{initial,maximum,factor,jitter}'::text[] = '{}'
-    and ('{"factor": 2, "jitter": 0.5}' || asked)
+    and ('{"initial": 1, "maximum": 3155760000, "factor": 2, "jitter": 0.5}' || asked)
         @@ 'strict $.initial > 1e-300 && $.maximum >= $.initial
             && $.maximum <= 3155760000
             && $.factor >= 1 && $.factor <= 1000
