@@ -59,7 +59,7 @@ class TaskContext:
     task_type: str
     attempt: int  # 1 is the first; interrupted and snoozed ones are not counted
     queue: str
-    params: Mapping[str, Any]
+    params: Mapping[str, Any] = attrs.field(repr=False)
     deadline: float  # on trio's clock; math.inf: no time limit
     worker_id: UUID
     fence: Fence

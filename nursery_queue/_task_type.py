@@ -36,12 +36,13 @@ class TaskRequest:
     """
 
     task_type: str
-    params: str  # a JSON object, as text
+    params: str = attrs.field(repr=False)  # a JSON object, as text; not for logs
     overrides: Overrides = attrs.field(factory=Overrides)
     # What counts if it is not overridden. As it is here: as the store knows it to be declared.
     queue: str | None = None
     priority: int | None = None
-    on_complete: str | None = AS_DECLARED  # JSON text: what is stored when it has ended
+    # JSON text: what is stored when it has ended
+    on_complete: str | None = attrs.field(default=AS_DECLARED, repr=False)
     # Where its handler is, if it is known here.
     made_by: TaskType[..., Any] | None = attrs.field(default=None, eq=False, repr=False)
 

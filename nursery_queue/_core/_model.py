@@ -33,7 +33,7 @@ class NewTask:
     """
 
     task_type: str
-    params: str  # a JSON object, as text
+    params: str = attrs.field(repr=False)  # a JSON object, as text; not for logs
     queue: str | None = "default"
     priority: int | None = 0
     run_at: dt.datetime | None = None
@@ -45,8 +45,8 @@ class NewTask:
     dedup_key: str | None = None
     # A JSON object, as text: the task to be stored when this one has ended. Task type, queue,
     # priority, and what else was said of it.
-    on_complete: str | None = None
-    context: str | None = None  # JSON text, for that task
+    on_complete: str | None = attrs.field(default=None, repr=False)
+    context: str | None = attrs.field(default=None, repr=False)  # JSON text, for that task
 
 
 @attrs.frozen
@@ -70,7 +70,7 @@ class Claim:
     lost: int
     task_type: str
     queue: str
-    params: str
+    params: str = attrs.field(repr=False)
     max_attempts: int | None = None
     backoff: RetryPolicy | None = None
     timeout: float | None = None
@@ -156,7 +156,7 @@ class Settlement:
     keep_for: float
     outcome: Outcome | None  # None: it was never started, so there is nothing to log
     delay: float = 0.0
-    result: str | None = None  # JSON text
+    result: str | None = attrs.field(default=None, repr=False)  # JSON text
     error: ErrorRecord | None = None
     on_complete: bool = False  # if it ends, another task tells how
 
@@ -246,8 +246,8 @@ class TaskStatus:
     cancel_requested: bool = False
     on_complete: str | None = None  # type of the task that is to tell how it ended
     completes: int | None = None  # it tells how that one ended
-    params: Any = None
-    context: Any = None
+    params: Any = attrs.field(default=None, repr=False)  # not for logs
+    context: Any = attrs.field(default=None, repr=False)
 
     @property
     def error(self) -> str | None:

@@ -126,8 +126,9 @@ class Overrides:
     timeout: float | None = None
     keep_for: float | None = None
     dedup_key: str | None = None
-    on_complete: str | Literal[False] | None = None  # JSON text; False: nobody is to be told
-    context: str | None = None  # JSON text
+    # JSON text; False: nobody is to be told
+    on_complete: str | Literal[False] | None = attrs.field(default=None, repr=False)
+    context: str | None = attrs.field(default=None, repr=False)  # JSON text
 
     def merged(self, options: Mapping[str, Any]) -> Overrides:
         """Return these with *options* on top.

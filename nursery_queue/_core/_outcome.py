@@ -21,7 +21,7 @@ MAX_LOST = 3
 class Succeeded:
     """The handler returned; *result* is JSON text."""
 
-    result: str | None = None
+    result: str | None = attrs.field(default=None, repr=False)
 
 
 @attrs.frozen(kw_only=True)

@@ -54,7 +54,7 @@ class Pool:
     *connect* opens a connection, in autocommit mode; by default one to *conninfo*.
     """
 
-    conninfo: str
+    conninfo: str = attrs.field(repr=False)  # may hold a password
     max_size: int = attrs.field(default=4, kw_only=True, validator=attrs.validators.ge(1))
     max_lifetime: float = attrs.field(default=3600.0, kw_only=True)
     max_idle: float = attrs.field(default=600.0, kw_only=True)

@@ -52,7 +52,7 @@ CONTROL_CANCEL = 2.0  # seconds to cancel a statement of ours; then its connecti
 class Sessions:
     """At most *pool_size* connections; a worker adds one for its heartbeat, one to listen."""
 
-    conninfo: str
+    conninfo: str = attrs.field(repr=False)  # may hold a password
     schema: str = attrs.field(default=DEFAULT_SCHEMA, kw_only=True)
     pool_size: int = attrs.field(default=4, kw_only=True)
     call_timeout: float = attrs.field(default=30.0, kw_only=True)

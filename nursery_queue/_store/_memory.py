@@ -49,7 +49,7 @@ class MemoryStore:
     atomic step, so a cancelled verb had no effect.
     """
 
-    _tables: Duties = attrs.field(factory=Duties, init=False)
+    _tables: Duties = attrs.field(factory=Duties, init=False, repr=False)
     _rings: list[Ring] = attrs.field(factory=list[Ring], init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
