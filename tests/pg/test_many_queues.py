@@ -27,8 +27,8 @@ from tests.engine.support import working
 FILL = """
     set session_replication_role = replica;
     with stored as (
-        insert into nursery_queue.task (task_type, queue)
-        select %(task_type)s, format(%(queue)s::text, i %% %(queues)s)
+        insert into nursery_queue.task (task_type, queue, priority, on_complete)
+        select %(task_type)s, format(%(queue)s::text, i %% %(queues)s), 0, null
           from generate_series(1, %(tasks)s) as i
         returning id, queue, priority, task_type
     )
