@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
+from types import EllipsisType
 from typing import Any
 
 import attrs
@@ -91,20 +92,40 @@ class Steering:
         self._check_open()
         await self.store.pause(label(queue, "queue"), paused=False)
 
-    async def configure_queue(self, queue: str, *, max_running: int | None) -> None:
-        """Let at most *max_running* tasks of a queue run at a time, over all workers.
+    async def configure_queue(
+        self,
+        queue: str,
+        *,
+        max_running: int | EllipsisType | None = ...,
+        notify: bool | EllipsisType = ...,
+    ) -> None:
+        """Set how a queue is worked on, over all workers. What is left out stays as it is.
 
-        Exact at every moment. 0 is a pause; None: as many as the workers can. A lower limit
-        stops nothing that runs, a higher one starts tasks at once. What was claimed ahead of a
-        queue that has too many is given back, as after `pause`.
+        Args:
+            queue: Its name.
+            max_running: At most so many of its tasks run at a time, exact at every moment. 0 is
+                a pause; None: as many as the workers can. A lower limit stops nothing that
+                runs, a higher one starts tasks at once. What was claimed ahead of a queue that
+                has too many is given back, as after `pause`.
+            notify: Whether an enqueue to this queue wakes the workers, by NOTIFY. False spares
+                its commits that, and leaves its tasks to be found at the next poll
+                (`poll_interval` of the worker, 5 s). At first true.
 
         Raises:
             ValueError: *queue* is no name, or *max_running* is negative.
-            TypeError: *max_running* is no whole number.
+            TypeError: *max_running* is no whole number, *notify* is no bool, or neither is given.
         """
         self._check_open()
-        limit = None if max_running is None else whole(max_running, "max_running", minimum=0)
-        await self.store.limit(label(queue, "queue"), limit)
+        name = label(queue, "queue")
+        if isinstance(max_running, EllipsisType) and isinstance(notify, EllipsisType):
+            msg = f"what is to be set for the queue {name!r}? Give max_running, notify, or both"
+            raise TypeError(msg)
+        loud = None if isinstance(notify, EllipsisType) else _truth(notify, "notify")
+        if not isinstance(max_running, EllipsisType):
+            limit = None if max_running is None else whole(max_running, "max_running", minimum=0)
+            await self.store.limit(name, limit)
+        if loud is not None:
+            await self.store.notify(name, notify=loud)
 
     async def workers(self) -> list[WorkerStatus]:
         """Return every registered worker, the oldest first, and what is known of it."""
@@ -113,6 +134,13 @@ class Steering:
 
     def _check_open(self) -> None:
         raise NotImplementedError
+
+
+def _truth(given: object, name: str) -> bool:
+    if not isinstance(given, bool):
+        msg = f"{name} must be True or False, not {given!r:.100}"
+        raise TypeError(msg)
+    return given
 
 
 def name_of(task_type: object) -> object:

@@ -285,6 +285,7 @@ class QueueStatus:
     scheduled: int
     ready: int
     running: int
+    notify: bool = True  # an enqueue wakes the workers; else they find its task when they poll
 
 
 @attrs.frozen(kw_only=True)

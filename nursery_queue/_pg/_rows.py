@@ -186,6 +186,7 @@ def queue_status(row: Row) -> QueueStatus:
         scheduled=row[3],
         ready=row[4],
         running=row[5],
+        notify=row[6],
     )
 
 

@@ -181,6 +181,13 @@ class Store(Protocol):
         """Let nothing of a queue start, or let it start again. What runs is not touched."""
         ...
 
+    async def notify(self, queue: str, *, notify: bool) -> None:
+        """Have enqueues to a queue wake workers, or leave its tasks to their polls.
+
+        It is about tasks that are new; all else that makes work wakes them in any case.
+        """
+        ...
+
     async def limit(self, queue: str, max_running: int | None) -> None:
         """Set how many tasks of a queue may run over all workers; None: no limit.
 

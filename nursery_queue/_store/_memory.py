@@ -71,7 +71,8 @@ class MemoryStore:
         for task in tasks:
             check_task(task)
         refs = [self._tables.insert(task) for task in tasks]
-        self._ring(Bell.WORK)
+        if any(self._tables.rings(task) for task in tasks):
+            self._ring(Bell.WORK)
         return refs
 
     def transaction(
@@ -92,7 +93,8 @@ class MemoryStore:
         except TransientError as exc:
             excuse(exc, Excuse.CONFLICT)
             raise
-        self._ring_all()
+        if tx.rings:
+            self._ring_all()
         for task_id in tx.written:
             self._ring(Bell.STREAM, task_id)
 
@@ -149,6 +151,12 @@ class MemoryStore:
         self._tables.limit(queue, max_running)
         self._ring(Bell.WORK)
         self._ring(Bell.CANCEL)
+
+    async def notify(self, queue: str, *, notify: bool) -> None:
+        """Have enqueues to a queue wake workers, or leave its tasks to their polls."""
+        await self._turn()
+        self._tables.notify(queue, notify=notify)
+        self._ring(Bell.WORK)
 
     async def queues(self) -> list[QueueStatus]:
         """Return every queue that is set in some way or has live tasks, by name."""

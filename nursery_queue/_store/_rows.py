@@ -58,6 +58,7 @@ class Setting:
 
     paused: bool = False
     max_running: int | None = None
+    notify: bool = True
 
     @property
     def open(self) -> bool:

@@ -188,6 +188,16 @@ class Tables:
         old = self.settings.get(queue, Setting())
         self.settings[queue] = attrs.evolve(old, max_running=max_running)
 
+    def notify(self, queue: str, *, notify: bool) -> None:
+        """Have enqueues to a queue ring, or not."""
+        old = self.settings.get(queue, Setting())
+        self.settings[queue] = attrs.evolve(old, notify=notify)
+
+    def rings(self, asked: NewTask) -> bool:
+        """Whether to enqueue this rings."""
+        queue = self.as_declared(asked).queue
+        return queue is None or self.settings.get(queue, Setting()).notify
+
     def limited(self, queue: str) -> bool:
         """Whether a queue has a limit."""
         return self.settings.get(queue, Setting()).max_running is not None
@@ -206,6 +216,7 @@ class Tables:
                 scheduled=live[name][State.SCHEDULED],
                 ready=live[name][State.READY],
                 running=live[name][State.RUNNING],
+                notify=self.settings.get(name, Setting()).notify,
             )
             for name in sorted({*self.settings, *live})
         ]

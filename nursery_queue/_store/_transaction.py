@@ -52,6 +52,7 @@ class MemoryTransaction:
 
     _tables: Duties
     _draft: Draft = attrs.field(factory=Draft, init=False)
+    rings: bool = attrs.field(default=False, init=False)  # the commit is news to others
 
     @property
     def connection(self) -> NoReturn:
@@ -84,6 +85,7 @@ class MemoryTransaction:
         if key is not None:
             draft.keys[key] = task_id
         draft.waiting[task_id] = task
+        self.rings = self.rings or self._tables.rings(task)
         draft.steps.append(lambda tables: tables.insert(task, task_id, now))
         return TaskRef(task_id)
 
@@ -94,7 +96,7 @@ class MemoryTransaction:
         waiting = task_id in draft.waiting if place is None else not place.state.is_final
         if not waiting or task_id in draft.ended:
             return False
-        teller = None
+        self.rings, teller = True, None
         held = place is not None and place.state is State.RUNNING
         if held and task_id not in draft.settlements:
             draft.stopped.add(task_id)
@@ -122,7 +124,7 @@ class MemoryTransaction:
         if task_id in draft.stopped and not settlement.state.is_final:
             _insist(settlement, Refusal.CANCEL_REQUESTED)
         draft.settlements[task_id] = settlement
-        teller = None
+        self.rings, teller = True, None
         if settlement.state.is_final:
             draft.ended.add(task_id)
             teller = self._teller(task_id) if settlement.on_complete else None

@@ -17,7 +17,7 @@ from ._output import on_terminal, plain, write_json, write_rows
 from ._types import Label, Whole
 
 
-_COLUMNS = ("queue", "state", "#limit", "#scheduled", "#ready", "#running")
+_COLUMNS = ("queue", "state", "#limit", "#scheduled", "#ready", "#running", "notify")
 
 _name = click.argument("name", type=Label())
 _names = click.argument("names", metavar="NAME...", nargs=-1, required=True, type=Label())
@@ -35,7 +35,7 @@ def list_(database: Database, as_json: bool) -> None:
     """List the queues that have live tasks, are paused, or have a limit.
 
     Without a terminal: name, whether it is paused, limit (empty: none), scheduled, ready and
-    running tasks, separated by tabs, one queue a line.
+    running tasks, whether enqueues wake the workers, separated by tabs, one queue a line.
     """
 
     async def fetch() -> Sequence[QueueStatus]:
@@ -87,6 +87,24 @@ def limit(database: Database, name: str, limit: int | None, as_json: bool) -> No
     _set(database, [name], ask, as_json=as_json)
 
 
+@queues.command()
+@_name
+@click.argument("switch", metavar="on|off", type=click.Choice(["on", "off"]))
+@database
+@json_lines
+def notify(database: Database, name: str, switch: str, as_json: bool) -> None:
+    """Have enqueues to a queue wake the workers, or not, and print it as it is now.
+
+    With "off" its commits need not wait for each other's notifications, and the workers find
+    its tasks when they poll: within 5 seconds, unless they were given a --poll-interval.
+    """
+
+    async def ask(client: Client, name: str) -> None:
+        await client.configure_queue(name, notify=switch == "on")
+
+    _set(database, [name], ask, as_json=as_json)
+
+
 def _set(
     database: Database,
     names: Iterable[str],
@@ -126,4 +144,8 @@ def _short_line(queue: QueueStatus) -> Sequence[object]:
     state = "paused" if queue.paused or queue.max_running == 0 else "open"
     limit = "·" if queue.max_running is None else queue.max_running
     counts = (queue.scheduled, queue.ready, queue.running)
-    return queue.name, state, limit, *(count or "·" for count in counts)
+    return queue.name, state, limit, *(count or "·" for count in counts), _on_off(queue.notify)
+
+
+def _on_off(switch: bool) -> str:
+    return "on" if switch else "off"

@@ -46,9 +46,9 @@ def test_list(quick: Run, four: str) -> None:
     quick("queues", "limit", "idle", "3")
 
     assert lines(quick("queues", "list").stdout) == [
-        ["default", "no", "", "1", "1", "0"],
-        ["idle", "no", "3", "0", "0", "0"],
-        ["mail", "yes", "", "0", "2", "0"],
+        ["default", "no", "", "1", "1", "0", "yes"],
+        ["idle", "no", "3", "0", "0", "0", "yes"],
+        ["mail", "yes", "", "0", "2", "0", "yes"],
     ]
     assert objects(quick("queues", "list", "--json").stdout)[2] == {
         "name": "mail",
@@ -57,6 +57,7 @@ def test_list(quick: Run, four: str) -> None:
         "scheduled": 0,
         "ready": 2,
         "running": 0,
+        "notify": True,
     }
 
 
@@ -75,14 +76,15 @@ def test_pause_and_resume(quick: Run, four: str) -> None:
 
     assert [line[:2] for line in lines(paused.stdout)] == [["mail", "yes"], ["default", "yes"]]
     assert [each["paused"] for each in objects(again.stdout)] == [True]
-    assert lines(resumed.stdout) == [["mail", "no", "", "0", "2", "0"]]
+    assert lines(resumed.stdout) == [["mail", "no", "", "0", "2", "0", "yes"]]
     settings = "select name, paused, max_running from nursery_queue.queue order by name"
     assert rows(four, settings) == [("default", True, None), ("mail", False, None)]
 
 
 def test_resume_of_a_queue_that_nobody_knows(quick: Run) -> None:
     """A queue without tasks and settings is open, which is no error."""
-    assert lines(quick("queues", "resume", "new").stdout) == [["new", "no", "", "0", "0", "0"]]
+    line = ["new", "no", "", "0", "0", "0", "yes"]
+    assert lines(quick("queues", "resume", "new").stdout) == [line]
 
 
 def test_limit(quick: Run, four: str) -> None:
@@ -95,6 +97,16 @@ def test_limit(quick: Run, four: str) -> None:
         assert rows(four, "select paused, max_running from nursery_queue.queue") == [(True, stored)]
 
 
+def test_notify(quick: Run, four: str) -> None:
+    """Waking the workers at an enqueue is switched off and on; a limit beside it stays."""
+    quick("queues", "limit", "mail", "5")
+    for given, stored in [("off", False), ("on", True)]:
+        done = quick("queues", "notify", "mail", given, "--json")
+
+        assert [each["notify"] for each in objects(done.stdout)] == [stored]
+        assert rows(four, "select max_running, notify from nursery_queue.queue") == [(5, stored)]
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -104,6 +116,8 @@ def test_limit(quick: Run, four: str) -> None:
         (["limit", "mail", "--", "-1"], "or none"),
         (["limit", "mail", str(2**31)], "or none"),
         (["limit", "", "1"], "printable"),
+        (["notify", "mail"], "Missing argument"),
+        (["notify", "mail", "maybe"], "'on', 'off'"),
         (["pause"], "Missing argument"),
         (["pause", "a\tb"], "printable"),
         (["resume", ""], "printable"),

@@ -288,3 +288,22 @@ async def test_listening_to_a_closed_store(store: Store) -> None:
     await store.aclose()
     with pytest.raises(Closed):
         await store.listen(lambda _bell, _id=None: None, [Bell.WORK])
+
+
+async def test_a_quiet_queue(store: Store) -> None:
+    """An enqueue to a queue that wakes nobody is not heard; what else happens to its task is."""
+    await store.notify("quiet", notify=False)
+    worker = await hire(store)
+    async with listening(store) as ear:
+        await ear.hears(Bell.WORK, after=0)
+        before = ear.heard[Bell.WORK]
+        await add(store, queue="quiet")
+        async with store.transaction() as tx:
+            await tx.enqueue([a_task(queue="quiet")])
+        await store.enqueue([a_task(queue="quiet"), a_task()])
+        await ear.hears(Bell.WORK, after=before)
+        assert ear.heard[Bell.WORK] == before + 1
+
+        one = await claim_one(store, worker)
+        await settle(store, one, Event.INTERRUPT)
+        await ear.hears(Bell.WORK, after=before + 1)

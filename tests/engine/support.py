@@ -251,6 +251,9 @@ class FlakyStore:
     async def pause(self, queue: str, *, paused: bool) -> None:
         await self.inner.pause(queue, paused=paused)
 
+    async def notify(self, queue: str, *, notify: bool) -> None:
+        await self.inner.notify(queue, notify=notify)
+
     async def limit(self, queue: str, max_running: int | None) -> None:
         await self.inner.limit(queue, max_running)
 

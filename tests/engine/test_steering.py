@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
+import trio
 
 import nursery_queue as nq
 
@@ -47,6 +48,33 @@ async def test_pause_and_resume(
         await either.wait(ref)
 
     assert ran == ["a"]
+
+
+async def test_a_quiet_queue(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    either: nq.Client,
+    mail: nq.TaskType[[str], None],
+    ran: list[str],
+) -> None:
+    """A task of a queue that wakes nobody is found by the next poll, and is run."""
+    del virtual_time
+    await either.configure_queue("mail", max_running=3)
+    await either.configure_queue("mail", notify=False)
+    (queue,) = await either.queues()
+    assert (queue.notify, queue.max_running) == (False, 3)
+    async with working(nq.Worker(app, either, poll_interval=5)):
+        await trio.sleep(1)  # it has polled when it began
+        await either.enqueue(mail, "a")
+        await trio.sleep(2)
+        assert ran == []
+        await trio.sleep(4)
+        assert ran == ["a"]
+
+        await either.configure_queue("mail", notify=True)
+        await either.enqueue(mail, "b")
+        await trio.sleep(0.1)
+        assert ran == ["a", "b"]
 
 
 async def test_a_limit(either: nq.Client, mail: nq.TaskType[[str], None]) -> None:
@@ -93,7 +121,10 @@ async def test_limits_that_are_none(either: nq.Client) -> None:
     for wrong in (1.5, "3", True):
         with pytest.raises(TypeError, match="max_running"):
             await configure("mail", max_running=wrong)
-    with pytest.raises(TypeError, match="max_running"):
+    for neither in (None, 1, "off"):
+        with pytest.raises(TypeError, match="notify must be"):
+            await configure("mail", notify=neither)
+    with pytest.raises(TypeError, match="max_running, notify"):
         await configure("mail")
 
     assert await either.queues() == []

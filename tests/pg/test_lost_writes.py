@@ -40,6 +40,7 @@ WRITES: dict[str, Call] = {
     "retry": lambda store, task: store.retry(task.id),
     "pause": lambda store, _: store.pause("q", paused=True),
     "limit": lambda store, _: store.limit("q", 1),
+    "notify": lambda store, _: store.notify("q", notify=False),
     "write_stream": lambda store, task: write(store, task.fence, "data"),
 }
 READS: dict[str, Call] = {

@@ -96,6 +96,7 @@ EXPECTED = {
     ),
     "lock_migrations": ("", "pg_advisory_xact_lock void"),
     "migration_table_exists": ("", "?column? bool"),
+    "notify": ("queue text, notify bool", ""),
     "outcomes": ("task_ids int8[], epochs int4[]", "task_id int8, epoch int4, outcome text"),
     "overdue": ("", "?column? bool"),
     "park": (
@@ -109,7 +110,10 @@ EXPECTED = {
     "prune": ("limit int4, chunks int4", "count int8"),
     "queues": (
         "",
-        "name text, coalesce bool, max_running int4, coalesce int8, coalesce int8, coalesce int8",
+        (
+            "name text, coalesce bool, max_running int4, coalesce int8, coalesce int8,"
+            " coalesce int8, coalesce bool"
+        ),
     ),
     "read_streams": (
         "task_ids int8[], names text[], starts int8[], restarts int4[], chunks int4, bytes int4",

@@ -182,10 +182,13 @@ create index dedup_task on nursery_queue.dedup (task_id);
 create table nursery_queue.queue (
     name        text primary key check (name <> ''),
     paused      boolean not null default false,
-    max_running integer check (max_running >= 0)
+    max_running integer check (max_running >= 0),
+    notify      boolean not null default true
 );
 comment on table nursery_queue.queue is
-    'Queues that are paused, or that may have so many tasks running over all workers.';
+    'Queues that are paused, that may have so many tasks running over all workers, or whose new'
+    ' tasks are left to the polls of the workers.';
+create index queue_quiet on nursery_queue.queue (name) where not notify;
 
 create table nursery_queue.worker (
     id           uuid primary key,

@@ -57,11 +57,16 @@ create trigger as_declared before insert on nursery_queue.task
     for each row when (new.queue is null or new.priority is null or new.on_complete = 'null')
     execute function nursery_queue.as_declared();
 
--- Puts new tasks where they belong and rings the bell, once per statement. With the
--- owner's rights, so that a producer needs no more than INSERT on task; and therefore for rows of
--- that table alone: who could have it called for another one could run others' tasks again.
+-- Puts new tasks where they belong and rings the bell, once per statement, unless that is
+-- switched off or all of them are for queues that leave it to the polls: a commit that rings
+-- waits for every other one on the server that does (docs/sql.md). A setting that is not off is
+-- on, as an enqueue is not the place to fail for a typing error. Walks queue_quiet, which is
+-- mostly empty. With the owner's rights, so that a producer needs no more than INSERT on task;
+-- and therefore for rows of that table alone: who could have it called for another one could run
+-- others' tasks again.
 create function nursery_queue.place() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off -- its plans outlive the statistics they were made with
 as $$
 begin
     if tg_relid <> 'nursery_queue.task'::regclass then
@@ -76,7 +81,13 @@ begin
      where run_at <= nursery_queue.now();
     insert into nursery_queue.scheduled (task_id, due_at)
     select id, run_at from placed where run_at > nursery_queue.now();
-    perform pg_notify('nursery_queue', '');
+    if coalesce(lower(current_setting('nursery_queue.notify', true)), 'on')
+           not in ('off', 'false', 'no', '0')
+       and exists (select from placed
+                    where not exists (select from nursery_queue.queue
+                                       where name = placed.queue and not notify)) then
+        perform pg_notify('nursery_queue', '');
+    end if;
     return null;
 end
 $$;

@@ -18,7 +18,7 @@ with live as (
      group by queue
 )
 select name, coalesce(paused, false), max_running,
-       coalesce(scheduled, 0), coalesce(ready, 0), coalesce(running, 0)
+       coalesce(scheduled, 0), coalesce(ready, 0), coalesce(running, 0), coalesce(notify, true)
   from nursery_queue.queue
   full join counted using (name)
  order by name
