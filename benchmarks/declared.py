@@ -22,6 +22,8 @@ from pathlib import Path
 
 import psycopg
 
+from psycopg.conninfo import make_conninfo
+
 import nursery_queue as nq
 
 from nursery_queue._pg._migrate import up_sync
@@ -104,7 +106,7 @@ def main() -> int:
         for name in ("declared", "plain"):
             with psycopg.connect(server.dsn, autocommit=True) as admin:
                 admin.execute(f"create database {name}".encode())
-            dsn = psycopg.conninfo.make_conninfo(server.dsn, dbname=name)
+            dsn = make_conninfo(server.dsn, dbname=name)
             up_sync(dsn)
             tables.append(Table(dsn, options.tasks))
             tables[-1].session.execute(DECLARED if name == "declared" else PLAIN)

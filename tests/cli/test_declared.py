@@ -19,11 +19,10 @@ async def loud() -> None:
 
 def test_enqueue_with_the_app(quick: Run, project: Path, migrated: str) -> None:
     """The App that a flag or the environment names says what no option says."""
-    with (project / "shop.py").open("a") as file:
-        file.write(MORE)
-    assert quick("enqueue", "loud", "--app", "shop:app").returncode == 0
-    assert quick("enqueue", "loud", env={"NURSERY_QUEUE_APP": "shop:app"}).returncode == 0
-    assert quick("enqueue", "loud", "--app", "shop:app", "--priority", "0").returncode == 0
+    (project / "loudly.py").write_text(f"import nursery_queue as nq\n\napp = nq.App(){MORE}")
+    assert quick("enqueue", "loud", "--app", "loudly:app").returncode == 0
+    assert quick("enqueue", "loud", env={"NURSERY_QUEUE_APP": "loudly:app"}).returncode == 0
+    assert quick("enqueue", "loud", "--app", "loudly:app", "--priority", "0").returncode == 0
 
     assert rows(migrated, SEEN) == [("mail", 3, "told"), ("mail", 3, "told"), ("mail", 0, "told")]
 

@@ -261,7 +261,8 @@ def role_with(session: Session, settings: dict[str, str]) -> Generator[str]:
             alter = sql.SQL("alter role {} set {} = {}")
             setting = sql.SQL(".").join(map(sql.Identifier, key.split(".")))
             # A list of names is not one name.
-            given = sql.SQL(value) if key == "search_path" else sql.Literal(value)
+            names = sql.SQL(", ").join(map(sql.Identifier, value.split(", ")))
+            given = names if key == "search_path" else sql.Literal(value)
             session.execute(alter.format(role, setting, given))
     session.commit()
     yield name

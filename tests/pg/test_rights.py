@@ -1,5 +1,7 @@
 """Each role can do its work and nothing else."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import contextlib
@@ -171,6 +173,27 @@ def test_ids_are_not_for_the_choosing(session: Session) -> None:
     """Who may insert into the whole table gets an id, too, unless they insist."""
     with pytest.raises(errors.GeneratedAlways):
         session.execute("insert into nursery_queue.task (id, task_type) values (9, 'a')")
+
+
+@pytest.mark.parametrize("now", ["infinity", "-infinity", "0001-01-01 BC", "20000-01-01"])
+def test_a_producer_with_a_clock_of_its_own(roles: Roles, now: str) -> None:
+    """Who sets the clock of a test to what no client can read is refused, and harms no list."""
+    schema = roles.schema
+    with psycopg.connect(roles.login["producer"]) as session:
+        session.execute(f"insert into {schema}.task (task_type) values ('a')".encode())
+        session.commit()
+        session.execute(f"set {schema}.now = '{now}'".encode())
+        for statement in (
+            "select nursery_queue.cancel(1)",
+            "insert into nursery_queue.task (task_type) values ('a')",
+            "select nursery_queue.enqueue('a')",
+        ):
+            with refused(session, errors.CheckViolation):
+                session.execute(statement.replace("nursery_queue.", f"{schema}.").encode())
+    with psycopg.connect(roles.login["reader"]) as session:
+        found = session.execute(f"select state from {schema}.task_status".encode()).fetchall()
+
+    assert found == [("ready",)]
 
 
 # -- readers ----------------------------------------------------------------------------------

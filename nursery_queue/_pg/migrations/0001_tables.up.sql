@@ -142,7 +142,9 @@ create table nursery_queue.finished (
     attempt       integer not null,
     epoch         integer not null,
     lost          integer not null,
-    finished_at   timestamptz not null,
+    -- Whoever may cancel can set the clock of a test: not to what no client can read.
+    finished_at   timestamptz not null
+                  check (finished_at between '0002-01-01 00:00+00' and '9998-12-31 00:00+00'),
     expires_at    timestamptz not null,
     result        jsonb,
     error_type    text,
