@@ -7,7 +7,6 @@ import math
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import nullcontext
-from types import TracebackType
 from typing import Any, ParamSpec, Self, overload
 
 import attrs
@@ -25,6 +24,7 @@ from ._news import News
 from ._runtime._after_commit import AfterCommit, AfterCommitBatch
 from ._runtime._callbacks import CallbackCounts, Pending, Tally, call_all
 from ._runtime._instruments import Audience, Instrument, LogEvents
+from ._runtime._lifetime import Lifetime
 from ._runtime._log_level import log_level
 from ._steering import Steering, name_of
 from ._store import Isolation
@@ -75,6 +75,7 @@ class Client(Steering):
     app: App | None = attrs.field(default=None, kw_only=True)
     audience: Audience = attrs.field(init=False, repr=False)
     called_back: Tally = attrs.field(factory=Tally, init=False, repr=False)
+    lifetime: Lifetime = attrs.field(factory=Lifetime, init=False, repr=False)
     _news: News = attrs.field(init=False, repr=False)
     _waiting: Waiting = attrs.field(init=False, repr=False)
     _streams: Streams = attrs.field(init=False, repr=False)
@@ -88,21 +89,23 @@ class Client(Steering):
         log_level.complain()
 
     async def __aenter__(self) -> Self:
+        self.lifetime.check_owner()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections; may be called again. Using the client then raises `Closed`."""
+        """Close the connections; may be called again. Using the client then raises `Closed`.
+
+        Workers that run on it are cancelled first, and raise `Closed`. A handler may not close
+        the client of its worker: `RuntimeError`.
+        """
+        self.lifetime.check_owner()
         self._closed = True
         for each in (self._waiting, self._streams, self._news):
             each.close(_CLOSED)
+        await self.lifetime.end()
         await self.store.aclose()
         await self._news.ended()
 

@@ -203,6 +203,7 @@ class Worker:
                 ridden out.
             DatabaseRefused: The database lets nobody register. Later on it is tried again.
             RuntimeError: It is running already.
+            Closed: Its client was closed while it ran.
         """
         await self._run(until_idle=False, task_status=task_status)
 
@@ -236,17 +237,25 @@ class Worker:
             self._siblings,
         )
         try:
-            await _unless(self._stop, self._client.store.check)
-            if self._stop.is_set():
-                task_status.started()
-            else:
-                with crew.watchdog.on_duty():
-                    await self._cancellable(crew, task_status)
+            with self._client.lifetime.used(self._evict):
+                await _unless(self._stop, self._client.store.check)
+                if self._stop.is_set():
+                    task_status.started()
+                else:
+                    with crew.watchdog.on_duty():
+                        await self._cancellable(crew, task_status)
         finally:
             self._exit_report = crew.report()
             tell(self._exit_report)
             self._crew = None
             self._stop, self._enough, self._abandoned = trio.Event(), trio.Event(), trio.Event()
+
+    def _evict(self) -> float:
+        """End now, as if cancelled: the client is being closed."""
+        assert self._crew is not None
+        self._crew.drain.patience.cancel("the client of the worker is being closed")
+        self.stop()
+        return self.budget(cancelled=True)
 
     def _abandon(self) -> None:
         assert self._crew is not None

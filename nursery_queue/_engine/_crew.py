@@ -198,6 +198,7 @@ class Crew:
         """
         self.stage.bridge, self.work = bridge, work
         self._context = contextvars.copy_context()
+        self._context.run(self.client.lifetime.lend)
 
     @contextlib.asynccontextmanager
     async def ending_with_a_reason(self) -> AsyncGenerator[None]:

@@ -155,6 +155,7 @@ async def _cancellable(stage: Stage, execution: Execution) -> End:
 
     async def attempt() -> None:
         nonlocal end
+        stage.client.lifetime.lend()
         with trio.CancelScope(shield=True):
             end = await stage.run(execution, _nothing_to_settle)
         execution.ended = True
