@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 
@@ -12,16 +11,12 @@ import psycopg
 import trio
 
 from psycopg import errors, pq
-from psycopg.conninfo import (
-    conninfo_attempts,
-    conninfo_to_dict,
-    make_conninfo,
-    timeout_from_conninfo,
-)
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from nursery_queue._runtime._timekeeper import held
 
 from ._errors import is_transient
+from ._hosts import Hosts, address_of, attempts, names_several, param, patience, share
 
 
 if TYPE_CHECKING:
@@ -38,7 +33,8 @@ KEEPALIVE: dict[str, ConnParam] = {
 }
 
 # libpq hands out the text of a refusal but not its SQLSTATE. These are the ones that no waiting
-# cures; one in words we do not know (another language) counts as passing.
+# cures, and the one that asks for patience; one in words we do not know (another language)
+# counts as passing.
 _REFUSALS: tuple[tuple[re.Pattern[str], type[psycopg.Error]], ...] = (
     (re.compile(r"^invalid "), psycopg.ProgrammingError),  # the value of an option
     (re.compile(r"authentication failed for user"), errors.InvalidPassword),
@@ -48,32 +44,54 @@ _REFUSALS: tuple[tuple[re.Pattern[str], type[psycopg.Error]], ...] = (
     ),
     (re.compile(r'database ".*" does not exist'), errors.InvalidCatalogName),
     (re.compile(r'permission denied for database ".*"'), errors.InsufficientPrivilege),
+    # This one does pass, but not by trying at once; the last is a pooler's.
+    (
+        re.compile(
+            r"too many clients already|connection slots are reserved"
+            r"|too many connections for|no more connections allowed"
+        ),
+        errors.TooManyConnections,
+    ),
 )
 
 
-async def open_pgconn(conninfo: str, **kwargs: ConnParam) -> PGconn:
+async def open_pgconn(conninfo: str, hosts: Hosts | None = None, /, **kwargs: ConnParam) -> PGconn:
     """Connect to the first host that takes us, as libpq and psycopg do.
 
-    `connect_timeout` bounds each attempt. Raises the psycopg error whose SQLSTATE says
+    `connect_timeout` bounds each attempt, 5 s by default; less where the caller has not so much
+    time for all of them. Several hosts have to take writes, unless `target_session_attrs` says
+    otherwise. *hosts* remembers which answered. Raises the psycopg error whose SQLSTATE says
     why when the refusal is one that waiting does not cure; `OperationalError` otherwise.
     Cancelling it leaves nothing open.
     """
     params = _with_defaults(conninfo_to_dict(conninfo, **kwargs))
-    timeout = timeout_from_conninfo(params)
-    failures: list[psycopg.Error] = []
+    hosts, limit = hosts or Hosts(), patience(params)
     with held():
-        for attempt in await _attempts(params):
+        found, failures = await attempts(params, limit)
+        if len(found) > 1 and param(params, "target_session_attrs") != "prefer-standby":
+            shuffled = param(params, "load_balance_hosts") == "random"
+            found = hosts.in_order(found, shuffled=shuffled)
+        for number, attempt in enumerate(found):
+            seconds = share(limit, len(found) - number) if len(found) > 1 else limit
+            address = address_of(attempt)
             try:
-                with trio.move_on_after(timeout):
-                    return await _attempt(make_conninfo("", **attempt))
-                failures.append(_too_slow(attempt, timeout))
+                with trio.move_on_after(seconds):
+                    pgconn = await _attempt(make_conninfo("", **attempt))
+                    primary = param(params, "target_session_attrs") in {"read-write", "primary"}
+                    hosts.answered(address, primary=primary)
+                    return pgconn
+                failures.append(_too_slow(attempt, seconds))
+                hosts.failed(address, silent=True)
             except psycopg.Error as exc:
                 failures.append(exc)
+                hosts.failed(address)
     raise _sum_up(failures)
 
 
 def _with_defaults(params: ConnDict) -> ConnDict:
     params.setdefault("fallback_application_name", "nursery_queue")
+    if names_several(params) and not param(params, "target_session_attrs"):
+        params["target_session_attrs"] = "read-write"  # a standby would be of no use
     # What a service file says stands behind the conninfo, so ours would override it.
     if "service" not in params and "PGSERVICE" not in os.environ:
         params = {**KEEPALIVE, **params}
@@ -81,28 +99,6 @@ def _with_defaults(params: ConnDict) -> ConnDict:
         if "PGCLIENTENCODING" not in os.environ:
             params.setdefault("client_encoding", "UTF8")
     return params
-
-
-async def _attempts(params: ConnDict) -> list[ConnDict]:
-    """List what to try, one address each; names are looked up in a thread."""
-    if _names_hosts(params):
-        return await trio.to_thread.run_sync(conninfo_attempts, params, abandon_on_cancel=True)
-    return conninfo_attempts(params)
-
-
-def _names_hosts(params: ConnDict) -> bool:
-    if params.get("hostaddr") or os.environ.get("PGHOSTADDR"):
-        return False
-    hosts = str(params.get("host") or os.environ.get("PGHOST", ""))
-    return any(host and host[0] not in "/@" and not _is_address(host) for host in hosts.split(","))
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 async def _attempt(conninfo: str) -> PGconn:
@@ -145,7 +141,7 @@ def _refusal(pgconn: PGconn) -> psycopg.Error:
 def _too_slow(attempt: ConnDict, timeout: float) -> psycopg.Error:
     where = f"host {attempt.get('host')!r}, port {attempt.get('port')!r}"
     return errors.ConnectionTimeout(
-        f"connection failed: {where} did not answer within {timeout:g} s"
+        f"connection failed: {where} did not answer within {timeout:.3g} s"
     )
 
 

@@ -28,6 +28,7 @@ from nursery_queue._runtime._timekeeper import ClockStuck, really_move_on_after
 from ._cancelling import request_cancel
 from ._connecting import open_pgconn
 from ._errors import CallTimeout
+from ._hosts import Hosts
 from ._notifications import receive
 from ._session_clock import SessionClock, nothing
 from ._transaction_block import TransactionBlock, check_committable, truthful_commit
@@ -100,7 +101,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         Tries several hosts in turn, each for `connect_timeout` seconds. Cancelling it leaves
         nothing open. A refusal that waiting does not cure has its SQLSTATE.
         """
-        conn = cls(await open_pgconn(conninfo, **kwargs))
+        conn = cls(await open_pgconn(conninfo, None, **kwargs))
         conn._autocommit = autocommit
         conn.prepare_threshold = prepare_threshold
         if context is not None:
@@ -109,6 +110,13 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
             conn.row_factory = row_factory
         if cursor_factory is not None:
             conn.cursor_factory = cursor_factory
+        return conn
+
+    @classmethod
+    async def connect_to(cls, hosts: Hosts, conninfo: str) -> Self:
+        """Connect in autocommit mode, in the order that *hosts* remembers; see `connect`."""
+        conn = cls(await open_pgconn(conninfo, hosts))
+        conn._autocommit = True
         return conn
 
     async def __aexit__(

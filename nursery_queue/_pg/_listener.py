@@ -16,6 +16,7 @@ from nursery_queue._core._errors import NotifyUnavailable
 from nursery_queue._runtime._timekeeper import held, upkeep_after, watched
 
 from ._connection import Connection
+from ._hosts import Hosts
 from ._notifications import wait_for_input
 from ._pooler import connect
 
@@ -50,14 +51,14 @@ class Listener:
         conn.pgconn.notify_handler = self._hear
 
     @classmethod
-    async def open(cls, conninfo: str, channels: Iterable[str]) -> Self:
+    async def open(cls, conninfo: str, channels: Iterable[str], hosts: Hosts | None = None) -> Self:
         """Connect and LISTEN; what is committed after this returns will be heard.
 
         Raises `NotifyUnavailable` behind a pooler: the session that listened would be
         somebody else's the next moment. Cancelled, it leaves nothing open.
         """
         # Raw bytes: from a payload that the server cannot convert it would die, not we.
-        conn = await connect(conninfo, client_encoding="SQL_ASCII")
+        conn = await connect(conninfo, hosts, client_encoding="SQL_ASCII")
         conn.cancel_timeout = 0.0  # not worth keeping: a new one can be had
         if conn.pooled:
             conn.abort()
