@@ -6,9 +6,11 @@ import itertools
 import traceback
 
 from collections.abc import Iterator, Mapping
+from types import TracebackType
 from typing import Any, cast
 
 from ._codec import Params
+from ._errors import ParamsError, ResultError
 from ._groups import connected
 from ._model import ErrorRecord
 
@@ -17,6 +19,11 @@ MESSAGE_LIMIT = 10_000  # characters
 TRACEBACK_LIMIT = 50_000
 DETAILS_LIMIT = 50_000
 _NOTES, _NOTE_LIMIT = 20, 1_000  # of details that are too long: so many, and characters of each
+# What calls the user's code, and stands above it in every traceback.
+_MACHINERY = frozenset(
+    {"nursery_queue", "trio", "trio_asyncio", "asyncio", "outcome", "contextlib", "cattrs"}
+    | {"concurrent", "threading"}
+)
 _CHAIN_LIMIT = 100  # exceptions; the standard formatter takes them all, however many
 _DETAILS = Params.of_unknown("details")
 
@@ -83,7 +90,9 @@ def _traceback(error: BaseException) -> str:
     try:
         if _is_long(error):
             return _long_traceback(error)
-        return "".join(traceback.format_exception(error))
+        text = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
+        _trim(text, error)
+        return "".join(text.format())
     except BaseException:  # noqa: BLE001  # formatting touches the user's attributes
         try:
             return _one(error)
@@ -95,6 +104,44 @@ def _traceback(error: BaseException) -> str:
 def _is_long(error: BaseException) -> bool:
     """Whether more than a hundred exceptions hang together, by cause, context or group."""
     return next(itertools.islice(connected(error), _CHAIN_LIMIT, None), None) is not None
+
+
+def _trim(text: traceback.TracebackException, error: BaseException) -> None:
+    """Let the tracebacks of *error*, and of what led to it, begin at the user's code."""
+    about_values = _is_about_values(error)
+    pairs: list[tuple[traceback.TracebackException | None, BaseException | None]] = [(text, error)]
+    while pairs:
+        shown, each = pairs.pop()
+        if shown is None or each is None:
+            continue
+        kept = sum(1 for _ in traceback.walk_tb(_beginning(each, about_values=about_values)))
+        del shown.stack[: len(shown.stack) - kept]
+        if not shown.stack:
+            vars(shown)["stack"] = None  # else there is a headline with nothing below it
+        pairs += [(shown.__cause__, each.__cause__), (shown.__context__, each.__context__)]
+        if isinstance(each, BaseExceptionGroup):
+            inside = cast("BaseExceptionGroup[BaseException]", each).exceptions
+            pairs += zip(shown.exceptions or (), inside, strict=False)
+
+
+def _beginning(error: BaseException, *, about_values: bool) -> TracebackType | None:
+    """Return the traceback of *error* from the first frame that is the user's.
+
+    If there is none the error is ours or trio's, and all of it counts, unless it is *about_values*
+    that do not fit: then nothing of it says more than the message.
+    """
+    here = whole = error.__traceback__
+    while here is not None and _package(here) in _MACHINERY:
+        here = here.tb_next
+    return here if here is not None or about_values else whole
+
+
+def _is_about_values(error: BaseException) -> bool:
+    return issubclass(type(error), ParamsError | ResultError)
+
+
+def _package(here: TracebackType) -> str:
+    return str(here.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def _long_traceback(error: BaseException) -> str:
@@ -116,7 +163,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _one(error: BaseException) -> str:
-    frames = "".join(traceback.format_tb(error.__traceback__))
+    frames = "".join(traceback.format_tb(_beginning(error, about_values=_is_about_values(error))))
     head = "Traceback (most recent call last):\n" if frames else ""
     return f"{head}{frames}{_type_name(type(error))}: {_message(error)}\n"
 

@@ -227,4 +227,10 @@ def _of_error(execution: Execution, error: BaseException) -> AttemptOutcome:
 
 def _record(error: BaseException) -> ErrorRecord:
     causes = list(leaves(error))
-    return error_record(causes[0] if len(causes) == 1 else error)
+    if len(causes) > 1:
+        return error_record(error)
+    record = error_record(causes[0])
+    if causes[0] is error or record.traceback is None or "  File " in record.traceback:
+        return record
+    # It was put into its group without having been raised: only the group knows where.
+    return attrs.evolve(record, traceback=error_record(error).traceback)

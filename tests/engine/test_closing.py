@@ -81,7 +81,7 @@ async def test_closed_under_the_worker(app: nq.App, somewhere: str | None) -> No
         await running.wait()
         return ref
 
-    store = MemoryStore()
+    ref: nq.TaskRef | None = None
     with (
         trio.fail_after(20),
         pytest.RaisesGroup(pytest.RaisesExc(nq.Closed, match="stop the work")),
