@@ -25,6 +25,7 @@ from ._core._options import (
     Retry,
     Seconds,
     as_keep_for,
+    as_max_lost,
     as_priority,
     as_queue,
     as_retry,
@@ -66,6 +67,10 @@ def _as_name(value: Any) -> str | None:
     return None if value is None else label(value, "name")
 
 
+def _as_max_lost(value: Any) -> int | None:
+    return None if value is None else as_max_lost(value)
+
+
 def _as_on_complete(value: Any) -> str | None:
     return as_on_complete(value) or None
 
@@ -80,6 +85,7 @@ class _Declaration:
     timeout: float = attrs.field(converter=as_timeout)
     retry: RetryPolicy = attrs.field(converter=as_retry)
     keep_for: float = attrs.field(converter=as_keep_for)
+    max_lost: int | None = attrs.field(converter=_as_max_lost)
     on_complete: str | None = attrs.field(converter=_as_on_complete)
     transactional: bool
     asyncio: bool
@@ -102,6 +108,15 @@ class App:
     def task_types(self) -> Mapping[str, TaskType[..., Any]]:
         """The task types by name: a read-only view that shows later ones, too."""
         return types.MappingProxyType(self._task_types)
+
+    @property
+    def max_lost(self) -> Mapping[str, int]:
+        """How often a worker may be lost with a task, by task type, where that was declared."""
+        return {
+            name: task_type.max_lost
+            for name, task_type in self._task_types.items()
+            if task_type.max_lost is not None
+        }
 
     def __contains__(self, name: object) -> bool:
         return name in self._task_types
@@ -167,6 +182,7 @@ class App:
         timeout: Seconds | None = 900.0,
         retry: Retry = _DEFAULT_RETRY,
         keep_for: Seconds = 86_400.0,
+        max_lost: int | None = None,
         on_complete: TaskType[..., Any] | str | None = None,
         transactional: bool = False,
         asyncio: bool = False,
@@ -184,6 +200,7 @@ class App:
         timeout: Seconds | None = 900.0,
         retry: Retry = _DEFAULT_RETRY,
         keep_for: Seconds = 86_400.0,
+        max_lost: int | None = None,
         on_complete: TaskType[..., Any] | str | None = None,
         transactional: bool = False,
         asyncio: bool = False,
@@ -205,6 +222,8 @@ class App:
             timeout: Seconds an attempt may take; None: no limit.
             retry: How often to attempt it, and how long to wait; None or False: once.
             keep_for: Seconds to keep a finished task; 0: not at all.
+            max_lost: With how many workers that die while they run it a task fails, at least 1:
+                losses are not attempts. None: as the worker says, 3 by default.
             on_complete: A task type, with its options, or the name of one. When a task has
                 ended for good, however and by whomever, one of that type is stored in the same
                 transaction. Its handler takes ``task_id``, ``context`` and ``result``, which
@@ -225,6 +244,7 @@ class App:
             timeout=timeout,
             retry=retry,
             keep_for=keep_for,
+            max_lost=max_lost,
             on_complete=on_complete,
             transactional=transactional,
             asyncio=asyncio,
@@ -240,7 +260,7 @@ class App:
         self, handler: Any, declaration: _Declaration, scope: Mapping[str, Any]
     ) -> TaskType[..., Any]:
         _check_handler(handler)
-        name = declaration.name or _default_name(handler)
+        name = declaration.name or label(_default_name(handler), "name")
         is_async = inspect.iscoroutinefunction(_code_of(handler))
         for option in ("asyncio", "transactional", "nursery"):
             if getattr(declaration, option) and not is_async:

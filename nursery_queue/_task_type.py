@@ -143,6 +143,7 @@ class TaskType(Generic[P, R]):
         timeout: Seconds an attempt may take; infinity: no limit.
         retry: How often it is attempted, and how long to wait in between.
         keep_for: Seconds a finished task is kept.
+        max_lost: With how many losses of a worker a task fails; None: as the worker says.
         on_complete: What is stored when one of its tasks has ended: JSON text; None: nothing.
         transactional: Whether its writes and its outcome commit together.
         asyncio: Whether the handler is written for asyncio.
@@ -158,6 +159,7 @@ class TaskType(Generic[P, R]):
     timeout: float
     retry: RetryPolicy
     keep_for: float
+    max_lost: int | None
     on_complete: str | None
     transactional: bool
     asyncio: bool

@@ -19,6 +19,8 @@ from ._app import App
 from ._client import Client
 from ._core._checks import duration, label, limit, whole
 from ._core._model import WorkerInfo
+from ._core._options import as_max_lost
+from ._core._outcome import MAX_LOST
 from ._engine._asyncio_bridge import AsyncioBridge, open_bridge
 from ._engine._crew import Crew, Settings
 from ._engine._drain import FLUSH
@@ -85,6 +87,8 @@ class Worker:
         grace: Seconds that handlers have to finish after `stop()`; infinity: as long as they take.
         cleanup: Seconds that cancelled handlers have to clean up; then their tasks are released.
         prefetch: Tasks to claim ahead; "auto" adapts to how long handlers take.
+        max_lost: With how many workers that die while they run it a task fails, unless its task
+            type says so. Claims that had not started do not count.
         name: What to call it in lists; host and process by default.
         rng: Where its random numbers come from.
 
@@ -106,6 +110,7 @@ class Worker:
         grace: float = 20.0,
         cleanup: float = 5.0,
         prefetch: int | Literal["auto"] = "auto",
+        max_lost: int = MAX_LOST,
         name: str | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -125,6 +130,7 @@ class Worker:
             grace=limit(grace, "grace"),
             cleanup=duration(cleanup, "cleanup"),
             prefetch=None if prefetch == "auto" else whole(prefetch, "prefetch", minimum=0),
+            max_lost=as_max_lost(max_lost),
             rng=rng or new_rng(),
         )
         if self._settings.heartbeat * 3 > self._lease:
@@ -225,6 +231,7 @@ class Worker:
             declared=[each.declaration() for each in self._app.task_types.values()],
             lease=self._lease,
             queues=None if self._settings.queues is None else list(self._settings.queues),
+            max_lost=self._max_lost(),
         )
         self._exit_report = None
         crew = self._crew = Crew(
@@ -256,6 +263,12 @@ class Worker:
         self._crew.drain.patience.cancel("the client of the worker is being closed")
         self.stop()
         return self.budget(cancelled=True)
+
+    def _max_lost(self) -> dict[str, int]:
+        """Return what other workers are to heed, which may know less, if this one dies."""
+        usual = self._settings.max_lost
+        asked = {} if usual == MAX_LOST else dict.fromkeys(self._app.task_types, usual)
+        return {**asked, **self._app.max_lost}
 
     def _abandon(self) -> None:
         assert self._crew is not None

@@ -78,6 +78,13 @@ class Claim:
     lag: float = 0.0  # seconds from when it was due until now, by the store's clock
     on_complete: bool = False  # another task is to tell how it ended
     completes: int | None = None  # it tells how that one ended
+    started: bool = True  # the store knows that it starts at once; False: it was claimed ahead
+    suspect: bool = False  # its worker died holding it, and it may have been at fault
+
+    @property
+    def wary(self) -> bool:
+        """Whether the store is to know of its start before it starts: it may kill this worker."""
+        return not self.started and (self.suspect or self.lost > 0)
 
     def __str__(self) -> str:
         return f"task {self.fence.task_id} ({self.task_type}, attempt {self.attempt})"
@@ -186,6 +193,7 @@ class WorkerInfo:
     lease: float
     queues: Sequence[str] | None = None  # None: all
     declared: Sequence[Declaration] = ()  # takes the place of what is stored of these types
+    max_lost: Mapping[str, int] = attrs.field(factory=dict[str, int])  # by task type, if said
 
 
 @attrs.frozen(kw_only=True)
@@ -219,6 +227,8 @@ class Held:
     task_type: str = ""
     queue: str = ""
     age: float = 0.0  # seconds since it was claimed, by the store's clock
+    started: bool = True  # False: claimed ahead, and not known to have started
+    max_lost: int | None = None  # losses that its worker's code allowed, if it said so
 
 
 @attrs.frozen(kw_only=True)
@@ -248,6 +258,7 @@ class TaskStatus:
     completes: int | None = None  # it tells how that one ended
     params: Any = attrs.field(default=None, repr=False)  # not for logs
     context: Any = attrs.field(default=None, repr=False)
+    completion_error: str | None = None  # why nobody could be told how it ended
 
     @property
     def error(self) -> str | None:

@@ -85,13 +85,18 @@ def as_keep_for(value: Any) -> float:
     return duration(value, "keep_for")
 
 
+def as_max_lost(value: Any) -> int:
+    """Return *value*, with how many losses a task fails."""
+    return whole(value, "max_lost", minimum=1)
+
+
 def as_dedup_key(value: Any) -> str:
     """Return *value*, a key that an index takes."""
     if not isinstance(value, str):
         msg = f"dedup_key must be a string, not {value!r}"
         raise TypeError(msg)
-    if not 1 <= len(value) <= 500 or not value.isprintable():
-        msg = f"dedup_key must be 1 to 500 printable characters, not {value!r}"
+    if not 1 <= len(value) <= 255 or not value.isprintable():
+        msg = f"dedup_key must be 1 to 255 printable characters, not {value!r}"
         raise ValueError(msg)
     return value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from collections.abc import Mapping
 from typing import assert_never
 
 import attrs
@@ -143,8 +144,21 @@ def settle(
     return _stopped(decided) if cancel_requested else decided
 
 
+def allowed_losses(
+    held: Held, *, max_lost: int, max_lost_of: Mapping[str, int] | None = None
+) -> int:
+    """Return at how many losses a task fails: as the code here says, or else its worker's did."""
+    here = None if max_lost_of is None else max_lost_of.get(held.task_type)
+    return here or held.max_lost or max_lost
+
+
 def settle_lost(held: Held, *, max_lost: int = MAX_LOST) -> Settlement:
-    """Decide what becomes of a task whose worker is gone. Losses have a budget of their own."""
+    """Decide what becomes of a task whose worker is gone. Losses have a budget of their own.
+
+    A claim that was held ahead is no loss: it goes back as it was.
+    """
+    if not held.started:
+        return give_back(held)
     here = _held_position(held)
     error = ErrorRecord(
         type="worker_lost", message=f"worker {held.worker_id} went away while running this task"

@@ -18,7 +18,6 @@ from nursery_queue._client import Client
 from nursery_queue._context import CancelReason
 from nursery_queue._core._errors import DatabaseRefused, NotifyUnavailable, TransientError
 from nursery_queue._core._model import WorkerInfo
-from nursery_queue._core._outcome import MAX_LOST
 from nursery_queue._core._retry import Backoff
 from nursery_queue._runtime._supervisor import Service, Sibling, supervise
 from nursery_queue._store import Bell
@@ -56,6 +55,7 @@ class Settings:
     grace: float
     cleanup: float
     prefetch: int | None
+    max_lost: int
     rng: random.Random
 
 
@@ -152,7 +152,7 @@ class Crew:
         self.janitor = Janitor(
             store=store,
             app=self.app,
-            max_lost=MAX_LOST,
+            max_lost=settings.max_lost,
             heartbeat=settings.heartbeat,
             rng=rng,
             on_work=self.poller.news,

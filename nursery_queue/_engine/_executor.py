@@ -44,7 +44,7 @@ from ._entries import Entry
 from ._hands import Doubt, Execution, Hands
 from ._refunds import Refunds
 from ._settler import Settler
-from ._stage import End, Raised, Stage, Stopped, Unsure
+from ._stage import End, NotBegun, Raised, Stage, Stopped, Unsure
 
 
 log = logging.getLogger("nursery_queue")
@@ -151,6 +151,8 @@ class Executor:
         )
 
     def _meaning(self, execution: Execution, end: End) -> AttemptOutcome:
+        if isinstance(end, NotBegun):
+            return _NOT_STARTED
         task_id = execution.claim.fence.task_id
         match end:
             case Raised(error):

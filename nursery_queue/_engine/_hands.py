@@ -42,6 +42,9 @@ class Execution:
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     reason: CancelReason | None = None
     cancel_requested: bool = False
+    # The store has been told that it has started, so that it counts if this worker dies; of a
+    # claim that starts at once it knows from the beginning.
+    noted: bool = False
     released: bool = False  # given back although the handler has not ended
     stored: bool = False  # its success has been committed with its transaction
     in_doubt: Doubt | None = None  # the COMMIT of its transaction got no answer

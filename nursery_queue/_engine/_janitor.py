@@ -12,6 +12,7 @@ import attrs
 import trio
 
 from nursery_queue._app import App
+from nursery_queue._core._errors import TransientError
 from nursery_queue._core._model import Held, Settlement
 from nursery_queue._runtime._patience import answered_within
 from nursery_queue._runtime._wakeup import Wakeup
@@ -93,16 +94,26 @@ class Janitor:
         return min(self._unpark_at, max(self._not_before, for_all))
 
     async def _turn(self) -> None:
-        """Do what is due, a batch of it: nothing of this waits for the end of another."""
-        if self._unpark_at <= trio.current_time():
-            await self._unpark()
-        if self._is_time(self._sweep_at):
-            await self._sweep()
-        if self._is_time(self._park_at):
-            await self._park()
-        if self._is_time(self._prune_at):
-            await self._prune()
-            self._prune_at = self._in(PRUNE_EVERY)
+        """Do what is due, a batch of it: nothing of this waits for the end of another.
+
+        Nor for its success: what fails is done again after a while, and raised at the end.
+        """
+        trouble: Exception | None = None
+        for due, step in [
+            (self._unpark_at <= trio.current_time(), self._unpark),
+            (self._is_time(self._sweep_at), self._sweep),
+            (self._is_time(self._park_at), self._park),
+            (self._is_time(self._prune_at), self._prune),
+        ]:
+            if due:
+                try:
+                    await step()
+                except TransientError:
+                    raise  # the others would fare no better
+                except Exception as exc:  # noqa: BLE001  # raised below, when the others are done
+                    trouble = trouble or exc
+        if trouble is not None:
+            raise trouble
 
     def _is_time(self, at: float) -> bool:
         return max(at, self._not_before) <= trio.current_time()  # which may have been put off
@@ -111,10 +122,13 @@ class Janitor:
         # Before it begins, so that nobody who rings meanwhile is forgotten.
         self._sweep_at = math.inf
         with answered_within(TIMEOUT, "a sweep"):
-            swept = await self.store.sweep(max_lost=self.max_lost, tell=self.on_lost)
+            swept = await self.store.sweep(
+                max_lost=self.max_lost, max_lost_of=self.app.max_lost, tell=self.on_lost
+            )
         if swept:
             log.warning("swept %d tasks of dead workers", swept)
-        self._sweep_at = min(self._sweep_at, self._in(SWEEP_EVERY))
+        # There may be more than one batch.
+        self._sweep_at = -math.inf if swept else min(self._sweep_at, self._in(SWEEP_EVERY))
         self._unpark_at = -math.inf
 
     async def _park(self) -> None:
@@ -137,13 +151,12 @@ class Janitor:
             self.on_work()
 
     async def _prune(self) -> None:
-        total, pruned = 0, math.inf
-        while pruned:  # in batches, so that no statement takes long
-            with answered_within(TIMEOUT, "pruning"):
-                pruned = await self.store.prune()
-            total += pruned
-        if total:
-            log.info("pruned %d tasks", total)
+        self._prune_at = self._in(PRUNE_EVERY)
+        with answered_within(TIMEOUT, "pruning"):
+            pruned = await self.store.prune()
+        if pruned:
+            log.info("pruned %d tasks", pruned)
+            self._prune_at = -math.inf  # there may be more; others that are due have their turn
 
     def _in(self, heartbeats: float) -> float:
         return trio.current_time() + heartbeats * self.heartbeat * self.rng.uniform(0.8, 1.2)

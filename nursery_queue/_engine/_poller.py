@@ -13,6 +13,7 @@ import attrs
 import trio
 
 from nursery_queue._app import App
+from nursery_queue._core._errors import TransientError
 from nursery_queue._core._model import Claim, Claimed, Lane
 from nursery_queue._runtime._patience import answered_within
 from nursery_queue._runtime._wakeup import Wakeup
@@ -28,6 +29,7 @@ CLAIM_TIMEOUT = 10.0  # seconds; a claim is shielded for so long
 # A claim whose connection was cut may commit after we have reconciled: look again now and then.
 RECONCILE_EVERY = 60.0  # seconds
 LOCKED_WAIT = 0.1  # seconds before trying again to promote what is due and does not move
+REFUSED_WAIT = 5.0  # seconds before trying to promote again what the database would not take
 CONTENDED_WAIT = 0.1  # seconds before looking again at what somebody else was just looking at
 # A slot of a queue that is full rings for everybody when it is free, and one of them gets it:
 # the others come ever more slowly, at last after so long.
@@ -57,6 +59,7 @@ class Poller:
     must_reconcile: bool = attrs.field(default=False, init=False)
     _reconciled_at: float = attrs.field(factory=trio.current_time, init=False)
     _stuck: bool = attrs.field(default=False, init=False)  # what is due could not be promoted
+    _refused: str | None = attrs.field(default=None, init=False)  # why, if it is refused
     _full: set[str] = attrs.field(factory=set[str], init=False)  # queues at our limit of them
     _walk: Walk = attrs.field(init=False)  # through the queues
     _ask_for_closed: bool = attrs.field(default=False, init=False)
@@ -157,13 +160,26 @@ class Poller:
         """Claim until there is no room, or nothing left."""
         while (worker_id := self.worker_id()) is not None:
             if self._due <= trio.current_time():
-                with answered_within(CLAIM_TIMEOUT, "promoting what is due"):
-                    self._stuck = not await self.store.promote()
-                self._due = math.inf
-                self._look_anew()
+                await self._promote()
             if not self._wants_more or trio.current_time() < self._not_before:
                 break
             await self._claim(worker_id)
+
+    async def _promote(self) -> None:
+        """Make what is due ready. If that is refused, what is ready is claimed all the same."""
+        try:
+            with answered_within(CLAIM_TIMEOUT, "promoting what is due"):
+                self._stuck = not await self.store.promote()
+            self._refused = None
+        except TransientError:
+            raise
+        except Exception as exc:  # noqa: BLE001  # it must not keep the worker from claiming
+            if self._refused != (why := f"{type(exc).__name__}: {exc}"):
+                self._refused = why
+                log.error("what is due cannot be made ready, trying again: %s", why)  # noqa: TRY400
+            self._stuck = True
+        self._due = math.inf
+        self._look_anew()
 
     async def reconcile(self, worker_id: UUID) -> None:
         """Give back what the store thinks we hold and we do not know of."""
@@ -231,7 +247,8 @@ class Poller:
         if claimed.next_due is None:
             self._due = math.inf
         elif claimed.next_due <= 0 and self._stuck:
-            self._due = trio.current_time() + LOCKED_WAIT  # somebody's transaction is in the way
+            # Somebody's transaction is in the way, or it was refused.
+            self._due = trio.current_time() + (REFUSED_WAIT if self._refused else LOCKED_WAIT)
         else:
             self._due = trio.current_time() + max(0.0, claimed.next_due)
         self._stuck = False

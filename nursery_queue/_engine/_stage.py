@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import math
 
 from collections.abc import Awaitable, Callable
@@ -18,6 +19,7 @@ from nursery_queue._context import CancelReason, TaskContext
 from nursery_queue._core._errors import (
     ClaimLocked,
     CommitOutcomeUnknown,
+    DatabaseRefused,
     DoNotRetry,
     RetryAfter,
     Snooze,
@@ -29,6 +31,7 @@ from nursery_queue._core._groups import is_a, leaves
 from nursery_queue._core._outcome import Succeeded
 from nursery_queue._core._streams import StreamWrite
 from nursery_queue._runtime._callbacks import Pending
+from nursery_queue._runtime._patience import answered_within
 from nursery_queue._runtime._signals import interrupted
 from nursery_queue._runtime._timekeeper import held
 from nursery_queue._stream_writer import Send
@@ -39,10 +42,13 @@ from ._asyncio_bridge import AsyncioBridge
 from ._hands import Execution
 
 
+log = logging.getLogger("nursery_queue")
+
 _ENDED = "this attempt has ended: call ctx.after before the handler returns"
 
 SETTLE_WITHIN = 5.0  # seconds, in the transaction of a handler that has returned
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.1  # seconds between two looks whether a lock is gone
+NOTE_WITHIN = 5.0  # seconds, that a task starts which may kill its worker
 
 
 @attrs.frozen
@@ -72,7 +78,12 @@ class Unsure:
     committed: Callable[[], None]
 
 
-End = Succeeded | Raised | Stopped | Unsure
+@attrs.frozen
+class NotBegun:
+    """The handler was not called: the store could not be told that it starts."""
+
+
+End = Succeeded | Raised | Stopped | Unsure | NotBegun
 
 # Settles an attempt in the transaction that it has opened.
 Settle = Callable[[Transaction, Execution, Succeeded], Awaitable[None]]
@@ -98,6 +109,8 @@ class Stage:
         try:
             with scope:
                 try:
+                    if execution.claim.wary and not await self._noted(execution):
+                        return NotBegun()
                     return await self._perform(execution, settle)
                 finally:
                     if (task := trio.lowlevel.current_task()).child_nurseries:
@@ -113,6 +126,18 @@ class Stage:
         if error is not None and (not scope.cancel_called or _counts(error, reason)):
             return Raised(error)
         return Stopped(reason, error)
+
+    async def _noted(self, execution: Execution) -> bool:
+        """Let the store know of a start before it happens: it may be this worker's end."""
+        fence = execution.claim.fence
+        try:
+            with answered_within(NOTE_WITHIN, f"noting that {execution.claim} starts"):
+                held = await self.client.store.note_started(self.worker_id(), [fence])
+        except (TransientError, DatabaseRefused) as exc:
+            log.info("%s is given back: %s", execution.claim, exc)
+            return False
+        execution.noted = fence in held
+        return execution.noted
 
     def why(self, execution: Execution) -> CancelReason | None:
         """Why an attempt has been cancelled, or is about to be: whoever asks may come first."""

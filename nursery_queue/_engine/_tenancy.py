@@ -105,7 +105,24 @@ class Tenancy:
         else:
             self._extend(sent)
             self._obey(beat)
+            await self._note_started()
         self._overdue = False
+
+    async def _note_started(self) -> None:
+        """Let the store know which tasks that were claimed ahead run: they count if we die."""
+        begun = {
+            each.claim.fence: each
+            for each in self.hands.running
+            if not (each.claim.started or each.noted or each.ended)
+        }
+        if not begun:
+            return
+        try:
+            with trio.move_on_after(self.info.lease / 6):  # what is left is for the heartbeat
+                for fence in await self.store.note_started(self.info.id, list(begun)):
+                    begun[fence].noted = True
+        except (TransientError, DatabaseRefused) as exc:
+            log.info("which tasks have started is noted with the next heartbeat: %s", exc)
 
     async def _in_time(self, verb: Callable[[], Awaitable[T]]) -> T:
         # So that a call that hangs leaves time for another one.

@@ -128,6 +128,13 @@ def unknown(exc: BaseException) -> CommitOutcomeUnknown:
     )
 
 
+def is_of_the_rows(exc: BaseException) -> bool:
+    """Tell whether the database refuses rows that it was given, while others may do."""
+    if not isinstance(exc, psycopg.Error) or exc.sqlstate is None:
+        return False
+    return exc.sqlstate[:2] in _OF_THE_ROWS
+
+
 @contextlib.contextmanager
 def translated_for_workers() -> Generator[None]:
     """Do what `translated` does, and raise `DatabaseRefused` for a refusal."""

@@ -78,7 +78,7 @@ def settle_params(settlements: Sequence[Settlement]) -> dict[str, list[Any]]:
     }
 
 
-def claimed(rows: Iterable[Row]) -> Claimed:
+def claimed(rows: Iterable[Row], at_once: int | None) -> Claimed:
     """Read the answer of `claim.sql`, which has at least one row."""
     answer: list[Any] = [None, False, False, False, False, None, None]
     claims: list[Claim] = []
@@ -86,7 +86,7 @@ def claimed(rows: Iterable[Row]) -> Claimed:
         (*answer, task_id, epoch, attempt, lost, lag, task_type, queue, params) = row[:15]
         if task_id is None:
             break  # nothing was ready: this row only carries the answer
-        max_attempts, backoff, timeout, keep_for, on_complete, completes = row[15:]
+        max_attempts, backoff, timeout, keep_for, on_complete, completes, suspect = row[15:]
         claims.append(
             Claim(
                 fence=Fence(task_id, epoch),
@@ -102,6 +102,8 @@ def claimed(rows: Iterable[Row]) -> Claimed:
                 lag=lag,
                 on_complete=on_complete,
                 completes=completes,
+                started=at_once is None or len(claims) < at_once,  # as the statement notes it
+                suspect=suspect,
             )
         )
     next_due, contended, held_back, strangers, more, resume_queue, resume_type = answer
@@ -117,9 +119,9 @@ def claimed(rows: Iterable[Row]) -> Claimed:
 
 
 def held(row: Row) -> Held:
-    """Read a row of `held.sql` or `abandoned.sql`."""
+    """Read a row of `held.sql` or `take_abandoned.sql`."""
     task_id, epoch, attempt, lost, worker_id, cancel_requested, keep_for, *rest = row
-    on_complete, task_type, queue, age = rest
+    on_complete, task_type, queue, age, started, max_lost = rest[:6]
     return Held(
         fence=Fence(task_id, epoch),
         attempt=attempt,
@@ -131,6 +133,8 @@ def held(row: Row) -> Held:
         task_type=task_type,
         queue=queue,
         age=age,
+        started=started,
+        max_lost=max_lost,
     )
 
 
@@ -157,6 +161,7 @@ def task_status(row: Row) -> TaskStatus:
         completes=row[17],
         params=row[18],
         context=row[19],
+        completion_error=row[20],
     )
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
+import logging
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 from uuid import UUID
 
 import attrs
+import psycopg
 
-from nursery_queue._core._errors import TransientError
+from nursery_queue._core._errors import DatabaseRefused, TransientError
 from nursery_queue._core._filters import CancelFilter, TaskFilter
 from nursery_queue._core._model import (
     Attempt,
@@ -32,7 +36,7 @@ from nursery_queue._core._model import (
     WorkerInfo,
     WorkerStatus,
 )
-from nursery_queue._core._outcome import give_back, settle_lost
+from nursery_queue._core._outcome import allowed_losses, give_back
 from nursery_queue._core._states import Event, sources
 from nursery_queue._core._streams import StreamPage, StreamRequest, StreamWrite
 from nursery_queue._store import Isolation, StoreTransaction, TellLost, tell_nobody
@@ -43,8 +47,11 @@ from ._excusing import Excuses
 from ._isolation import ISOLATION, USUAL
 from ._sessions import Sessions
 from ._sql import query
+from ._sweeper import Sweeper
 from ._transaction import PostgresTransaction, carry_out, insert_tasks, settle_rows
 
+
+log = logging.getLogger("nursery_queue")
 
 BATCH = 1000
 COPY = 100_000  # tasks that are stored in the time of one call
@@ -54,6 +61,8 @@ PARK = 10_000  # positions to put aside in one statement
 # the server has room for in each of its sessions by default (max_locks_per_transaction, 64).
 QUEUES = 32
 PROBES = 500  # of the index, to find them among paused queues and types that nobody asked for
+EACH = 1000  # tasks to move one by one in one statement
+ATTEMPTS = 10_000  # closed ones to delete in one statement, or those of so few tasks
 CHUNKS = 50_000  # of streams to delete in one statement, and those of one task
 VACUUM_AFTER = 10_000  # positions parked, once hardly any others are left to park
 
@@ -69,6 +78,11 @@ class PostgresStore(Sessions):
 
     _gone: int = attrs.field(default=0, init=False)  # parked since the last vacuum
     _park_after: Spot = attrs.field(default=Spot(""), init=False)  # where parking goes on
+    _sweeper: Sweeper = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        self._sweeper = Sweeper(self.schema, lambda: self._lent(self._control))
 
     async def check(self) -> None:
         """Raise `SchemaError` if the tables are not what this code needs."""
@@ -250,10 +264,12 @@ class PostgresStore(Sessions):
         }
         async with self._lent(self._control) as conn:
             if not conn.pooled:
-                return _rows.claimed(await conn.fetch(query("claim", self.schema), params))
+                rows = await conn.fetch(query("claim", self.schema), params)
+                return _rows.claimed(rows, at_once)
             async with conn.pipeline():  # one transaction, which is sent in one go
                 await conn.execute(query("keep_to_indexes", self.schema), {"once": True})
-                return _rows.claimed(await conn.fetch(query("claim", self.schema), params))
+                rows = await conn.fetch(query("claim", self.schema), params)
+                return _rows.claimed(rows, at_once)
 
     async def settle(self, settlements: Sequence[Settlement]) -> dict[Fence, Refusal]:
         """Write what became of claims; return those not applied, and why."""
@@ -294,28 +310,39 @@ class PostgresStore(Sessions):
 
     async def promote(self) -> int:
         """Make scheduled tasks that are due ready, in bulk; return how many."""
-        rows = await self._run(self._control, "promote", {"limit": BATCH})
-        return int(rows[0][0])
+        return await self._moved("promote", {"limit": BATCH})
 
-    async def sweep(self, *, max_lost: int, tell: TellLost = tell_nobody) -> int:
-        """Settle as lost what dead workers hold; return how many, *tell* of each."""
-        if await self._run(self._control, "overdue") == [(False,)]:
-            return 0  # the usual case, without a transaction
-        async with self._lent(self._control) as conn, conn.transaction():
-            dead = [row[0] for row in await conn.fetch(query("dead_workers", self.schema))]
-            rows = await conn.fetch(query("abandoned", self.schema), {"dead": dead})
-            held = [_rows.held(row) for row in rows]
-            lost = [settle_lost(each, max_lost=max_lost) for each in held]
-            await settle_rows(conn, self.schema, lost)
-            await conn.fetch(query("forget_workers", self.schema), {"dead": dead})
-        for each, settlement in zip(held, lost, strict=True):
-            tell(each, settlement)
-        return len(lost)
+    async def note_started(self, worker_id: UUID, fences: Collection[Fence]) -> set[Fence]:
+        """Note that claims have started, or are about to; return those it holds."""
+        params = {
+            "worker_id": worker_id,
+            "task_ids": [fence.task_id for fence in fences],
+            "epochs": [fence.epoch for fence in fences],
+        }
+        rows = await self._run(self._control, "note_started", params)
+        return {Fence(task_id, epoch) for task_id, epoch in rows}
+
+    async def sweep(
+        self,
+        *,
+        max_lost: int,
+        max_lost_of: Mapping[str, int] | None = None,
+        tell: TellLost = tell_nobody,
+    ) -> int:
+        """Settle a batch of what dead workers hold; return how many, *tell* of each loss."""
+        allowed = functools.partial(allowed_losses, max_lost=max_lost, max_lost_of=max_lost_of)
+        return await self._sweeper.sweep(allowed, tell)
 
     async def prune(self) -> int:
         """Delete a batch of tasks that ended longer ago than they are kept; return how many."""
-        rows = await self._run(self._control, "prune", {"limit": BATCH, "chunks": CHUNKS})
-        return int(rows[0][0])
+        params = {"limit": BATCH, "chunks": CHUNKS, "attempts": ATTEMPTS}
+        while True:
+            try:
+                ((pruned, shortened, _),) = await self._run(self._control, "prune", params)
+            except (psycopg.Error, DatabaseRefused) as exc:
+                return await self._move_each("prune", {"limit": BATCH}, exc)
+            if pruned or not shortened:
+                return int(pruned)
 
     async def backlog(
         self, task_types: Sequence[str], *, queues: Sequence[str] | None, most: int
@@ -333,7 +360,10 @@ class PostgresStore(Sessions):
         """Put ready tasks of types nobody knows out of the way of claims; return how many."""
         after = self._park_after
         params = {"most": PARK, "after_queue": after.queue, "after_type": after.task_type}
-        ((parked, queue, task_type),) = await self._run(self._control, "park", params)
+        try:
+            ((parked, queue, task_type),) = await self._run(self._control, "park", params)
+        except (psycopg.Error, DatabaseRefused) as exc:
+            return await self._move_each("park", {"most": EACH}, exc)
         self._park_after = Spot("") if queue is None else Spot(queue, task_type)
         self._gone += parked
         if parked < PARK / 10 and self._gone >= VACUUM_AFTER:
@@ -344,9 +374,25 @@ class PostgresStore(Sessions):
 
     async def unpark(self, task_types: Sequence[str]) -> int:
         """Bring a batch of parked tasks of these types back; return how many."""
-        params = {"task_types": list(task_types), "most": PARK}
-        rows = await self._run(self._control, "unpark", params)
+        return await self._moved("unpark", {"task_types": list(task_types), "most": PARK})
+
+    async def _moved(self, name: str, params: Mapping[str, Any]) -> int:
+        """Move tasks on in one statement; one by one if a row of them is refused."""
+        try:
+            rows = await self._run(self._control, name, params)
+        except (psycopg.Error, DatabaseRefused) as exc:
+            return await self._move_each(name, params, exc)
         return int(rows[0][0])
+
+    async def _move_each(self, name: str, params: Mapping[str, Any], trouble: Exception) -> int:
+        """Move tasks one by one, since *trouble* came of moving them together."""
+        params = {key: min(EACH, most) if most == PARK else most for key, most in params.items()}
+        ((moved, refused),) = await self._run(self._control, f"{name}_each", params)
+        for task_id, why in refused.items():
+            log.error("%s: task %s is refused, and left out: %s", name, task_id, why)
+        if not moved and isinstance(trouble, DatabaseRefused):
+            raise trouble
+        return int(moved)
 
 
 def _register_params(worker: WorkerInfo) -> dict[str, Any]:
@@ -363,4 +409,5 @@ def _register_params(worker: WorkerInfo) -> dict[str, Any]:
         "priorities": [each.priority for each in worker.declared],
         "keep_fors": [float(each.keep_for) for each in worker.declared],
         "on_completes": [each.on_complete for each in worker.declared],
+        "max_lost": json.dumps(dict(worker.max_lost)),
     }

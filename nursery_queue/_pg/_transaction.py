@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from ._rows import settle_params
 from ._sql import query
 
 
+log = logging.getLogger("nursery_queue")
 T = TypeVar("T")
 
 
@@ -48,9 +50,12 @@ async def settle_rows(
     if not settlements:
         return {}
     rows = await conn.fetch(query("settle", schema), settle_params(settlements))
+    if (untold := rows[0][3]) is not None:
+        for task_id, why in untold.items():
+            log.error("what on_complete of task %s asks for cannot be stored: %s", task_id, why)
     return {
         Fence(task_id, epoch): Refusal(refusal)
-        for task_id, epoch, refusal in rows
+        for task_id, epoch, refusal, _ in rows
         if refusal is not None
     }
 

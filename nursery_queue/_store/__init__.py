@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol
 from uuid import UUID
@@ -286,8 +286,28 @@ class Store(Protocol):
         """Make scheduled tasks that are due ready, in bulk; return how many."""
         ...
 
-    async def sweep(self, *, max_lost: int, tell: TellLost = tell_nobody) -> int:
-        """Settle as lost what dead workers hold; return how many, *tell* of each."""
+    async def note_started(self, worker_id: UUID, fences: Collection[Fence]) -> set[Fence]:
+        """Note that claims that were held ahead start; return those that this worker still holds.
+
+        Only what is known to have started counts as lost if its worker dies. A claim that an
+        open transaction is in the way of is not among those returned.
+        """
+        ...
+
+    async def sweep(
+        self,
+        *,
+        max_lost: int,
+        max_lost_of: Mapping[str, int] | None = None,
+        tell: TellLost = tell_nobody,
+    ) -> int:
+        """Settle a batch of what dead workers hold; return how many, *tell* of each loss.
+
+        A task fails with its last loss allowed: as *max_lost_of* says for its type, or as the
+        worker said that held it, or else *max_lost*. What was only held ahead goes back as it
+        was. A task that cannot be settled keeps none of the others waiting; nor does one that
+        an open transaction holds, whose turn comes with a later call.
+        """
         ...
 
     async def prune(self) -> int:

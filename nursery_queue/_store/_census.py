@@ -25,6 +25,7 @@ def stats(tables: Tables) -> Stats:
         queues[queue][place.state] += 1
         log = tables.log.get(task_id, ())
         ways[queue].update((attempt.outcome, attempt.final) for attempt in log)
+        ways[queue].update(tables.earlier.get(task_id, ()))
     due = Counter(task.queue for task in _due(tables))
     counters = {
         queue: counters_of(ways[queue], running=states[State.RUNNING], backlog=due[queue])

@@ -7,7 +7,7 @@ import heapq
 import json
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from uuid import UUID
 
 import attrs
@@ -36,6 +36,7 @@ from ._tables import Tables
 
 
 BATCH = 1000
+TRIM_EVERY = KEEP_ATTEMPTS = 100  # claims of a task; its closed attempts
 
 
 @attrs.define(eq=False)
@@ -91,7 +92,10 @@ class Duties(Tables):
             for task in heapq.nsmallest(self._room(queue, slots[queue], at_once), tasks, key=order)
         ]
         picked = heapq.nsmallest(limit, best, key=order)
-        claims = [self._claim(task, worker_id, now) for task in picked]
+        claims = [
+            self._claim(task, worker_id, now, started=at_once is None or place < at_once)
+            for place, task in enumerate(picked)
+        ]
         taken = Counter(claim.queue for claim in claims)
         return Claimed(
             claims=claims,
@@ -134,7 +138,8 @@ class Duties(Tables):
         log = self.log.setdefault(task_id, [])
         if settlement.outcome is not None:
             self.closed.setdefault(task_id, {})[settlement.fence.epoch] = settlement.outcome
-            closed = execution(task_id, len(log) + 1, old, settlement.outcome)
+            number = log[-1].number + 1 if log else 1
+            closed = execution(task_id, number, old, settlement.outcome)
             log.append(
                 attrs.evolve(
                     closed,
@@ -148,6 +153,8 @@ class Duties(Tables):
                     final=settlement.state.is_final,
                 )
             )
+        if old.epoch % TRIM_EVERY == 0:
+            self._trim(task_id)
         state = settlement.state
         queue = self.tasks[task_id].queue
         place = Place(
@@ -167,7 +174,7 @@ class Duties(Tables):
             due_at = now + dt.timedelta(seconds=settlement.delay)
             self.places[task_id] = attrs.evolve(place, due_at=due_at)
         else:
-            self.places[task_id] = attrs.evolve(place, ready_at=now)
+            self.places[task_id] = attrs.evolve(place, ready_at=now, suspect=old.suspect)
         return not state.is_final or settlement.on_complete or self.limited(queue)
 
     def outcomes(self, fences: Sequence[Fence]) -> dict[Fence, Outcome | None]:
@@ -212,19 +219,36 @@ class Duties(Tables):
             )
         return len(due)
 
-    def sweep(self, *, max_lost: int) -> list[tuple[Held, Settlement]]:
+    def note_started(self, worker_id: UUID, fences: Collection[Fence]) -> set[Fence]:
+        """Note that claims have started; return those that this worker holds."""
+        held = {
+            fence
+            for fence in fences
+            if self.holds(fence) and self.places[fence.task_id].worker_id == worker_id
+        }
+        for fence in held:
+            place = self.places[fence.task_id]
+            self.places[fence.task_id] = attrs.evolve(place, started=True)
+        return held
+
+    def sweep(self, allowed: Callable[[Held], int]) -> list[tuple[Held, Settlement]]:
         """Forget dead workers and settle what they held; say how."""
         now = self.now()
-        for worker_id in [key for key, worker in self.workers.items() if not worker.alive(now)]:
-            del self.workers[worker_id]
+        dead = {key for key, worker in self.workers.items() if not worker.alive(now)}
         abandoned = [
             self._as_held(task_id, place)
             for task_id, place in sorted(self.places.items())
-            if place.state is State.RUNNING and place.worker_id not in self.workers
+            if place.state is State.RUNNING
+            and (place.worker_id in dead or place.worker_id not in self.workers)
         ]
-        lost = [(held, settle_lost(held, max_lost=max_lost)) for held in abandoned]
-        for _, settlement in lost:
+        lost = [(held, settle_lost(held, max_lost=allowed(held))) for held in abandoned]
+        for held, settlement in lost:
+            if not held.started:
+                place = self.places[held.fence.task_id]
+                self.places[held.fence.task_id] = attrs.evolve(place, suspect=True)
             self.apply(settlement)
+        for worker_id in dead:
+            del self.workers[worker_id]
         return lost
 
     def prune(self) -> int:
@@ -240,6 +264,13 @@ class Duties(Tables):
         return len(old)
 
     # -- helpers -----------------------------------------------------------------
+
+    def _trim(self, task_id: int) -> None:
+        """Keep the newest closed attempts of a task, and count the others."""
+        log = self.log[task_id]
+        counted = self.earlier.setdefault(task_id, Counter())
+        counted.update((attempt.outcome, attempt.final) for attempt in log[:-KEEP_ATTEMPTS])
+        del log[:-KEEP_ATTEMPTS]
 
     def _room(self, queue: str, slots: int, at_once: int | None) -> int:
         """How many of so many tasks of a queue may be taken."""
@@ -257,7 +288,7 @@ class Duties(Tables):
             for task_id, place in self.places.items()
         )
 
-    def _claim(self, task: Task, worker_id: UUID, now: dt.datetime) -> Claim:
+    def _claim(self, task: Task, worker_id: UUID, now: dt.datetime, *, started: bool) -> Claim:
         old = self.places[task.id]
         new = attrs.evolve(
             old,
@@ -266,6 +297,7 @@ class Duties(Tables):
             epoch=old.epoch + 1,
             worker_id=worker_id,
             started_at=now,
+            started=started,
         )
         self.places[task.id] = new
         return Claim(
@@ -282,20 +314,25 @@ class Duties(Tables):
             lag=0.0 if old.ready_at is None else (now - old.ready_at).total_seconds(),
             on_complete=task.asked.on_complete is not None,
             completes=task.completes,
+            started=started,
+            suspect=new.suspect,
         )
 
     def _as_held(self, task_id: int, place: Place) -> Held:
-        now = self.now()
+        now, asked = self.now(), self.tasks[task_id].asked
         assert place.worker_id is not None
+        worker = self.workers.get(place.worker_id)
         return Held(
             fence=Fence(task_id, place.epoch),
             attempt=place.attempt,
             lost=place.lost,
             worker_id=place.worker_id,
             cancel_requested=place.cancel_requested,
-            keep_for=self.keep_for(self.tasks[task_id].asked),
-            on_complete=self.tasks[task_id].asked.on_complete is not None,
-            task_type=self.tasks[task_id].asked.task_type,
+            keep_for=self.keep_for(asked),
+            on_complete=asked.on_complete is not None,
+            task_type=asked.task_type,
             queue=self.tasks[task_id].queue,
             age=0.0 if place.started_at is None else (now - place.started_at).total_seconds(),
+            started=place.started,
+            max_lost=worker.info.max_lost.get(asked.task_type) if worker else None,
         )

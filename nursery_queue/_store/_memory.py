@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from uuid import UUID
 
@@ -32,6 +33,7 @@ from nursery_queue._core._model import (
     WorkerInfo,
     WorkerStatus,
 )
+from nursery_queue._core._outcome import allowed_losses
 from nursery_queue._core._streams import StreamPage, StreamRequest, StreamWrite, insist_on
 
 from . import Bell, Isolation, Ring, StoreTransaction, TellLost, _census, tell_nobody
@@ -254,13 +256,26 @@ class MemoryStore:
         await self._turn()
         return self._rung(self._tables.promote())
 
-    async def sweep(self, *, max_lost: int, tell: TellLost = tell_nobody) -> int:
-        """Settle as lost what dead workers hold; return how many, *tell* of each."""
+    async def note_started(self, worker_id: UUID, fences: Collection[Fence]) -> set[Fence]:
+        """Note that claims have started, or are about to; return those it holds."""
         await self._turn()
-        lost = self._tables.sweep(max_lost=max_lost)
-        for held, settlement in lost:
-            tell(held, settlement)
-        return self._rung(len(lost))
+        return self._tables.note_started(worker_id, fences)
+
+    async def sweep(
+        self,
+        *,
+        max_lost: int,
+        max_lost_of: Mapping[str, int] | None = None,
+        tell: TellLost = tell_nobody,
+    ) -> int:
+        """Settle what dead workers hold; return how many, *tell* of each loss."""
+        await self._turn()
+        allowed = functools.partial(allowed_losses, max_lost=max_lost, max_lost_of=max_lost_of)
+        settled = self._tables.sweep(allowed)
+        for held, settlement in settled:
+            if settlement.outcome is not None:
+                tell(held, settlement)
+        return self._rung(len(settled))
 
     async def prune(self) -> int:
         """Delete a batch of tasks that ended longer ago than they are kept; return how many."""

@@ -18,6 +18,9 @@ from nursery_queue._core._retry import RetryPolicy
 from nursery_queue._core._states import State, transition
 
 
+LONGEST_NAME = 255
+
+
 @attrs.frozen(kw_only=True)
 class Task:
     """What was asked; never changes."""
@@ -45,6 +48,8 @@ class Place:
     started_at: dt.datetime | None = None
     cancel_requested: bool = False
     cancel_interrupts: bool = True
+    started: bool = True  # while it is running; False: held ahead, not known to have started
+    suspect: bool = False  # its worker died holding it, and it may have been at fault
     finished_at: dt.datetime | None = None
     expires_at: dt.datetime | None = None
     result: str | None = None
@@ -92,6 +97,26 @@ def as_stored(asked: NewTask) -> NewTask:
 def check_task(asked: NewTask) -> None:
     """Raise for a task that a database would not take."""
     object_from_text(asked.params)
+    for name in ("task_type", "queue", "dedup_key"):
+        if (value := getattr(asked, name)) is not None:
+            check_name(value, name)
+    if asked.on_complete is not None:
+        check_names_in(json.loads(asked.on_complete))
+
+
+def check_name(value: str, what: str) -> None:
+    """Raise for a name that an index would not take."""
+    if not 1 <= len(value) <= LONGEST_NAME:
+        msg = f"{what} must have 1 to {LONGEST_NAME} characters, not {value!r}"
+        raise ValueError(msg)
+
+
+def check_names_in(on_complete: dict[str, Any] | None) -> None:
+    """Raise for what could not be stored as it asks when a task has ended."""
+    while on_complete is not None:
+        check_name(on_complete["task_type"], "on_complete.task_type")
+        check_name(on_complete.get("queue") or "default", "on_complete.queue")
+        on_complete = on_complete.get("on_complete")
 
 
 def check_settlement(settlement: Settlement) -> None:

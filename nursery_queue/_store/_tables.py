@@ -19,6 +19,7 @@ from nursery_queue._core._filters import CancelFilter, TaskFilter
 from nursery_queue._core._model import Attempt, NewTask, Outcome, QueueStatus, TaskRef, TaskStatus
 from nursery_queue._core._states import Event, State, sources, transition
 from nursery_queue._core._streams import StreamPage, StreamRequest
+from nursery_queue._core._tally import Way
 from nursery_queue._runtime._timekeeper import timekeeper
 
 from ._rows import Place, Setting, Task, Worker, as_stored, completion, execution, fits, tells
@@ -37,6 +38,8 @@ class Tables:
     log: dict[int, list[Attempt]] = attrs.field(factory=dict[int, "list[Attempt]"])
     # With which outcome claims were closed: by task, then by epoch.
     closed: dict[int, dict[int, Outcome]] = attrs.field(factory=dict[int, "dict[int, Outcome]"])
+    # Closed attempts that are only counted any more.
+    earlier: dict[int, Counter[Way]] = attrs.field(factory=dict[int, "Counter[Way]"])
     dedup: dict[str, int] = attrs.field(factory=dict[str, int])
     workers: dict[UUID, Worker] = attrs.field(factory=dict[UUID, Worker])
     streams: dict[int, dict[str, Stream]] = attrs.field(factory=dict[int, "dict[str, Stream]"])
@@ -62,6 +65,7 @@ class Tables:
             places=dict(self.places),
             log={task_id: list(attempts) for task_id, attempts in self.log.items()},
             closed={task_id: dict(closed) for task_id, closed in self.closed.items()},
+            earlier={task_id: Counter(ways) for task_id, ways in self.earlier.items()},
             dedup=dict(self.dedup),
             streams={
                 task_id: {name: stream.copy() for name, stream in streams.items()}
@@ -226,7 +230,8 @@ class Tables:
         log = list(self.log.get(task_id, ()))
         place = self.places.get(task_id)
         if place is not None and place.state is State.RUNNING:
-            log.append(execution(task_id, len(log) + 1, place, Outcome.RUNNING))
+            number = log[-1].number + 1 if log else 1
+            log.append(execution(task_id, number, place, Outcome.RUNNING))
         return log
 
     def status(
@@ -317,4 +322,5 @@ class Tables:
         del self.tasks[task_id], self.places[task_id]
         self.log.pop(task_id, None)
         self.closed.pop(task_id, None)
+        self.earlier.pop(task_id, None)
         self.streams.pop(task_id, None)

@@ -19,7 +19,7 @@ from nursery_queue._core._model import Claim, Fence, NewTask
 from nursery_queue._core._outcome import Succeeded
 from nursery_queue._engine._asyncio_bridge import open_bridge
 from nursery_queue._engine._hands import Execution
-from nursery_queue._engine._stage import End, Raised, Stage, Stopped, Unsure
+from nursery_queue._engine._stage import End, NotBegun, Raised, Stage, Stopped, Unsure
 from nursery_queue._runtime._callbacks import call_all
 from nursery_queue._store._memory import MemoryStore
 from nursery_queue._task_type import TaskRequest, TaskType, as_request
@@ -187,7 +187,7 @@ async def _result(end: End, execution: Execution) -> Any:
             raise trio.TooSlowError(msg) from error
         case Raised(error) | Stopped(_, BaseException() as error) | Unsure(_, error):
             raise error
-        case Stopped():
+        case Stopped() | NotBegun():
             await trio.lowlevel.checkpoint()
             raise AssertionError  # we are cancelled
         case _:

@@ -143,3 +143,40 @@ async def test_an_unknown_task_has_no_log(store: Store) -> None:
     """Nothing is logged of a task that is not there."""
     assert await store.attempts(10**12) == []
     assert await state(store, 10**12) is None
+
+
+async def test_the_log_of_a_task_does_not_grow_without_end(
+    store: Store, virtual_time: VirtualTime
+) -> None:
+    """Of a task that is put off again and again the newest attempts are kept, and all counted."""
+    task_id, worker = await add(store), await hire(store, lease=1e6)
+    for _ in range(320):
+        one = await claim_one(store, worker)
+        await settle(store, one, Event.RETRY, attempt=0, delay=1.0)
+        virtual_time.advance(1)
+        assert await store.promote() == 1
+    await claim_one(store, worker)
+    log = await store.attempts(task_id)
+    stats = await store.stats()
+
+    assert 100 < len(log) <= 200
+    assert [attempt.number for attempt in log] == list(range(322 - len(log), 322))
+    assert [attempt.outcome for attempt in log[-2:]] == ["failed", "running"]
+    assert stats.counters["default"].retries == 320
+
+
+async def test_attempts_of_other_tasks_are_not_counted_in(
+    store: Store, virtual_time: VirtualTime
+) -> None:
+    """Each task has numbers of its own; failures for good are counted as such when they are old."""
+    task_id, worker = await add(store), await hire(store, lease=1e6)
+    other = await claimed_once(store, priority=9)
+    for _ in range(210):
+        one = await claim_one(store, worker)
+        await settle(store, one, Event.FAIL)
+        assert await store.retry(task_id)
+    await settle(store, other.fence, Event.FAIL)
+
+    assert [attempt.number for attempt in await store.attempts(other.id)] == [1]
+    assert (await store.attempts(task_id))[-1].number == 210
+    assert (await store.stats()).counters["default"].failed == 211

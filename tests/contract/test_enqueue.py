@@ -177,3 +177,26 @@ async def test_a_reference_is_a_value(store: Store) -> None:
     (ref,) = await store.enqueue([a_task()])
 
     assert ref == TaskRef(ref.id, created=True)
+
+
+@pytest.mark.parametrize("name", ["task_type", "queue", "dedup_key"])
+@pytest.mark.parametrize("character", ["x", "\N{HATCHING CHICK}"])
+async def test_names_have_at_most_255_characters(store: Store, name: str, character: str) -> None:
+    """One more is refused when the task is stored, not when it is claimed or put aside."""
+    await add(store, **{name: character * 255})
+    with refusal():
+        await add(store, **{name: character * 256})
+
+    assert await count(store) == 1
+
+
+@pytest.mark.parametrize("name", ["task_type", "queue"])
+async def test_so_have_names_of_what_is_stored_at_the_end(store: Store, name: str) -> None:
+    """The task that is to tell how this one ended can be stored: that is seen to now."""
+    asked = {"task_type": "tell"}
+    await add(store, on_complete=json.dumps({**asked, name: "x" * 255}))
+    for wrong in ("x" * 256,):
+        with refusal():
+            await add(store, on_complete=json.dumps({**asked, name: wrong}))
+
+    assert await count(store) == 1

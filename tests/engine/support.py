@@ -6,7 +6,7 @@ import contextlib
 import random
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from uuid import UUID
 
@@ -172,9 +172,19 @@ class FlakyStore:
         async with self._verb("promote"):
             return 0 if self.locked else await self.inner.promote()
 
-    async def sweep(self, *, max_lost: int, tell: TellLost = tell_nobody) -> int:
+    async def note_started(self, worker_id: UUID, fences: Collection[Fence]) -> set[Fence]:
+        async with self._verb("note_started"):
+            return await self.inner.note_started(worker_id, fences)
+
+    async def sweep(
+        self,
+        *,
+        max_lost: int,
+        max_lost_of: Mapping[str, int] | None = None,
+        tell: TellLost = tell_nobody,
+    ) -> int:
         async with self._verb("sweep"):
-            return await self.inner.sweep(max_lost=max_lost, tell=tell)
+            return await self.inner.sweep(max_lost=max_lost, max_lost_of=max_lost_of, tell=tell)
 
     async def backlog(
         self, task_types: Sequence[str], *, queues: Sequence[str] | None, most: int

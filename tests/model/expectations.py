@@ -87,7 +87,7 @@ def abandoned(picture: Picture, now: dt.datetime) -> dict[int, Task]:
 def lost(task: Task, max_lost: int) -> str:
     """Return where a task goes whose worker is gone."""
     position = task.position
-    if position.lost + 1 >= max_lost:
+    if position.started and position.lost + 1 >= max_lost:
         return ended("failed", task.asked.keep_for)
     return ended("cancelled", task.asked.keep_for) if position.cancel_requested else "ready"
 

@@ -56,6 +56,8 @@ class Position:
     started_at: dt.datetime | None = None
     cancel_requested: bool = False
     cancel_interrupts: bool = True
+    started: bool = True
+    suspect: bool = False
     finished_at: dt.datetime | None = None
     expires_at: dt.datetime | None = None
     result: Any = None
@@ -139,16 +141,17 @@ select json_build_object(
                  on_complete, context, completes, created_at, run_at) order by id)
                from nursery_queue.task),
     'ready', (select json_agg(json_build_array(
-                 task_id, attempt, epoch, lost, due_at, queue, priority, task_type))
+                 task_id, attempt, epoch, lost, due_at, suspect, queue, priority, task_type))
                 from nursery_queue.ready),
     'parked', (select json_agg(json_build_array(
-                  task_id, attempt, epoch, lost, due_at, queue, priority, task_type))
+                  task_id, attempt, epoch, lost, due_at, suspect, queue, priority, task_type))
                  from nursery_queue.parked),
     'scheduled', (select json_agg(json_build_array(task_id, attempt, epoch, lost, due_at))
                     from nursery_queue.scheduled),
     'running', (select json_agg(json_build_array(
                    task_id, attempt, epoch, lost, worker_id, started_at,
-                   cancel_requested_at is not null, cancel_interrupts, pool))
+                   cancel_requested_at is not null, cancel_interrupts, started, suspect,
+                   pool))
                   from nursery_queue.running),
     'finished', (select json_agg(json_build_array(
                     task_id, attempt, epoch, lost, state, finished_at, expires_at, result,
@@ -209,13 +212,15 @@ def _positions(rows: Mapping[str, list[Any]]) -> dict[int, Position]:
 def _position(place: str, attempt: int, epoch: int, lost: int, *rest: Any) -> Position:
     here = Position(place=place, attempt=attempt, epoch=epoch, lost=lost)
     if place == "running":
-        worker_id, started_at, requested, interrupts, _ = rest
+        worker_id, started_at, requested, interrupts, started, suspect, _ = rest
         return attrs.evolve(
             here,
             worker_id=UUID(worker_id),
             started_at=_instant(started_at),
             cancel_requested=requested,
             cancel_interrupts=interrupts,
+            started=started,
+            suspect=suspect,
         )
     if place == "finished":
         state, finished_at, expires_at, result, error_type, error_message = rest
@@ -228,7 +233,8 @@ def _position(place: str, attempt: int, epoch: int, lost: int, *rest: Any) -> Po
             error_type=error_type,
             error_message=error_message,
         )
-    return attrs.evolve(here, due_at=_instant(rest[0]))
+    suspect = place != "scheduled" and rest[1]
+    return attrs.evolve(here, due_at=_instant(rest[0]), suspect=suspect)
 
 
 def _logs(rows: Iterable[Any]) -> dict[int, tuple[Entry, ...]]:
@@ -363,6 +369,8 @@ def _place(place: Place) -> Position:
         started_at=place.started_at,
         cancel_requested=place.cancel_requested,
         cancel_interrupts=place.cancel_interrupts,
+        started=place.started,
+        suspect=place.suspect,
         finished_at=place.finished_at,
         expires_at=place.expires_at,
         result=_value(place.result),

@@ -10,7 +10,7 @@ import pytest
 
 from nursery_queue._core._model import Held, Settlement
 from nursery_queue._core._outcome import settle_lost
-from nursery_queue._pg import _sessions, _store, _transaction
+from nursery_queue._pg import _sessions, _store, _sweeper, _transaction
 from nursery_queue._pg._sql import query
 from nursery_queue.testing import VirtualTime
 from tests.model.search import search
@@ -47,15 +47,15 @@ FLAWS = {
         "(select task_id from closed where false))",
     ),
     "a sweep takes what living workers hold": Flaw(
-        "abandoned", "or not exists", "or true or not exists"
+        "declare_dead", "heartbeat_at <", "heartbeat_at - interval '1 hour' <"
     ),
     "a sweep forgets what dead workers hold": Flaw(
         "abandoned",
-        "running.worker_id = any(%(dead)s::uuid[])",
-        "cardinality(%(dead)s::uuid[]) < 0",
+        "where not exists (select from nursery_queue.worker",
+        "where false and not exists (select from nursery_queue.worker",
     ),
     "a completion is stored twice": Flaw(
-        "function complete",
+        "function tell",
         "as ended (id, asked, context, ending)",
         "as ended (id, asked, context, ending) cross join generate_series(1, 2)",
     ),
@@ -90,7 +90,7 @@ def install(flaw: Flaw, dsn: str, patch: pytest.MonkeyPatch) -> None:
         text = query(name, schema)
         return flawed(text, flaw) if name == flaw.place else text
 
-    for module in (_sessions, _store, _transaction):
+    for module in (_sessions, _store, _sweeper, _transaction):
         patch.setattr(module, "query", wrong)
 
 
@@ -122,7 +122,7 @@ async def test_losses_that_are_not_counted(
     def forgetful(held: Held, **how: Any) -> Settlement:
         return attrs.evolve(settle_lost(held, **how), lost=held.lost)
 
-    monkeypatch.setattr(_store, "settle_lost", forgetful)
+    monkeypatch.setattr(_sweeper, "settle_lost", forgetful)
     await find(virtual_time, migrated, compares=False)
 
 

@@ -227,6 +227,10 @@ class Verbs:
         self._check_order(claims)
         self.claims += claims
         await self.done("claim", to={one.fence.task_id: "running" for one in claims})
+        noted = [self.picture.tasks[one.fence.task_id].position.started for one in claims]
+        first = len(claims) if at_once is None else min(at_once, len(claims))
+        assert noted == [one.started for one in claims]
+        assert noted == [True] * first + [False] * (len(claims) - first)
 
     def _check_order(self, claims: Sequence[Claim]) -> None:
         tasks = [(one, self.picture.tasks[one.fence.task_id]) for one in claims]
@@ -313,11 +317,18 @@ class Verbs:
             return swept, told
 
         swept, told = await self.sides.both(sweep)
-        assert swept == len(told) == len(abandoned)
+        begun = {number for number, task in abandoned.items() if task.position.started}
+        assert (swept, len(told)) == (len(abandoned), len(begun))
         to = {number: expect.lost(task, max_lost) for number, task in abandoned.items()}
-        used = {number: expect.given_back(task, lost=1) for number, task in abandoned.items()}
-        logged = frozenset(abandoned)
-        await self.done("sweep", to=to, logged=logged, used=used, due=self._from_now(to))
+        used = {
+            number: expect.given_back(task, lost=int(number in begun))
+            for number, task in abandoned.items()
+        }
+        await self.done("sweep", to=to, logged=frozenset(begun), used=used, due=self._from_now(to))
+        for number, task in self.picture.tasks.items():
+            if number in abandoned and task.place == "ready":
+                was = abandoned[number].position
+                assert task.position.suspect == (was.suspect or not was.started)
 
     async def prune(self) -> None:
         old = expect.expired(self.picture, self.clock.now())

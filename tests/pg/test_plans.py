@@ -61,7 +61,7 @@ def values(name: str) -> dict[str, Any]:
         "settle": _rows.settle_params(settlements),
         "heartbeat": {"id": WORKER, "draining": False},
         "promote": {"limit": LIMIT},
-        "prune": {"limit": LIMIT, "chunks": LIMIT},
+        "prune": {"limit": LIMIT, "chunks": LIMIT, "attempts": LIMIT},
         "cancel": {"id": 100, "running": True},
         "cancel_some": {
             "queue": None,

@@ -20,13 +20,15 @@ TASKS = (
 WISHES = "on_completes text[], contexts text[]"
 HELD = (
     "task_id int8, epoch int4, attempt int4, lost int4, worker_id uuid, cancel_requested bool,"
-    " keep_for float8, on_complete bool, task_type text, queue text, age float8"
+    " keep_for float8, on_complete bool, task_type text, queue text, age float8,"
+    " started bool, max_lost int4"
 )
 STATUS = (
     "id int8, task_type text, queue text, state text, attempt int4, created_at timestamptz,"
     " run_at timestamptz, started_at timestamptz, finished_at timestamptz, worker_id uuid,"
     " result jsonb, error_type text, error_message text, priority int4, lost int4,"
-    " cancel_requested bool, on_complete text, completes int8, params jsonb, context jsonb"
+    " cancel_requested bool, on_complete text, completes int8, params jsonb, context jsonb,"
+    " completion_error text"
 )
 ATTEMPT = (
     "task_id int8, number int8, outcome text, worker_id uuid, started_at timestamptz,"
@@ -37,7 +39,8 @@ CLAIM = (
     "next_due float8, contended bool, held_back bool, strangers bool, more bool,"
     " resume_queue text, resume_type text, id int8, epoch int4, attempt int4, lost int4,"
     " lag float8, task_type text, queue text, params text, max_attempts int4, backoff jsonb,"
-    " timeout float8, keep_for float8, ?column? bool, completes int8"
+    " timeout float8, keep_for float8, ?column? bool, completes int8,"
+    " suspect bool"
 )
 WORKER = (
     "id uuid, name text, host text, pid int4, queues text[], task_types text[],"
@@ -48,8 +51,9 @@ SETTLEMENTS = (
     " delays float8[], keep_fors float8[], outcomes text[], results text[], error_types text[],"
     " error_messages text[], error_tracebacks text[], error_details text[], on_completes bool[]"
 )
+EACH = "moved int4, refused jsonb"
 EXPECTED = {
-    "abandoned": ("dead uuid[]", HELD),
+    "abandoned": ("after int8, look_at int4", "max int8, array int8[]"),
     "applied_migrations": ("", "version int4, checksum text"),
     "attempts": (
         "task_id int8",
@@ -76,12 +80,12 @@ EXPECTED = {
     "count_attempts": ("", "queue text, outcome text, final bool, count int8"),
     "count_tasks": ("", "queue text, state text, count int8, count int8"),
     "count_unknown": ("", "task_type text, count int8, min timestamptz"),
-    "dead_workers": ("", "id uuid"),
+    "declare_dead": ("", "id uuid"),
     "deregister": ("id uuid", ""),
     "enqueue": (f"{TASKS}, {WISHES}", "id int8"),
     "enqueue_dedup": (f"{TASKS}, dedup_keys text[], {WISHES}", "id int8, created bool"),
     "forget_migration": ("version int4", ""),
-    "forget_workers": ("dead uuid[]", ""),
+    "forget_workers": ("left int8[], dead uuid[]", "array int8[]"),
     "heartbeat": ("draining bool, id uuid", "coalesce jsonb, exists bool"),
     "held": ("worker_id uuid", HELD),
     "keep_to_indexes": ("once bool", "set_config text"),
@@ -98,7 +102,11 @@ EXPECTED = {
     "migration_table_exists": ("", "?column? bool"),
     "notify": ("queue text, notify bool", ""),
     "outcomes": ("task_ids int8[], epochs int4[]", "task_id int8, epoch int4, outcome text"),
-    "overdue": ("", "?column? bool"),
+    "note_started": (
+        "task_ids int8[], epochs int4[], worker_id uuid",
+        "task_id int8, epoch int4",
+    ),
+    "park_each": ("most int4", EACH),
     "park": (
         "most int4, after_queue text, after_type text",
         "moved int4, resume_queue text, resume_type text",
@@ -107,7 +115,12 @@ EXPECTED = {
     "pin_settings": ("once bool", ", ".join(["set_config text"] * 3)),
     "pause": ("queue text, paused bool", ""),
     "promote": ("limit int4", "count int8, case void"),
-    "prune": ("limit int4, chunks int4", "count int8"),
+    "promote_each": ("limit int4", EACH),
+    "prune": (
+        "attempts int4, limit int4, chunks int4",
+        "count int8, exists bool, set_config text",
+    ),
+    "prune_each": ("limit int4", EACH),
     "queues": (
         "",
         (
@@ -127,14 +140,15 @@ EXPECTED = {
         (
             "names text[], type_queues text[], priorities int4[], keep_fors float8[],"
             " on_completes text[], id uuid, name text, host text, pid int4, queues text[],"
-            " task_types text[], lease float8"
+            " task_types text[], lease float8, max_lost jsonb"
         ),
         "",
     ),
     "revive": ("id int8, states text[]", "?column? bool, case void"),
+    "set_aside": ("id int8, error_type text, error_message text", "set_aside bool"),
     "settle": (
         SETTLEMENTS,
-        "task_id int8, epoch int4, refusal text",
+        "task_id int8, epoch int4, refusal text, untold jsonb",
     ),
     "status": ("payloads bool, ids int8[]", STATUS),
     "take_ids": ("count int4", "ids int8[], instant timestamptz"),
@@ -145,7 +159,9 @@ EXPECTED = {
         ),
         "write_stream text",
     ),
+    "take_abandoned": ("ids int8[]", f"{HELD}, case void"),
     "unpark": ("task_types text[], most int4", "unpark int4"),
+    "unpark_each": ("task_types text[], most int4", EACH),
 }
 
 

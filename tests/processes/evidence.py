@@ -49,6 +49,9 @@ NEVER: Final = {  # queries that find nothing, whenever one looks
 }
 
 
+NOTED_WITHIN = 3.0  # seconds, more than a heartbeat of any worker that is killed here
+
+
 @attrs.frozen
 class Entry:
     """A closed attempt, as the log has it, with the end of its task."""
@@ -79,6 +82,7 @@ class Execution:
     pid: int
     began: float
     ended: float  # or when its process was killed; math.inf: it has not ended
+    killed: bool  # before it had ended
 
     @property
     def key(self) -> tuple[int, int, UUID]:
@@ -103,6 +107,7 @@ def read_trace(path: Path, killed: Mapping[int, float]) -> list[Execution]:
             pid=int(fields[4]),
             began=float(fields[5]),
             ended=ends.get(tuple(fields[1:5]), killed.get(int(fields[4]), math.inf)),
+            killed=tuple(fields[1:5]) not in ends and int(fields[4]) in killed,
         )
         for fields in lines
         if fields[0] == "+"
@@ -124,7 +129,9 @@ def most_at_once(trace: Sequence[Execution]) -> int:
 def _unheard_of(log: Sequence[Entry], trace: Sequence[Execution]) -> Iterator[str]:
     traced = Counter(execution.key for execution in trace)
     known = {entry.key for entry in log}
-    yield from (f"the log does not know of {key}" for key in traced.keys() - known)
+    # A handler that was claimed ahead, and killed before a heartbeat told of its start.
+    unheard = {one.key for one in trace if one.killed and one.ended - one.began < NOTED_WITHIN}
+    yield from (f"the log does not know of {key}" for key in traced.keys() - known - unheard)
     yield from (f"executed {n} times under one claim: {key}" for key, n in traced.items() if n > 1)
     # What was lost may have been waiting in its worker's hands.
     started = {entry.key for entry in log if entry.outcome != "lost"}

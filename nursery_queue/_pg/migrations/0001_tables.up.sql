@@ -22,14 +22,16 @@ return asked is null or coalesce(
             && $.factor >= 1 && $.factor <= 1000
             && $.jitter >= 0 && $.jitter <= 1', false);
 
--- Whether this says what task is to be stored when another has ended. Exactly what an insert
--- takes: it happens together with that end, which it must not keep from happening.
+-- Whether this says what task is to be stored when another has ended: exactly what an insert
+-- takes, since nobody would be there to hear of an error.
 create function nursery_queue.is_completion(asked jsonb) returns boolean
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
     select coalesce(
         jsonb_typeof(asked) = 'object'
-        and jsonb_typeof(asked -> 'task_type') = 'string' and asked ->> 'task_type' <> ''
+        and jsonb_typeof(asked -> 'task_type') = 'string'
+        and length(asked ->> 'task_type') between 1 and 255
+        and coalesce(length(asked ->> 'queue'), 1) <= 255
         and asked - '{task_type,queue,priority,run_after,max_attempts,backoff,timeout,keep_for,
                       on_complete,context}'::text[] = '{}'
         and ('{"queue": "default", "priority": 0, "run_after": 0, "max_attempts": 1, "timeout": 1,
@@ -37,11 +39,13 @@ as $$
             @@ 'strict $.queue != ""
                 && $.priority >= -2147483648 && $.priority <= 2147483647
                 && $.priority.floor() == $.priority
-                && $.run_after >= 0 && $.run_after <= 3155760000
+                && ($.run_after == 0 || $.run_after > 1e-300)
+                && $.run_after <= 3155760000
                 && $.max_attempts >= 1 && $.max_attempts <= 2147483647
                 && $.max_attempts.floor() == $.max_attempts
                 && ($.timeout > 1e-300 && $.timeout <= 1e300 || $.timeout == "infinity")
-                && $.keep_for >= 0 && $.keep_for <= 3155760000'
+                && ($.keep_for == 0 || $.keep_for > 1e-300)
+                && $.keep_for <= 3155760000'
         and nursery_queue.is_backoff(asked -> 'backoff')
         and (coalesce(asked -> 'on_complete', 'null') = 'null'
              or nursery_queue.is_completion(asked -> 'on_complete')), false)
@@ -83,7 +87,18 @@ create table nursery_queue.task (
     on_complete  jsonb default 'null'
                  check (on_complete is null or nursery_queue.is_completion(on_complete)),
     context      jsonb,
-    completes    bigint -- it tells how that one ended
+    completes    bigint, -- it tells how that one ended
+    -- What an index takes, whatever the characters: else it would only be refused later on, when
+    -- the task is claimed or put aside.
+    constraint task_task_type_of_at_most_255_characters check (length(task_type) <= 255),
+    constraint task_queue_of_at_most_255_characters check (length(queue) <= 255),
+    constraint task_dedup_key_of_at_most_255_characters check (length(dedup_key) <= 255),
+    -- As they are stored, uncompressed. Clients have their own, smaller limit; this one keeps what
+    -- no worker could take from being stored by anybody.
+    constraint task_params_of_at_most_64_megabytes check (pg_column_size(params) <= 67108864),
+    constraint task_context_of_at_most_64_megabytes check (pg_column_size(context) <= 67108864),
+    constraint task_on_complete_of_at_most_64_megabytes
+        check (pg_column_size(on_complete) <= 67108864)
 );
 comment on table nursery_queue.task is 'What was asked: inserted once, deleted once.';
 
@@ -105,7 +120,10 @@ create table nursery_queue.ready (
     due_at    timestamptz not null default nursery_queue.now(),
     attempt   integer not null default 0,
     epoch     integer not null default 0,
-    lost      integer not null default 0
+    lost      integer not null default 0,
+    -- Its worker died holding it, and it is not known whether it had started: the next worker
+    -- notes that it starts before it does.
+    suspect   boolean not null default false
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 comment on table nursery_queue.ready is 'Position of a task that may run now.';
 -- The claim walks it. A task type before the priority: a worker steps over a million tasks of
@@ -128,7 +146,10 @@ create table nursery_queue.running (
     pool                text,
     cancel_requested_at timestamptz,
     -- False: let the attempt finish, but make no other.
-    cancel_interrupts   boolean not null default true
+    cancel_interrupts   boolean not null default true,
+    -- False: claimed ahead, and not known to have started. Only a start counts as lost.
+    started             boolean not null default true,
+    suspect             boolean not null default false -- as in ready
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 comment on table nursery_queue.running is 'Position of a claimed task.';
 -- What every heartbeat reads; nearly always empty.
@@ -170,9 +191,13 @@ create table nursery_queue.attempt (
     error_details   jsonb,
     -- The task ended with it. Not to be told from what follows: it may have been made to go again.
     final           boolean not null default false,
+    -- Of a task with very many, the oldest that is kept counts those before it, by outcome and
+    -- whether they were final: {"snoozed": 900, "failed final": 2}.
+    earlier         jsonb,
     primary key (task_id, epoch)
 );
-comment on table nursery_queue.attempt is 'Closed attempts: inserted when they close, never updated.';
+comment on table nursery_queue.attempt is
+    'Closed attempts, inserted when they close; of a living task the newest hundred or two.';
 
 create table nursery_queue.dedup (
     dedup_key text primary key,
@@ -183,6 +208,7 @@ create index dedup_task on nursery_queue.dedup (task_id);
 
 create table nursery_queue.queue (
     name        text primary key check (name <> ''),
+    constraint queue_name_of_at_most_255_characters check (length(name) <= 255),
     paused      boolean not null default false,
     max_running integer check (max_running >= 0),
     notify      boolean not null default true
@@ -202,6 +228,10 @@ create table nursery_queue.worker (
     lease        double precision not null check (lease > 0 and lease <= 3155760000),
     started_at   timestamptz not null,
     heartbeat_at timestamptz not null,
-    draining     boolean not null default false
+    draining     boolean not null default false,
+    -- How many losses its task types allow, by name, where its code says so.
+    max_lost     jsonb not null default '{}',
+    -- Its lease has run out and others take its tasks: it can renew no more.
+    dead         boolean not null default false
 );
 comment on table nursery_queue.worker is 'One row for each live worker; its lease runs from heartbeat_at.';

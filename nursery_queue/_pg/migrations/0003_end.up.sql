@@ -14,9 +14,27 @@ return case state
                                      else 'cancelled while waiting' end)
     end;
 
--- Stores the tasks that tell how others have ended. To be called together with that end. What is
--- not said of them is as their type declares.
-create function nursery_queue.complete(
+create table nursery_queue.untold (
+    task_id       bigint primary key,
+    on_complete   jsonb not null,
+    error_message text not null,
+    noted_at      timestamptz not null default nursery_queue.now()
+);
+comment on table nursery_queue.untold is
+    'Ends that nobody was told of, since the task that on_complete asks for was refused.';
+
+-- Whether an error is one that passes with time, so that what it kept from happening is to be
+-- tried again as a whole; and whether one is about the row that was to be written.
+create function nursery_queue.passes(state text) returns boolean
+language sql immutable parallel safe
+return state ~ '^(08|25|40|53|55P03|57)';
+create function nursery_queue.is_of_row(state text) returns boolean
+language sql immutable parallel safe
+return left(state, 2) in ('21', '22', '23', '44', '54', 'P0');
+
+-- Stores the tasks that tell how others have ended, all or none. What is not said of them is as
+-- their type declares.
+create function nursery_queue.tell(
     ids bigint[], on_completes jsonb[], contexts jsonb[], endings jsonb[]
 ) returns void
 language sql set search_path = pg_catalog, pg_temp
@@ -26,10 +44,10 @@ as $$
     select asked ->> 'task_type',
            jsonb_build_object('task_id', id, 'context', context, 'result', ending),
            asked ->> 'queue',
-           (asked ->> 'priority')::integer,
+           (asked ->> 'priority')::numeric::integer,
            nursery_queue.now()
                + make_interval(secs => coalesce((asked ->> 'run_after')::double precision, 0)),
-           (asked ->> 'max_attempts')::integer,
+           (asked ->> 'max_attempts')::numeric::integer,
            asked -> 'backoff',
            (asked ->> 'timeout')::double precision,
            (asked ->> 'keep_for')::double precision,
@@ -39,6 +57,82 @@ as $$
            id
       from unnest(ids, on_completes, contexts, endings) as ended (id, asked, context, ending)
      order by id
+$$;
+
+-- Whether somebody has added to the table of tasks what may refuse one of ours: a trigger, a
+-- constraint, a policy or a column that has to be filled.
+create function nursery_queue.task_may_refuse() returns boolean
+language sql stable set search_path = pg_catalog, pg_temp
+as $$
+    select exists (select from pg_trigger
+                     join pg_proc on pg_proc.oid = tgfoid
+                    where tgrelid = 'nursery_queue.task'::regclass and not tgisinternal
+                      and pronamespace <> 'nursery_queue'::regnamespace)
+        or exists (select from pg_constraint
+                    where conrelid = 'nursery_queue.task'::regclass
+                      and (contype in ('f', 'u', 'x')
+                           or contype = 'c' and conname !~ ('^task_(task_type|params|queue|run_at'
+                               || '|created_at|max_attempts|backoff|timeout|keep_for|dedup_key'
+                               || '|on_complete|context)_(check|of_at_most_.*)$')))
+        or exists (select from pg_class
+                    where oid = 'nursery_queue.task'::regclass and relrowsecurity)
+        or exists (select from pg_attribute
+                    where attrelid = 'nursery_queue.task'::regclass and attnum > 1
+                      and not attisdropped and attnotnull and not atthasdef
+                      and attname <> all(array['task_type', 'params', 'queue', 'priority', 'run_at',
+                                               'created_at']))
+$$;
+
+-- Stores the tasks that tell how others have ended. To be called together with that end, which
+-- does not depend on it: what is refused is noted, unless the ended task is not kept, and
+-- answered, by id of the ended task; null: nothing was.
+create function nursery_queue.complete(
+    ids bigint[], on_completes jsonb[], contexts jsonb[], endings jsonb[],
+    kept boolean[] default null
+) returns jsonb
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+declare
+    each record;
+    problem text;
+    refused jsonb;
+begin
+    -- Mostly nothing can go wrong, and the price of a subtransaction is saved.
+    if pg_column_size(contexts) + pg_column_size(endings) < 50000000
+       and not nursery_queue.task_may_refuse() then
+        perform nursery_queue.tell(ids, on_completes, contexts, endings);
+        return null;
+    end if;
+    begin
+        perform nursery_queue.tell(ids, on_completes, contexts, endings);
+        return null;
+    exception when others then
+        if nursery_queue.passes(sqlstate) then
+            raise;
+        end if;
+    end;
+    for each in select * from unnest(ids, on_completes, contexts, endings, kept)
+                              as ended (id, asked, context, ending, kept)
+                 order by id
+    loop
+        begin
+            perform nursery_queue.tell(array[each.id], array[each.asked],
+                                       array[each.context], array[each.ending]);
+        exception when others then
+            if nursery_queue.passes(sqlstate) then
+                raise;
+            end if;
+            get stacked diagnostics problem = message_text;
+            refused := coalesce(refused, '{}') || jsonb_build_object(each.id::text, problem);
+            insert into nursery_queue.untold (task_id, on_complete, error_message)
+            select each.id, each.asked, problem where coalesce(each.kept, true)
+                on conflict (task_id) do update
+               set on_complete = excluded.on_complete, error_message = excluded.error_message,
+                   noted_at = excluded.noted_at;
+        end;
+    end loop;
+    return refused;
+end
 $$;
 
 -- Asks for tasks to be cancelled. Waiting: it never starts. Running: its worker is told; with
@@ -56,6 +150,7 @@ declare
     told integer;
     done integer := 0;
 begin
+    perform set_config('nursery_queue.tidy', 'own', true); -- see forget()
     -- A task may move on while we look at one place after the other: then look again.
     while rest is not null loop
         -- Positions are looked up one by one: a join may be planned as a walk through all of
@@ -117,7 +212,8 @@ begin
         ), told as materialized (
             select nursery_queue.complete(
                        array_agg(id), array_agg(on_complete), array_agg(context),
-                       array_agg(nursery_queue.ending('cancelled', null, null, null, false)))
+                       array_agg(nursery_queue.ending('cancelled', null, null, null, false)),
+                       array_agg(keep_for is distinct from 0))
               from ended
              where on_complete is not null
             having count(*) > 0
@@ -148,6 +244,7 @@ begin
                               where task_status.id = missed.id offset 0) as now
          where now.state in ('scheduled', 'ready', 'running');
     end loop;
+    perform set_config('nursery_queue.tidy', '', true);
     return done;
 end
 $$;

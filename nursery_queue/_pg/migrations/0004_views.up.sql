@@ -24,7 +24,10 @@ select task.id,
        task.params,
        task.on_complete,
        task.context,
-       task.completes
+       task.completes,
+       -- No join: of more than eight the planner does not try every order.
+       (select untold.error_message from nursery_queue.untold
+         where untold.task_id = finished.task_id) as completion_error
   from nursery_queue.task
   left join nursery_queue.finished on finished.task_id = task.id
   left join nursery_queue.running on running.task_id = task.id
@@ -44,14 +47,19 @@ comment on view nursery_queue.task_status is 'Every task with its state.';
 
 create view nursery_queue.task_attempt as
 select task_id,
-       row_number() over (partition by task_id order by epoch) as number,
+       row_number() over of_task
+           + coalesce(sum(case when earlier is not null
+                               then (select sum(value::bigint)
+                                       from jsonb_each_text(earlier)) end) over of_task, 0)::bigint
+           as number,
        outcome, worker_id, started_at, finished_at,
        error_type, error_message, error_traceback, error_details, final
   from (select task_id, epoch, outcome, worker_id, started_at, finished_at,
-               error_type, error_message, error_traceback, error_details, final
+               error_type, error_message, error_traceback, error_details, final, earlier
           from nursery_queue.attempt
          union all
         select task_id, epoch, 'running', worker_id, started_at, null, null, null, null, null,
-               false
-          from nursery_queue.running) as execution;
+               false, null
+          from nursery_queue.running) as execution
+window of_task as (partition by task_id order by epoch);
 comment on view nursery_queue.task_attempt is 'Every execution of every task, the running ones too.';

@@ -1,13 +1,14 @@
--- What dead workers hold, and what workers hold of which there is no row at all.
-select running.task_id, running.epoch, running.attempt, running.lost, running.worker_id,
-       running.cancel_requested_at is not null as cancel_requested,
-       coalesce(task.keep_for, declared.keep_for) as keep_for,
-       task.on_complete is not null as on_complete, task.task_type, task.queue,
-       extract(epoch from nursery_queue.now() - running.started_at)::float8 as age
-  from nursery_queue.running
-  join nursery_queue.task on task.id = running.task_id
-  left join nursery_queue.task_type as declared on declared.name = task.task_type
- where running.worker_id = any(%(dead)s::uuid[])
-    or not exists (select from nursery_queue.worker where worker.id = running.worker_id)
- order by running.task_id
-   for update of running skip locked
+-- Looks at one page of what runs: which of it no living worker holds, or has no task any more; and
+-- where the page ends (null: there was nothing). Walks running_pkey.
+with page as materialized (
+    select task_id, worker_id from nursery_queue.running
+     where task_id > %(after)s::bigint
+     order by task_id
+     limit %(look_at)s::int
+)
+select (select max(task_id) from page),
+       array(select task_id from page
+              where not exists (select from nursery_queue.worker
+                                 where worker.id = page.worker_id and not dead)
+                 or not exists (select from nursery_queue.task where task.id = page.task_id)
+              order by task_id)

@@ -1,7 +1,8 @@
 -- Takes up to `limit` ready tasks of the types and queues this worker serves, best priority
 -- first, oldest first, never one that somebody else is taking at this moment. Walks
 -- ready_key; the rows are picked once and then found by ctid, so no plan takes more. How many
--- may start of a queue is asked before any row is locked.
+-- may start of a queue is asked before any row is locked. The first `at_once` of them start at
+-- once and are noted as started; the others are held ahead.
 --
 -- Bounded whatever there is: it looks at no more than `most_queues` queues, which nursery_queue.walk
 -- finds from (`after_queue`, `after_type`) on, and says where the next claim is to go on (null:
@@ -25,7 +26,7 @@ with walked as materialized (
            case when free ? queue then queue end
       from wanted, room
      where coalesce((free ->> queue)::int, 1) > 0
-       and exists (select from nursery_queue.worker where worker.id = %(worker_id)s::uuid)
+       and exists (select from nursery_queue.worker where worker.id = %(worker_id)s::uuid and not dead)
 ), shared as materialized (
     -- How many of each lane are among the best.
     select shares.*, served.queues, served.types
@@ -49,12 +50,15 @@ with walked as materialized (
 ), taken as (
     delete from nursery_queue.ready
      where ctid = any(array(select place from picked))
-    returning task_id, queue, attempt + 1 as attempt, epoch + 1 as epoch, lost,
+    returning task_id, queue, priority, attempt + 1 as attempt, epoch + 1 as epoch, lost, suspect,
               extract(epoch from nursery_queue.now() - due_at)::float8 as lag
 ), held as (
-    insert into nursery_queue.running (task_id, worker_id, attempt, epoch, lost, started_at, pool)
+    insert into nursery_queue.running (task_id, worker_id, attempt, epoch, lost, started_at, pool,
+                                       started, suspect)
     select task_id, %(worker_id)s::uuid, attempt, epoch, lost, nursery_queue.now(),
-           (select pool from offer where offer.queue = taken.queue limit 1)
+           (select pool from offer where offer.queue = taken.queue limit 1),
+           row_number() over (order by priority desc, task_id)
+               <= coalesce(%(at_once)s::int, %(limit)s::int), suspect
       from taken
 ), got (queue, task_type, of_lane, of_queue) as materialized (
     -- Of all lanes that were walked, also those of queues that are full.
@@ -98,7 +102,7 @@ with walked as materialized (
 select answer.*,
        task.id, taken.epoch, taken.attempt, taken.lost, taken.lag, task.task_type, task.queue,
        task.params::text, task.max_attempts, task.backoff, task.timeout, task.keep_for,
-       task.on_complete is not null, task.completes
+       task.on_complete is not null, task.completes, taken.suspect
   from answer
   -- Looked up one by one: a join may be planned as a walk through all tasks (offset 0).
   left join (taken cross join lateral (select * from nursery_queue.task

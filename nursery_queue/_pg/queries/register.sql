@@ -14,7 +14,8 @@ with declared as (
            is distinct from
            (excluded.queue, excluded.priority, excluded.keep_for, excluded.on_complete)
 )
-insert into nursery_queue.worker (id, name, host, pid, queues, task_types, lease,
+insert into nursery_queue.worker (id, name, host, pid, queues, task_types, lease, max_lost,
                                   started_at, heartbeat_at)
 values (%(id)s::uuid, %(name)s::text, %(host)s::text, %(pid)s::int, %(queues)s::text[],
-        %(task_types)s::text[], %(lease)s::float8, nursery_queue.now(), nursery_queue.now())
+        %(task_types)s::text[], %(lease)s::float8, %(max_lost)s::jsonb,
+        nursery_queue.now(), nursery_queue.now())

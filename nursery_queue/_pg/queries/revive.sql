@@ -18,6 +18,8 @@ with wanted as materialized (
      where finished.task_id = wanted.id
        and (wanted.dedup_key is null or exists (select from keyed))
     returning wanted.*
+), told_anew as (
+    delete from nursery_queue.untold where task_id in (select id from gone)
 ), placed as (
     insert into nursery_queue.ready (task_id, queue, priority, task_type, epoch)
     select id, queue, priority, task_type, epoch from gone

@@ -21,7 +21,7 @@ with settled as materialized (
        and running.task_id = settled.task_id
        and running.epoch = settled.epoch
        and (settled.final or running.cancel_requested_at is null)
-    returning running.worker_id, running.started_at, running.pool, settled.*
+    returning running.worker_id, running.started_at, running.pool, running.suspect, settled.*
 ), logged as (
     insert into nursery_queue.attempt (task_id, epoch, outcome, worker_id, started_at,
         finished_at, error_type, error_message, error_traceback, error_details, final)
@@ -30,9 +30,10 @@ with settled as materialized (
       from closed
      where outcome is not null and not (final and keep_for = 0)
 ), again as (
-    insert into nursery_queue.ready (task_id, queue, priority, task_type, attempt, epoch, lost)
+    insert into nursery_queue.ready (task_id, queue, priority, task_type, attempt, epoch, lost,
+                                     suspect)
     select task.id, task.queue, task.priority, task.task_type,
-           closed.attempt, closed.epoch, closed.lost
+           closed.attempt, closed.epoch, closed.lost, closed.suspect
       from closed
       join nursery_queue.task on task.id = closed.task_id
      where closed.state = 'ready'
@@ -53,7 +54,8 @@ with settled as materialized (
 ), told as materialized (
     -- Looked up one by one, as in claim (offset 0).
     select closed.task_id, asked.on_complete, asked.context,
-           nursery_queue.ending(state, result::jsonb, error_type, error_message, true) as ending
+           nursery_queue.ending(state, result::jsonb, error_type, error_message, true) as ending,
+           keep_for > 0 as kept
       from closed
      cross join lateral (select task.on_complete, task.context from nursery_queue.task
                           where task.id = closed.task_id and task.on_complete is not null
@@ -80,9 +82,9 @@ with settled as materialized (
         on running.task_id = settled.task_id and running.epoch = settled.epoch
      where closed.task_id is null
 )
--- Always answers at least one row, so that the bells are rung; a new due time is news too, and
+-- Always answers at least one row, so that the bells are rung, and for what could not be told; a new due time is news too, and
 -- so is a slot of a queue with a limit: who has found that full meanwhile may not be seen here.
-select refused.task_id, refused.epoch, refused.refusal
+select refused.task_id, refused.epoch, refused.refusal, others.untold
   from (select case when exists (select from closed where final)
                     then pg_notify('nursery_queue_finished', '') end,
                case when exists (select from closed where not final or pool is not null)
@@ -90,10 +92,15 @@ select refused.task_id, refused.epoch, refused.refusal
                case when exists (select from told)
                     then (select nursery_queue.complete(
                                      array_agg(task_id), array_agg(on_complete),
-                                     array_agg(context), array_agg(ending))
-                            from told) end,
+                                     array_agg(context), array_agg(ending), array_agg(kept))
+                            from told) end as untold,
+               case when exists (select from closed where mod(epoch, 100) = 0)
+                    then nursery_queue.trim_attempts(
+                             array(select task_id from closed where mod(epoch, 100) = 0)) end,
                case when exists (select from closed where final and keep_for = 0)
                     then nursery_queue.forget_streams(
-                             array(select task_id from closed where final and keep_for = 0)) end
+                             array(select task_id from closed where final and keep_for = 0)) end,
+               case when exists (select from closed where final and keep_for = 0)
+                    then set_config('nursery_queue.tidy', 'own', true) end -- see forget()
         offset 0) as others
   left join refused on true

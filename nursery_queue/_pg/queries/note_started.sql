@@ -1,0 +1,12 @@
+-- Notes that these claims of a worker have started, or are about to; answers which it holds and
+-- no open transaction is in the way of. Walks running_pkey.
+with mine as materialized (
+    select running.ctid as place
+      from unnest(%(task_ids)s::bigint[], %(epochs)s::int[]) as noted (task_id, epoch)
+      join nursery_queue.running using (task_id, epoch)
+     where running.worker_id = %(worker_id)s::uuid
+       for no key update of running skip locked
+)
+update nursery_queue.running set started = true
+ where ctid = any(array(select place from mine))
+returning task_id, epoch

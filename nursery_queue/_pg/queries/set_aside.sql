@@ -1,0 +1,2 @@
+-- Lets a task fail that cannot go on from where it is.
+select nursery_queue.set_aside(%(id)s::bigint, %(error_type)s::text, %(error_message)s::text)

@@ -1,0 +1,463 @@
+"""What is in nobody's way: a row that is refused, locked, deleted by hand, or too long."""
+
+from __future__ import annotations
+
+import json
+
+import psycopg
+import pytest
+
+from nursery_queue._core._errors import DatabaseRefused
+from nursery_queue._core._states import Event, State
+from nursery_queue._pg._store import PostgresStore
+from nursery_queue.testing import VirtualTime
+from tests.contract.steps import LEASE, TYPE, a_task, add, claim, ends, hire, settle, state, status
+from tests.pg.queries import Session, rows
+
+
+# A trigger of the application's own, which refuses the tasks in a table.
+REFUSE = """
+    create table public.refused (id bigint);
+    create function public.refuse() returns trigger language plpgsql as $$
+    begin
+        if exists (select from public.refused where id = new.task_id) then
+            raise exception 'not this one';
+        end if;
+        return new;
+    end $$;
+"""
+
+
+def refuse(session: Session, task_id: int, *tables: str) -> None:
+    """Let a trigger of the application's own refuse what is to be stored of a task."""
+    session.execute(REFUSE)
+    session.execute("insert into public.refused values (%s)", [task_id])
+    for table in tables:
+        session.execute(
+            f"create trigger refuse before insert on nursery_queue.{table}"
+            " for each row execute function public.refuse()".encode()
+        )
+    session.commit()
+
+
+async def orphaned(store: PostgresStore, virtual_time: VirtualTime, count: int) -> list[int]:
+    """Let a worker die with so many tasks, all of which have started."""
+    refs = await store.enqueue([a_task() for _ in range(count)])
+    await claim(store, await hire(store))
+    virtual_time.advance(LEASE + 1)
+    return [ref.id for ref in refs]
+
+
+# -- rows that are refused -----------------------------------------------------------------
+
+
+async def test_a_lost_task_that_cannot_go_back(
+    store: PostgresStore,
+    session: Session,
+    virtual_time: VirtualTime,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It fails with the reason, and costs the other tasks of its worker nothing."""
+    bad, *others = await orphaned(store, virtual_time, 20)
+    refuse(session, bad, "ready")
+
+    assert await store.sweep(max_lost=3) == 20
+
+    found = await status(store, bad)
+
+    assert (found.state, found.error_type) == (State.FAILED, "worker_lost")
+    assert "not this one" in str(found.error_message)
+    assert f"task {bad} of a dead worker was set aside as failed" in caplog.text
+    for task_id in others:
+        assert await state(store, task_id) is State.READY
+    assert await store.workers() == []
+    assert await store.sweep(max_lost=3) == 0
+
+
+async def test_a_lost_task_that_can_not_even_fail(
+    store: PostgresStore,
+    session: Session,
+    virtual_time: VirtualTime,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It stays where it is, and its worker known, until it can be settled; others are rescued."""
+    bad, *others = await orphaned(store, virtual_time, 5)
+    refuse(session, bad, "ready", "finished", "attempt")
+
+    assert await store.sweep(max_lost=3) == len(others)
+    assert await state(store, bad) is State.RUNNING
+    assert [worker.alive for worker in await store.workers()] == [False]
+    assert "not this one" in caplog.text
+    assert await store.sweep(max_lost=3) == 0
+
+    session.execute("delete from public.refused")
+    session.commit()
+
+    assert await store.sweep(max_lost=3) == 1
+    assert await state(store, bad) is State.READY
+    assert await store.workers() == []
+
+
+async def test_a_lost_task_that_is_ready_already(
+    store: PostgresStore, session: Session, virtual_time: VirtualTime
+) -> None:
+    """Somebody's insert by hand is in its way: it fails, and is nowhere else any more."""
+    bad, other = await orphaned(store, virtual_time, 2)
+    session.execute(
+        "insert into nursery_queue.ready (task_id, queue, priority, task_type)"
+        " select id, queue, priority, task_type from nursery_queue.task where id = %s",
+        [bad],
+    )
+    session.commit()
+
+    assert await store.sweep(max_lost=3) == 2
+    assert await state(store, bad) is State.FAILED
+    assert await state(store, other) is State.READY
+    assert rows(session, "ready") == 1
+
+
+async def test_a_lost_task_that_a_transaction_holds(
+    store: PostgresStore,
+    session: Session,
+    virtual_time: VirtualTime,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is left for later, and its worker is not forgotten; the others do not wait for it."""
+    held, *others = await orphaned(store, virtual_time, 5)
+    session.execute("select from nursery_queue.running where task_id = %s for update", [held])
+
+    assert await store.sweep(max_lost=3) == len(others)
+    assert await state(store, held) is State.RUNNING
+    assert len(await store.workers()) == 1
+    assert f"tried again: {held}" in caplog.text
+
+    session.rollback()
+
+    assert await store.sweep(max_lost=3) == 1
+    assert await state(store, held) is State.READY
+    assert await store.workers() == []
+
+
+async def test_a_scheduled_task_that_cannot_become_ready(
+    store: PostgresStore, session: Session, virtual_time: VirtualTime
+) -> None:
+    """It fails with the reason, and the others become ready."""
+    bad, other = await add(store, run_after=5), await add(store, run_after=6)
+    refuse(session, bad, "ready")
+    virtual_time.advance(7)
+
+    assert await store.promote() == 1
+
+    found = await status(store, bad)
+
+    assert (found.state, found.error_type, found.error_message) == (
+        State.FAILED,
+        "not_promoted",
+        "not this one",
+    )
+    assert await state(store, other) is State.READY
+    assert await store.promote() == 0
+
+
+async def test_a_task_that_cannot_be_put_aside(store: PostgresStore, session: Session) -> None:
+    """It stays ready, and the others are put aside."""
+    bad, _, _ = [await add(store, task_type="odd") for _ in range(3)]
+    refuse(session, bad, "parked")
+
+    assert await store.park() == 2
+    assert await store.park() == 0
+    assert rows(session, "parked") == 2
+    assert await state(store, bad) is State.READY
+
+
+async def test_a_task_that_cannot_be_brought_back(store: PostgresStore, session: Session) -> None:
+    """It fails with the reason, and the others are brought back."""
+    bad, other = [await add(store, task_type="odd") for _ in range(2)]
+    assert await store.park() == 2
+    refuse(session, bad, "ready")
+
+    assert await store.unpark(["odd"]) == 1
+    assert (await status(store, bad)).error_type == "not_brought_back"
+    assert await state(store, other) is State.READY
+    assert rows(session, "parked") == 0
+
+
+async def test_a_task_that_cannot_be_deleted(
+    store: PostgresStore,
+    session: Session,
+    virtual_time: VirtualTime,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A table of the application's own refers to it: it is kept for another day, others go."""
+    ids = [await add(store, keep_for=5) for _ in range(3)]
+    worker = await hire(store)
+    for one in await claim(store, worker):
+        await settle(store, one, Event.SUCCEED, keep_for=5.0)
+    session.execute("create table public.bill (task_id bigint references nursery_queue.task)")
+    session.execute("insert into public.bill values (%s)", [ids[1]])
+    session.commit()
+    virtual_time.advance(6)
+
+    assert await store.prune() == 2
+    assert await store.prune() == 0
+    assert f"prune: task {ids[1]} is refused" in caplog.text
+    assert [await state(store, task_id) for task_id in ids] == [None, State.SUCCEEDED, None]
+
+    session.execute("drop table public.bill")
+    session.commit()
+    virtual_time.advance(86_400)
+
+    assert await store.prune() == 1
+
+
+async def test_what_is_refused_to_everybody_is_nobodys_fault(
+    store: PostgresStore, session: Session, virtual_time: VirtualTime
+) -> None:
+    """Where a table is not as it should be, no task is blamed, and the sweep says so."""
+    ids = await orphaned(store, virtual_time, 3)
+    session.execute("alter table nursery_queue.ready rename column suspect to other")
+    session.commit()
+
+    with pytest.raises(DatabaseRefused):
+        await store.sweep(max_lost=3)
+
+    assert [await state(store, task_id) for task_id in ids] == [State.RUNNING] * 3
+
+
+# -- ends that nobody can be told of -------------------------------------------------------
+
+
+async def test_an_end_does_not_depend_on_who_is_to_be_told(
+    store: PostgresStore, session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end is stored though the task of on_complete is refused; the reason can be seen."""
+    session.execute(
+        "create function public.no_tell() returns trigger language plpgsql as $$ begin"
+        " if new.task_type = 'tell' then raise exception 'no telling'; end if; return new;"
+        " end $$"
+    )
+    session.execute(
+        "create trigger no_tell before insert on nursery_queue.task"
+        " for each row execute function public.no_tell()"
+    )
+    session.commit()
+    tell = [json.dumps({"task_type": name}) for name in ("tell", "note")]
+    bad, good = [await add(store, on_complete=text) for text in tell]
+    cancelled = await add(store, on_complete=tell[0])
+    worker = await hire(store)
+    one, two = await claim(store, worker, 2)
+    told = [ends(each, Event.SUCCEED, on_complete=True) for each in (one, two)]
+
+    assert await store.settle(told) == {}
+    assert await store.cancel(cancelled)
+    assert await state(store, bad) is await state(store, good) is State.SUCCEEDED
+    assert await state(store, cancelled) is State.CANCELLED
+    assert (await status(store, bad)).completion_error == "no telling"
+    assert (await status(store, cancelled)).completion_error == "no telling"
+    assert (await status(store, good)).completion_error is None
+    assert f"on_complete of task {bad} asks for cannot be stored: no telling" in caplog.text
+    assert session.execute(
+        "select task_type from nursery_queue.task where completes = %s", [good]
+    ).fetchall() == [("note",)]
+
+
+TOLD: list[tuple[dict[str, object], bool]] = [
+    ({"priority": 1.0, "max_attempts": 2.0}, True),
+    ({"keep_for": 0.0, "run_after": 0}, True),
+    ({"priority": 1.5}, False),
+    ({"queue": "q" * 255, "task_type": "t" * 255}, True),
+    ({"queue": "q" * 256}, False),
+    ({"task_type": "t" * 256}, False),
+    ({"on_complete": {"task_type": "t" * 256}}, False),
+]
+TINY = [
+    ('{"task_type": "t", "keep_for": 1e-400}', False),
+    ('{"task_type": "t", "run_after": 1e-400}', False),
+    ('{"task_type": "t", "priority": 1.0}', True),
+    ('{"task_type": "t", "timeout": 1e-400}', False),
+]
+
+
+@pytest.mark.parametrize(
+    ("asked", "good"),
+    [(json.dumps({"task_type": "t", **asked}), good) for asked, good in TOLD] + TINY,
+)
+async def test_what_may_be_told_is_what_can_be_stored(
+    store: PostgresStore, session: Session, asked: str, good: bool
+) -> None:
+    """What is accepted as on_complete is stored at the end; what is not, is refused at once."""
+    insert = "insert into nursery_queue.task (task_type, on_complete) values (%s, %s)"
+    if not good:
+        with pytest.raises(psycopg.errors.CheckViolation, match="task_on_complete_check"):
+            session.execute(insert, [TYPE, asked])
+        return
+    session.execute(insert, [TYPE, asked])
+    session.commit()
+    (one,) = await claim(store, await hire(store))
+    await settle(store, one, Event.SUCCEED, on_complete=True)
+
+    assert (await status(store, one.fence.task_id)).completion_error is None
+    assert rows(session, "task") == 2
+
+
+# -- names and sizes -----------------------------------------------------------------------
+
+LONG = [
+    ("task_type", "é" * 256, "task_task_type_of_at_most_255_characters"),
+    ("queue", "q" * 10_000, "task_queue_of_at_most_255_characters"),
+    ("dedup_key", "k" * 256, "task_dedup_key_of_at_most_255_characters"),
+    ("params", json.dumps({"a": "x" * (64 * 2**20)}), "task_params_of_at_most_64_megabytes"),
+    ("context", json.dumps("x" * (64 * 2**20)), "task_context_of_at_most_64_megabytes"),
+]
+
+
+@pytest.mark.parametrize(("column", "value", "constraint"), LONG)
+def test_what_is_too_long_is_refused_at_the_insert(
+    session: Session, column: str, value: str, constraint: str
+) -> None:
+    """A name that no index could hold, or a payload that no worker could, is never stored."""
+    given = {"task_type": TYPE, column: value}
+    columns = ", ".join(given)
+    with pytest.raises(psycopg.errors.CheckViolation, match=constraint):
+        session.execute(
+            f"insert into nursery_queue.task ({columns})"
+            f" values ({', '.join(['%s'] * len(given))})".encode(),
+            list(given.values()),
+        )
+
+
+async def test_the_longest_names_go_through_every_table(store: PostgresStore) -> None:
+    """Names of 255 characters, each of four bytes, can be stored, put aside and claimed."""
+    name = "\U0001f423" * 255
+    task_id = await add(store, task_type=name, queue=name, dedup_key=name)
+
+    assert await store.park() == 1
+
+    worker = await hire(store, task_types=[name])
+
+    assert await store.unpark([name]) == 1
+    assert [one.fence.task_id for one in await claim(store, worker, task_types=[name])] == [task_id]
+
+
+# -- rows that are deleted by hand ---------------------------------------------------------
+
+POSITIONS = (
+    "scheduled",
+    "ready",
+    "parked",
+    "running",
+    "finished",
+    "dedup",
+    "attempt",
+    "stream",
+    "chunk",
+    "untold",
+)
+
+
+async def everywhere(store: PostgresStore, session: Session) -> None:
+    """Store tasks in every position."""
+    worker = await hire(store)
+    await store.limit("narrow", 1)
+    await add(store, task_type="odd")
+    assert await store.park() == 1
+    await add(store, run_after=60)
+    await add(store, queue="ended")
+    (one,) = await claim(store, worker)
+    session.execute(
+        "select nursery_queue.write_stream(%s, %s, 's', '{t}', '{abc}')",
+        [one.fence.task_id, one.fence.epoch],
+    )
+    session.execute(
+        "insert into nursery_queue.untold (task_id, on_complete, error_message)"
+        " values (%s, '{}', '')",
+        [one.fence.task_id],
+    )
+    session.commit()
+    await settle(store, one, Event.FAIL)
+    await add(store, queue="narrow", dedup_key="k")
+    assert len(await claim(store, worker)) == 1
+    await add(store)
+    for table in POSITIONS:
+        assert rows(session, table) >= 1, table
+
+
+@pytest.mark.parametrize("how", ["delete from nursery_queue.task", "truncate nursery_queue.task"])
+async def test_tasks_deleted_by_hand_leave_nothing(
+    store: PostgresStore, session: Session, how: str
+) -> None:
+    """Whatever position they were in, nothing is left of them; and their slots are free."""
+    await everywhere(store, session)
+    session.execute(how.encode())
+    session.commit()
+
+    assert {table: rows(session, table) for table in POSITIONS} == dict.fromkeys(POSITIONS, 0)
+
+    await add(store, queue="narrow", dedup_key="k")
+
+    assert len(await claim(store, await hire(store))) == 1
+
+
+async def test_positions_without_a_task_pass(store: PostgresStore, session: Session) -> None:
+    """Even where triggers were off: no verb breaks on them, and a limit is free after a sweep."""
+    await everywhere(store, session)
+    session.execute("set session_replication_role = replica")
+    session.execute("delete from nursery_queue.task")
+    session.execute("set session_replication_role = origin")
+    session.commit()
+    worker = await hire(store)
+
+    assert await claim(store, worker) == []
+    assert await store.sweep(max_lost=3) == 0
+    assert rows(session, "running") == 0
+    await add(store, queue="narrow")
+    assert len(await claim(store, worker)) == 1
+
+
+async def test_what_we_delete_ourselves_is_not_looked_for_again(
+    store: PostgresStore, session: Session
+) -> None:
+    """A task that is not kept costs no more than its own deletion."""
+    session.execute("create table public.called ()")
+    session.execute(
+        "create or replace function nursery_queue.forget() returns trigger language plpgsql"
+        " as $$ begin insert into public.called default values; return null; end $$"
+    )
+    session.commit()
+    for _ in range(2):
+        await add(store, keep_for=0)
+    (one,) = await claim(store, await hire(store), 1)
+    await settle(store, one, Event.SUCCEED, keep_for=0.0)
+    await store.cancel(await add(store, keep_for=0))
+
+    assert session.execute("select count(*) from public.called").fetchall() == [(0,)]
+
+    session.execute("delete from nursery_queue.task")
+
+    assert session.execute("select count(*) from public.called").fetchall() == [(1,)]
+
+
+# -- very many attempts --------------------------------------------------------------------
+
+
+async def test_a_task_with_very_many_attempts_is_deleted_bit_by_bit(
+    store: PostgresStore, session: Session, virtual_time: VirtualTime
+) -> None:
+    """No statement deletes more attempts than it is asked to, and no task waits for the other."""
+    ids = [await add(store, keep_for=5) for _ in range(3)]
+    for one in await claim(store, await hire(store)):
+        await settle(store, one, Event.SUCCEED, keep_for=5.0)
+    session.execute(
+        "insert into nursery_queue.attempt (task_id, epoch, outcome, worker_id, started_at,"
+        " finished_at) select %s, i, 'snoozed', gen_random_uuid(), now(), now()"
+        " from generate_series(2, 100000) as i",
+        [ids[0]],
+    )
+    session.commit()
+    virtual_time.advance(6)
+    seen: list[int] = []
+    while (pruned := await store.prune()) or rows(session, "task"):
+        seen.append(pruned)
+
+    assert sum(seen) == 3
+    assert rows(session, "attempt") == 0
