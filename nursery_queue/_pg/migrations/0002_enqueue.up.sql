@@ -66,7 +66,6 @@ create trigger as_declared before insert on nursery_queue.task
 -- others' tasks again.
 create function nursery_queue.place() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
-    set enable_seqscan = off -- its plans outlive the statistics they were made with
 as $$
 begin
     if tg_relid <> 'nursery_queue.task'::regclass then
@@ -81,13 +80,12 @@ begin
      where run_at <= nursery_queue.now();
     insert into nursery_queue.scheduled (task_id, due_at)
     select id, run_at from placed where run_at > nursery_queue.now();
-    if coalesce(lower(current_setting('nursery_queue.notify', true)), 'on')
-           not in ('off', 'false', 'no', '0')
-       and exists (select from placed
-                    where not exists (select from nursery_queue.queue
-                                       where name = placed.queue and not notify)) then
-        perform pg_notify('nursery_queue', '');
-    end if;
+    perform pg_notify('nursery_queue', '')
+      where coalesce(lower(current_setting('nursery_queue.notify', true)), 'on')
+                not in ('off', 'false', 'no', '0')
+        and exists (select from placed
+                     where not exists (select from nursery_queue.queue
+                                        where name = placed.queue and not notify));
     return null;
 end
 $$;
