@@ -12,7 +12,7 @@ import attrs
 import trio
 
 from nursery_queue._core._error_text import error_record
-from nursery_queue._core._errors import DatabaseRefused, TransientError
+from nursery_queue._core._errors import DatabaseRefused
 from nursery_queue._core._model import Fence, Refusal, Settlement
 from nursery_queue._core._retry import Backoff
 from nursery_queue._core._states import Event
@@ -20,7 +20,7 @@ from nursery_queue._runtime._patience import answered_within
 from nursery_queue._runtime._wakeup import Wakeup
 from nursery_queue._store import Store
 
-from ._entries import Entry, not_stored
+from ._entries import AWAY, Entry, not_stored
 
 
 log = logging.getLogger("nursery_queue")
@@ -98,7 +98,7 @@ class Aside:
             before = await self._would_fail(entry)
             try:
                 await self.settle(entry, lambda: self._leave(straggler))
-            except TransientError as exc:
+            except AWAY as exc:
                 if before and await self._would_fail(entry):
                     straggler.misfits += 1
                 if straggler.misfits >= MISFITS:

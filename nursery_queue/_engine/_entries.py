@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import attrs
 
 from nursery_queue._context import CancelReason
+from nursery_queue._core._errors import CommitOutcomeUnknown, TransientError
 from nursery_queue._core._model import ErrorRecord, Fence, Outcome, Refusal, Settlement
 from nursery_queue._core._outcome import AttemptOutcome, Failed, Succeeded, settle
 from nursery_queue._store import Store
@@ -17,6 +18,8 @@ from nursery_queue._store import Store
 from ._hands import Execution
 
 
+# The store is away, or a settlement got no answer; no outcome is to blame for either.
+AWAY = (TransientError, CommitOutcomeUnknown)
 NOT_STORED = "OutcomeNotStored"  # the type of the error that takes the place of an outcome
 
 

@@ -12,7 +12,7 @@ import attrs
 import trio
 
 from nursery_queue._core._error_text import error_record
-from nursery_queue._core._errors import DatabaseRefused, TransientError
+from nursery_queue._core._errors import DatabaseRefused
 from nursery_queue._core._model import Claim, Fence, Refusal, Settlement
 from nursery_queue._core._states import Event
 from nursery_queue._runtime._patience import answered_within
@@ -20,7 +20,7 @@ from nursery_queue._runtime._wakeup import Wakeup
 from nursery_queue._store import Store
 
 from ._aside import Aside
-from ._entries import Entry, look_up, not_stored
+from ._entries import AWAY, Entry, look_up, not_stored
 
 
 log = logging.getLogger("nursery_queue")
@@ -113,7 +113,7 @@ class Settler:
         batch = self._entries[: self._most]
         try:
             await self._settle_first(batch)
-        except TransientError:
+        except AWAY:
             if len(batch) > 1:  # it may be too much for one statement
                 self._most = max(1, len(batch) // PIECES)
                 self._careful = max(self._careful, len(batch))
@@ -136,7 +136,7 @@ class Settler:
         for _ in range(count):
             try:
                 await self._write_alone(self._entries[0])
-            except TransientError:
+            except AWAY:
                 raise
             except Exception as exc:  # noqa: BLE001  # raised below, when the others are written
                 self._entries.append(self._entries.pop(0))  # next time, too, the others go first
@@ -150,7 +150,7 @@ class Settler:
         """Settle one; if that is refused and a plain failure is not, it fails with the reason."""
         try:
             await self._settle_first([entry])
-        except (TransientError, DatabaseRefused):
+        except (*AWAY, DatabaseRefused):
             raise
         except Exception as exc:  # it may be the outcome that is at fault
             # Raises if not even that can be stored.

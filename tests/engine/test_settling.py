@@ -132,6 +132,40 @@ async def test_the_look_up_can_fail_too(
     assert called == [1]
 
 
+@attrs.define(eq=False)
+class Doubtful(FlakyStore):
+    """A store that says of settlements for a while that it does not know whether they are made."""
+
+    doubts: int = 2
+
+    async def settle(self, settlements: Sequence[Settlement]) -> dict[Fence, Refusal]:
+        refused = await FlakyStore.settle(self, settlements)
+        if settlements and self.doubts > 0:
+            self.doubts -= 1
+            msg = "the connection was lost before the answer came"
+            raise nq.CommitOutcomeUnknown(msg)
+        return refused
+
+
+@pytest.mark.parametrize("doubts", [1, 2, 5])
+async def test_a_settlement_of_which_nobody_knows_is_no_failure(
+    virtual_time: VirtualTime, app: nq.App, doubts: int
+) -> None:
+    """`CommitOutcomeUnknown` for a settlement blames no outcome: it is looked up, as a silence."""
+    client, called = nq.Client(Doubtful(doubts=doubts)), list[int]()
+
+    @app.task(name="work")
+    async def work(ctx: nq.TaskContext) -> None:
+        ctx.after(called.append, ctx.task_id)
+
+    async with working(nq.Worker(app, client)):
+        refs = [await client.enqueue(work) for _ in range(3)]
+        await trio.sleep(25)
+
+    assert [await outcomes(client, ref) for ref in refs] == [["succeeded"]] * 3
+    assert sorted(called) == [ref.id for ref in refs]
+
+
 # -- a claim that is locked ----------------------------------------------------------------------
 
 
