@@ -7,12 +7,14 @@
 #   _runtime    trio idioms that know no tasks: supervise, insist, the doorbell.
 #   _store      the boundary, and the in-memory side of it.
 #   _pg         the PostgreSQL side: connection, pool, SQL, migrations.
+#   _quiet_start  Ctrl-C while all of this is imported by the command line.
 #   _app, _task_type                 what users declare; knows no database.
 #   _context, _transaction, _stream_writer, _client  what handlers and applications call.
 #   _engine, _worker                 the loops, one a file, and their nesting.
 #   _connect, _producers, _embedded, testing, cli  the doors.
 #
 # Uses `from x import y as y` for `pyright --verifytypes`.
+from . import _quiet_start as _quiet_start  # isort: skip  # first: it is about what follows
 from ._app import App as App
 from ._client import Client as Client
 from ._connect import connect as connect, migrate as migrate

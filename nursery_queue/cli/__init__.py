@@ -7,12 +7,14 @@ import sys
 
 from collections.abc import Sequence
 
+from nursery_queue._quiet_start import disarm, rearm
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     0: clean. 1: a problem, or a forced stop. 2: usage or configuration. 69: the database
-    could not be reached at the start.
+    could not be reached at the start. 130: interrupted while it was starting.
 
     Args:
         args: The arguments; by default those of the process.
@@ -25,4 +27,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     from ._run import run
 
-    return run(sys.argv[1:] if args is None else args)
+    disarm()
+    try:
+        return run(sys.argv[1:] if args is None else args)
+    finally:
+        rearm()

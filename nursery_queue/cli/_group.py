@@ -49,7 +49,7 @@ def commands() -> None:
 
     \b
     Exit codes: 0 clean, 1 a problem or a forced stop, 2 usage or configuration,
-    69 the database could not be reached at the start.
+    69 the database could not be reached at the start, 130 interrupted while starting.
     """  # noqa: D301  # click needs the control character itself
 
 

@@ -12,6 +12,8 @@ from typing import cast
 
 import click
 
+from nursery_queue._quiet_start import INTERRUPTED
+
 from ._errors import CLEAN, PROBLEM, OutputClosedError, Session, root_of, say
 from ._group import commands
 from ._secrets import redacted
@@ -38,21 +40,34 @@ def _dispatch(args: Sequence[str], session: Session) -> int:
         result = commands.main(
             args=list(args), prog_name="nursery-queue", standalone_mode=False, obj=session
         )
-    except click.ClickException as exc:
+    except BaseException as exc:  # noqa: BLE001  # the end of the line: told, never swallowed
+        return _code_for(exc, session)
+    return result if isinstance(result, int) else CLEAN
+
+
+def _code_for(exc: BaseException, session: Session) -> int:
+    """Tell what has happened and return the exit code."""
+    if isinstance(exc, click.ClickException):
         text = io.StringIO()
         exc.show(file=text)
         say(redacted(text.getvalue()))
         return exc.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return PROBLEM
-    except SystemExit:  # click ends so when the reader of its help has gone, and only then
-        return CLEAN
-    except BaseException as exc:  # noqa: BLE001  # the end of the line: told, never swallowed
-        if isinstance(root_of(exc), OutputClosedError):
+    match root_of(exc):
+        case click.Abort() | KeyboardInterrupt():
+            return _interrupted()
+        case SystemExit() if isinstance(exc, SystemExit):
+            return CLEAN  # click ends so when the reader of its help has gone, and only then
+        case OutputClosedError():
             _forget_stdout()
             return CLEAN
-        return session.report(exc)
-    return result if isinstance(result, int) else CLEAN
+        case _:
+            return session.report(exc)
+
+
+def _interrupted() -> int:
+    """Say so in one line; what had been started has been stopped on the way here."""
+    say("interrupted")
+    return INTERRUPTED
 
 
 def _forget_stdout() -> None:

@@ -20,13 +20,13 @@ from psycopg.conninfo import conninfo_to_dict
 from nursery_queue._embedded import embedded
 
 
-# Says where its server is, and keeps it until its standard input ends.
+# Says where its server is, and keeps it until its standard input ends, which is then run.
 HOLDER = """
 import sys
 from nursery_queue._embedded import embedded
 with embedded(sys.argv[1], durable=False) as server:
     print(server.dsn, flush=True)
-    sys.stdin.read()
+    exec(sys.stdin.read())
 """
 
 
@@ -130,9 +130,11 @@ def test_processes_share_a_server(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_does_not_count(tmp_path: Path) -> None:
-    """A server that was orphaned by SIGKILL is taken over, and stopped by the next to leave."""
+    """A server whose programs were all killed is taken over, and stopped by the next to leave."""
     with holder(tmp_path) as other:
         line(other)
+        for pid in watchers(tmp_path):
+            os.kill(pid, signal.SIGKILL)
         other.kill()
         other.wait()
         orphaned = is_running(tmp_path)
@@ -314,3 +316,102 @@ def test_root_copies_programs_that_are_out_of_reach(
 
     assert [each.name for each in (tmp_path / "home").glob("programs*")] == ["programs-18.4"]
     assert closed.stat().st_mode & 0o777 == 0o700
+
+
+def watchers(path: Path) -> list[int]:
+    """Return the processes that watch over the server of *path*."""
+    wanted = os.fsencode(path.resolve())
+    found: list[int] = []
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = each.read_bytes().split(b"\0")
+            if any(word.endswith(b"_watcher.py") for word in words) and wanted in words:
+                found.append(int(each.parent.name))
+    return found
+
+
+def until_stopped(path: Path) -> bool:
+    """Wait for the end of the server and of its watcher."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if not is_running(path) and not watchers(path):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize(
+    "how", ["SIGTERM", "SIGHUP", "SIGKILL", "SIGQUIT", "os._exit", "os.abort", "its whole group"]
+)
+def test_the_server_ends_with_its_program(tmp_path: Path, how: str) -> None:
+    """However a program ends that uses a server, the server does not outlive it."""
+    with holder(tmp_path) as program:
+        line(program)
+        assert is_running(tmp_path)
+        match how:
+            case "os._exit" | "os.abort":
+                assert program.stdin is not None
+                program.stdin.write(f"import os; {how}{'(0)' if how == 'os._exit' else '()'}")
+                program.stdin.close()
+            case "its whole group":
+                os.killpg(program.pid, signal.SIGKILL)
+            case _:
+                program.send_signal(signal.Signals[how])
+        program.wait(30)
+
+        assert until_stopped(tmp_path)
+
+
+def test_the_server_ends_with_the_last_of_its_programs(tmp_path: Path) -> None:
+    """Killed one after the other, the programs take the server with them when none is left."""
+    with contextlib.ExitStack() as stack:
+        programs = [stack.enter_context(holder(tmp_path)) for _ in range(3)]
+        (dsn,) = {line(program) for program in programs}
+        assert len(watchers(tmp_path)) == 1
+        for program in programs:
+            assert query(dsn, "select 1") == [(1,)]
+            program.kill()
+            program.wait()
+
+        assert until_stopped(tmp_path)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3, 0.6, 1.0, 1.5])
+def test_killed_while_starting(tmp_path: Path, seconds: float) -> None:
+    """A program that is killed while it starts its server leaves none either."""
+    with holder(tmp_path) as program:
+        time.sleep(seconds)
+        program.kill()
+        program.wait()
+
+        assert until_stopped(tmp_path)
+    with embedded(tmp_path, durable=False) as server:
+        assert query(server.dsn, "select 1") == [(1,)]
+
+
+def test_a_watcher_that_was_killed(tmp_path: Path) -> None:
+    """The next program to use the server brings a new watcher."""
+    with holder(tmp_path) as first, holder(tmp_path) as second:
+        line(first)
+        line(second)
+        for pid in watchers(tmp_path):
+            os.kill(pid, signal.SIGKILL)
+        with holder(tmp_path) as third:
+            line(third)
+            for program in (first, second, third):
+                program.kill()
+                program.wait()
+
+            assert until_stopped(tmp_path)
+
+
+def test_killed_and_used_again_at_once(tmp_path: Path) -> None:
+    """Programs that come while the watcher stops the server get one that stays."""
+    for _ in range(5):
+        with holder(tmp_path) as program:
+            line(program)
+            program.kill()
+        with embedded(tmp_path, durable=False) as server:
+            assert query(server.dsn, "select pg_sleep(0.2) is null") == [(False,)]
+            assert query(server.dsn, "select 1") == [(1,)]
+    assert until_stopped(tmp_path)

@@ -1,0 +1,47 @@
+"""Ctrl-C while the command line is still being imported: one line, and not a traceback.
+
+Imported first of all by the package, and does nothing in any other program: signal handlers
+are the program's.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+
+INTERRUPTED = 130  # what shells call a program that was ended by Ctrl-C
+
+_state = {"armed": False}
+
+
+def arm() -> None:
+    """End at once on Ctrl-C, if this process is the command line and has only begun."""
+    named = os.path.basename(sys.argv[0] if sys.argv else "")  # noqa: PTH119  # pathlib is slow
+    ours = named == "nursery-queue" or sys.orig_argv[1:3] == ["-m", "nursery_queue"]
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours and usual and threading.current_thread() is threading.main_thread():
+        _state["armed"] = True
+        signal.signal(signal.SIGINT, _leave)
+
+
+def disarm() -> None:
+    """Let Ctrl-C be an exception again, from now on, for those who clean up."""
+    if _state["armed"] and signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def rearm() -> None:
+    """End at once on Ctrl-C again: all that is left to do is the interpreter's own end."""
+    if _state["armed"]:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _leave(_signum: int, _frame: object) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(INTERRUPTED)
+
+
+arm()
