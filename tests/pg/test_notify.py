@@ -85,13 +85,14 @@ async def test_switched_off_for_a_database(heard: Heard, session: Session, migra
             task_id = await add(client.store, on_complete='{"task_type": "told"}')
             await client.store.enqueue([a_task(dedup_key="k"), a_task()])
             await client.store.enqueue([a_task()], copy=True)
+            assert heard() == 0
+
             one = await claim_one(client.store, worker)
             assert one.fence.task_id == task_id
             await settle(client.store, one, Event.SUCCEED, on_complete=True, result="1")
     finally:
         session.execute(alter.format(named, sql.SQL("reset")))
 
-    assert heard() == 0
     assert rows(session, "ready") == 4
 
 
