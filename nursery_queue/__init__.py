@@ -32,6 +32,7 @@ from ._core._errors import (
     DatabaseRefused as DatabaseRefused,
     DoNotRetry as DoNotRetry,
     InvalidTransition as InvalidTransition,
+    NoConnection as NoConnection,
     NurseryQueueError as NurseryQueueError,
     ParamsError as ParamsError,
     PayloadTooLarge as PayloadTooLarge,

@@ -78,7 +78,8 @@ class Worker:
         client: Where the tasks are.
         queues: The queues it serves, each with the most tasks of it to hold at once; a
             sequence of names for no limit but *concurrency*. None: all queues.
-        concurrency: Handlers at once, at most.
+        concurrency: Handlers at once, at most. Of tasks with `transactional=True` a worker takes
+            no more than there are connections for; see `connect`.
         poll_interval: Seconds between looks at the table, plus or minus 10 %, for what no
             notification told of; 0: none.
         listen: Whether to be woken by NOTIFY.
@@ -249,7 +250,7 @@ class Worker:
                 if self._stop.is_set():
                     task_status.started()
                 else:
-                    with crew.watchdog.on_duty():
+                    with crew.making_room(), crew.watchdog.on_duty():
                         await self._cancellable(crew, task_status)
         finally:
             self._exit_report = crew.report()

@@ -25,6 +25,7 @@ from nursery_queue._core._model import WorkerInfo
 from nursery_queue._core._states import State
 from nursery_queue._pg._connection import Connection
 from nursery_queue._pg._pool import Pool
+from nursery_queue._pg._sessions import APPLICATION
 from nursery_queue._pg._store import PostgresStore
 from nursery_queue._store._memory import MemoryStore
 from tests.databases import lent, name_in
@@ -175,8 +176,8 @@ def _connections(shift: Shift, store: MemoryStore | PostgresStore, *, alone: boo
     if alone:
         yield from _borrowed(store._control)
         yield from _borrowed(store._heartbeat)
-        if store._pool.stats.reserved:
-            yield "reserved connections of the pool"
+        if store._pool.max_size != (store.pool_size or APPLICATION):
+            yield "room in the pool"
 
 
 def _borrowed(pool: Pool) -> Iterator[str]:

@@ -20,11 +20,7 @@ CONCURRENCY = 8
 
 async def main(dsn: str) -> None:
     """Work until SIGTERM or SIGINT, then finish what has been begun."""
-    # A connection for each handler, since all of them write, and two for the worker itself.
-    async with (
-        nq.connect(dsn, schema=SCHEMA, pool_size=CONCURRENCY + 2) as client,
-        trio.open_nursery() as nursery,
-    ):
+    async with nq.connect(dsn, schema=SCHEMA) as client, trio.open_nursery() as nursery:
         # Nobody knows that a worker has been killed until its lease has run out. The default
         # of 30 s forgives long pauses; here it is short, since you are watching.
         worker = nq.Worker(app, client, concurrency=CONCURRENCY, lease=3, heartbeat=1, grace=3)

@@ -23,7 +23,7 @@ async def connect(
     dsn: str = "",
     *,
     schema: str = DEFAULT_SCHEMA,
-    pool_size: int = 4,
+    pool_size: int | None = None,
     max_params_bytes: int = MAX_PARAMS_BYTES,
     max_result_bytes: int = MAX_RESULT_BYTES,
     instruments: Sequence[Instrument] | None = None,
@@ -33,10 +33,17 @@ async def connect(
     """Open a client on a PostgreSQL database, and close it when the block ends.
 
     Args:
-        dsn: A libpq URL or keyword string; what it leaves out comes from `PG*` variables.
+        dsn: A libpq URL or keyword string; what it leaves out comes from `PG*` variables. Each
+            address has 5 s to answer unless it has a `connect_timeout`; of several hosts it must
+            be one that takes writes unless it has `target_session_attrs`.
         schema: Where the tables are.
-        pool_size: Connections at most, at least 1; they are opened when needed. A worker adds
-            two.
+        pool_size: Connections at most that are lent to the application and to handlers; None: 10,
+            and with a worker as many more as it runs handlers at once, at most 32. They are
+            opened when needed, and closed when they have been idle for a minute. A worker adds
+            four of its own, and all who wait for results or read streams one. With a number, a
+            quarter of it, at least two, is kept from the transactions of handlers, so that these
+            get connections for whatever else they do; 3 is the least with which a handler may
+            open a transaction while it has `ctx.tx` open.
         max_params_bytes: The largest params, and the largest context, of one task, in bytes of
             JSON.
         max_result_bytes: The largest result of one task that workers with this client store,
@@ -54,9 +61,9 @@ async def connect(
         TransientError: The database cannot be reached.
         psycopg.Error: It refuses us, for instance for a wrong password.
     """
-    store = PostgresStore(
-        dsn, schema=schema, pool_size=whole(pool_size, "pool_size", minimum=1, maximum=1000)
-    )
+    if pool_size is not None:
+        whole(pool_size, "pool_size", minimum=1, maximum=1000)
+    store = PostgresStore(dsn, schema=schema, pool_size=pool_size)
     limit = whole(max_params_bytes, "max_params_bytes", minimum=2)
     heard = (LogEvents(),) if instruments is None else instruments
     async with Client(

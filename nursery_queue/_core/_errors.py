@@ -21,6 +21,15 @@ class ClaimLocked(TransientError):
     """Another transaction holds the position of a task for the moment; ask again."""
 
 
+class NoConnection(TransientError):
+    """No connection to the database could be had in time.
+
+    All that the pool may have are in use, the server takes no more, or it cannot be reached.
+    A handler that raises it uses up no attempt: its task is given back and starts again a few
+    seconds later.
+    """
+
+
 class DatabaseRefused(NurseryQueueError):
     """The database will not do this for anybody now, until somebody mends it.
 

@@ -8,7 +8,7 @@ import functools
 import logging
 import random
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 
 import attrs
 import trio
@@ -168,6 +168,13 @@ class Crew:
             on_death=self.janitor.sweep_soon,
             on_recovery=self._recovered,
         )
+
+    @contextlib.contextmanager
+    def making_room(self) -> Generator[None]:
+        """Let the pool of connections grow for our handlers while the block lasts."""
+        with self.client.store.room_for(self.settings.concurrency) as transactions:
+            self.hands.transactions = transactions
+            yield
 
     # -- the four levels, from the outside in ----------------------------------------
 

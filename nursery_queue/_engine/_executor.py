@@ -15,6 +15,7 @@ from nursery_queue._context import CancelReason
 from nursery_queue._core._error_text import error_record
 from nursery_queue._core._errors import (
     DoNotRetry,
+    NoConnection,
     ParamsError,
     ResultError,
     RetryAfter,
@@ -50,6 +51,7 @@ from ._stage import End, NotBegun, Raised, Stage, Stopped, Unsure
 log = logging.getLogger("nursery_queue")
 
 _NOT_STARTED, _INTERRUPTED = NotStarted(), Interrupted()
+_NO_CONNECTION = error_record(NoConnection("its time was up while it waited for a connection"))
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -156,12 +158,15 @@ class Executor:
         task_id = execution.claim.fence.task_id
         match end:
             case Raised(error):
-                return self._unless_excused(task_id, error, _of_error(execution, error))
+                return self._unless_excused(execution, error, _of_error(execution, error))
             case Unsure(success, error, committed):
                 excuse(error, Excuse.NOT_SETTLED)
-                otherwise = self._unless_excused(task_id, error, _of_error(execution, error))
+                otherwise = self._unless_excused(execution, error, _of_error(execution, error))
                 execution.in_doubt = Doubt(committed, otherwise)
                 return success
+            case Stopped(CancelReason.TIMED_OUT, error) if execution.unconnected:
+                record = _NO_CONNECTION if error is None else _record(error)
+                return Interrupted(record, self._refund(execution, Excuse.NO_CONNECTION))
             case Stopped(reason, error):
                 self.refunds.ended(task_id)
                 return _of_reason(execution, reason, None if error is None else _record(error))
@@ -172,15 +177,20 @@ class Executor:
                 assert_never(end)
 
     def _unless_excused(
-        self, task_id: int, error: BaseException, outcome: AttemptOutcome
+        self, execution: Execution, error: BaseException, outcome: AttemptOutcome
     ) -> AttemptOutcome:
         """Give the attempt back instead of failing it, if its handler cannot help it."""
         if isinstance(outcome, Failed) and outcome.retry and outcome.after is None:
             why = excused(error)
-            if why is not None and (delay := self.refunds.grant(task_id, why)) is not None:
+            if why is not None and (delay := self._refund(execution, why)) is not None:
                 return Interrupted(outcome.error, delay)
-        self.refunds.ended(task_id)
+        self.refunds.ended(execution.claim.fence.task_id)
         return outcome
+
+    def _refund(self, execution: Execution, why: Excuse) -> float | None:
+        if why is Excuse.NO_CONNECTION:
+            log.warning("%s got no connection: no attempt is used up", execution.claim)
+        return self.refunds.grant(execution.claim.fence.task_id, why)
 
     async def _settle(self, tx: Transaction, execution: Execution, success: Succeeded) -> None:
         await tx.settle(self.settler.decide(_entry(execution, success)))

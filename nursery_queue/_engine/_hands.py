@@ -51,6 +51,7 @@ class Execution:
     settlement: Settlement | None = None  # what the store has of it
     dropped: bool = False  # the claim was not ours any more: its outcome never will be stored
     ended: bool = False  # the handler has; what the clocks say from now on does not concern it
+    unconnected: bool = False  # its time was up while it waited for a connection
     pending: Pending | None = None  # what `ctx.after` was given
     afterwards: Afterwards | None = None  # the same, if the handler has succeeded
 
@@ -145,6 +146,10 @@ class Hands:
     concurrency: int
     queues: Mapping[str, int] | None
     prefetch: int | None  # None: adapt
+    # How many may hold `ctx.tx` at once; as many as run, unless the worker says otherwise.
+    transactions: int = attrs.field(
+        default=attrs.Factory(lambda self: self.concurrency, takes_self=True), kw_only=True
+    )
     start: Callable[[Execution], None]
     taken: Callable[[], None]
     freed: Callable[[], None]
@@ -156,6 +161,7 @@ class Hands:
     curtailed: bool = attrs.field(default=False, init=False)  # there is no time for that any more
     _backlog: deque[Execution] = attrs.field(factory=deque[Execution], init=False)
     _by_queue: Counter[str] = attrs.field(factory=Counter[str], init=False)
+    _transactional: int = attrs.field(default=0, init=False)  # of those that are held
     _quiet: trio.Event = attrs.field(factory=trio.Event, init=False)
     pace: Pace = attrs.field(factory=Pace, init=False)
     # Claims had to be handed back unstarted: until a handler ends, we would only take them again.
@@ -204,6 +210,13 @@ class Hands:
         return max(0, limit - self._by_queue[queue])
 
     @property
+    def transactions_left(self) -> float:
+        """How many more tasks that may open `ctx.tx` may be held; math.inf: any number."""
+        if self.transactions >= self.concurrency:
+            return math.inf  # then those that run at once are few enough
+        return max(0, self.transactions - self._transactional)
+
+    @property
     def running(self) -> list[Execution]:
         """Those whose handler, or what is called after it, has not ended."""
         return list(self._running)
@@ -215,6 +228,7 @@ class Hands:
         for execution in executions:
             self.held[execution.claim.fence] = execution
             self._by_queue[execution.claim.queue] += 1
+            self._transactional += execution.task_type.transactional
             self._backlog.append(execution)
         if self._backlog:
             self.taken()
@@ -245,6 +259,7 @@ class Hands:
             if (execution := self.held.pop(fence, None)) is not None:
                 ended_at = min(ended_at, execution.ended_at)
                 self._by_queue[execution.claim.queue] -= 1
+                self._transactional -= execution.task_type.transactional
                 if execution.afterwards is not None and execution in self._running:
                     self._staying.add(execution)
         if ended_at < math.inf:

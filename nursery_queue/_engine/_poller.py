@@ -60,6 +60,9 @@ class Poller:
     _reconciled_at: float = attrs.field(factory=trio.current_time, init=False)
     _stuck: bool = attrs.field(default=False, init=False)  # what is due could not be promoted
     _refused: str | None = attrs.field(default=None, init=False)  # why, if it is refused
+    _left_out: bool = attrs.field(default=False, init=False)  # what opens transactions
+    _only_others: bool = attrs.field(default=False, init=False)  # the last claim was for them
+    _others_next: bool = attrs.field(default=False, init=False)  # and so is the next one
     _full: set[str] = attrs.field(factory=set[str], init=False)  # queues at our limit of them
     _walk: Walk = attrs.field(init=False)  # through the queues
     _ask_for_closed: bool = attrs.field(default=False, init=False)
@@ -90,6 +93,8 @@ class Poller:
         if self._walk.held_back or any(self._room_in(queue) for queue in self._full):
             self._look_anew()  # nobody has asked for more of that queue
             self._not_before = -math.inf  # the slot is ours, unless somebody is faster
+        if self._left_out and self.hands.transactions_left:
+            self._look_anew()  # nor of those that open transactions
         self._bell.ring()
 
     def poll_anyhow(self, seconds: float) -> None:
@@ -193,15 +198,15 @@ class Poller:
     async def _claim(self, worker_id: UUID) -> None:
         if self.must_reconcile or trio.current_time() >= self._reconciled_at + RECONCILE_EVERY:
             await self.reconcile(worker_id)
-        limit = self.hands.room
+        task_types, limit = self._wanted()
         lanes = self._walk.lanes(lambda queue: min(limit, self._room_in(queue)))
         self._maybe_more = False  # a ring from now on counts
         if self._walk.at_start:
             self._look_again = math.inf
         self._walk.goes_on()
-        if lanes != []:
+        if lanes != [] and (task_types or not self._only_others):
             asked_at = trio.current_time()
-            claimed = await self._ask(worker_id, limit, lanes)
+            claimed = await self._ask(worker_id, task_types, limit, lanes)
             self.hands.pace.claimed(trio.current_time() - asked_at)
             if self.worker_id() != worker_id:
                 return  # the lease ran out meanwhile: what came is not ours any more
@@ -212,18 +217,47 @@ class Poller:
             self.must_reconcile = False
             if self._left_something(claimed.claims, limit, lanes):
                 self._walk.again = True
+                self._others_next |= self._left_out and not self._only_others
             if self._walk.again or not self._walk.at_start:
                 self._maybe_more = True
+            else:
+                # What opens transactions was left out, and may be had now.
+                self._maybe_more |= self._only_others and self.hands.transactions_left > 0
+        if self._only_others and self._walk.at_start:
+            self._others_next = False
         self._full = {queue for queue in self.hands.queues or () if not self._room_in(queue)}
 
-    async def _ask(self, worker_id: UUID, limit: int, lanes: Sequence[Lane] | None) -> Claimed:
+    def _wanted(self) -> tuple[list[str], int]:
+        """Return which types to claim, and how many tasks.
+
+        Tasks that open transactions are claimed only as far as there are connections for them:
+        so many at most of whatever comes first, then the others alone. What is more urgent goes
+        first all the same, by a claim or two.
+        """
+        room, left = self.hands.room, self.hands.transactions_left
+        self._left_out = left < room
+        only_others = self._left_out and (self._others_next or not left)
+        if only_others is not self._only_others:
+            self._only_others = only_others
+            self._walk.restart()
+        if not only_others:
+            return list(self.app.task_types), int(min(left, room))
+        return [name for name, each in self.app.task_types.items() if not each.transactional], room
+
+    async def _ask(
+        self,
+        worker_id: UUID,
+        task_types: Sequence[str],
+        limit: int,
+        lanes: Sequence[Lane] | None,
+    ) -> Claimed:
         await trio.lowlevel.checkpoint_if_cancelled()  # a ring may have come with the end
         self.must_reconcile = True
         # Shielded: once the store may have given us tasks, we must take them.
         with answered_within(CLAIM_TIMEOUT, "a claim", shield=True):
             return await self.store.claim(
                 worker_id,
-                list(self.app.task_types),
+                task_types,
                 limit=limit,
                 lanes=lanes,
                 at_once=self.hands.idle,
@@ -261,7 +295,7 @@ class Poller:
             self._not_before = trio.current_time() + max(self._calm, self._walk.rest)
         if claimed.contended:
             self._look_again = trio.current_time() + CONTENDED_WAIT
-        if claimed.strangers:
+        if claimed.strangers and not self._only_others:
             self.on_strangers()
 
     def _execution(self, claim: Claim) -> Execution:

@@ -31,6 +31,7 @@ from nursery_queue._core._groups import is_a, leaves
 from nursery_queue._core._outcome import Succeeded
 from nursery_queue._core._streams import StreamWrite
 from nursery_queue._runtime._callbacks import Pending
+from nursery_queue._runtime._connection_use import ConnectionUse, connection_use
 from nursery_queue._runtime._patience import answered_within
 from nursery_queue._runtime._signals import interrupted
 from nursery_queue._runtime._timekeeper import held
@@ -106,6 +107,7 @@ class Stage:
         if limit != math.inf:
             scope.deadline = trio.current_time() + limit
         error: BaseException | None = None
+        token = connection_use.set(use := ConnectionUse(in_attempt=True))
         try:
             with scope:
                 try:
@@ -120,8 +122,10 @@ class Stage:
                 raise
             error = _without_own_nursery(exc, execution.task_type)
         finally:
+            connection_use.reset(token)
             if execution.pending is not None:
                 execution.pending.refusal = _ENDED
+        execution.unconnected = use.gave_up_at >= scope.deadline
         reason = self.why(execution)
         if error is not None and (not scope.cancel_called or _counts(error, reason)):
             return Raised(error)

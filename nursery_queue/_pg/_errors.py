@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from nursery_queue._core._errors import CommitOutcomeUnknown, DatabaseRefused, TransientError
+from nursery_queue._core._errors import (
+    CommitOutcomeUnknown,
+    DatabaseRefused,
+    NoConnection,
+    TransientError,
+)
 from nursery_queue._core._excuses import Excuse, excuse
 
 
@@ -61,8 +66,12 @@ class CallTimeout(psycopg.OperationalError):
     """The database did not answer within the time allowed for one call."""
 
 
-class PoolTimeout(psycopg.OperationalError):
-    """No connection of the pool became free in time."""
+class NotConnected(psycopg.OperationalError):
+    """No connection could be opened, for a reason that passes with time."""
+
+
+class PoolTimeout(NotConnected):
+    """No connection of the pool became free in time, and no other one could be opened."""
 
 
 def is_transient(exc: BaseException) -> bool:
@@ -151,6 +160,8 @@ def translated_for_workers() -> Generator[None]:
 def translated() -> Generator[None]:
     """Raise `TransientError` for a database or network error that passes with time.
 
+    `NoConnection` if that has kept a connection from being had at all.
+
     All else goes through as it is, `CommitOutcomeUnknown` included. Do not put a nursery
     inside: an exception group is not looked into.
     """
@@ -161,4 +172,13 @@ def translated() -> Generator[None]:
             raise
         if is_conflict(exc):
             excuse(exc, Excuse.CONFLICT)
+        if isinstance(exc, NotConnected):
+            raise unconnected(str(exc)) from exc
         raise TransientError(str(exc) or type(exc).__name__) from exc
+
+
+def unconnected(why: str) -> NoConnection:
+    """Return what tells a caller, and excuses a handler, that there is no connection."""
+    error = NoConnection(why)
+    excuse(error, Excuse.NO_CONNECTION)
+    return error

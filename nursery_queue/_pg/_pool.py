@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
+import math
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import psycopg
 import trio
 
 from psycopg import pq
-from psycopg.errors import ReadOnlySqlTransaction
+from psycopg.errors import ReadOnlySqlTransaction, TooManyConnections
 
 from nursery_queue._core._errors import Closed
+from nursery_queue._runtime._chance import new_rng
+from nursery_queue._runtime._connection_use import ConnectionUse, connection_use
 
 from ._cancelling import expendable
 from ._connection import Connection
-from ._errors import PoolTimeout
+from ._errors import NotConnected, PoolTimeout, is_transient
+from ._hosts import Address, peer_of
 from ._pooler import connect
 from ._waiting import READ, ready_now
 
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    import random
+
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
+
+log = logging.getLogger("nursery_queue")
 
 _IDLE = pq.TransactionStatus.IDLE
 _OPEN_TRANSACTION = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 
 PING_TIMEOUT = 5.0  # seconds an idle connection has to answer before we open another
+FULL_PAUSE = (0.05, 1.0)  # seconds between attempts to connect to a server that takes no more
+
+# What a connection is wanted for: a single statement, or a transaction of some level.
+SINGLE: Final = -1
+FIRST_OF_ATTEMPT, FIRST = 0, 1  # the first transaction of an attempt, or of an application
 
 
 @attrs.frozen
@@ -42,42 +57,70 @@ class PoolStats:
     idle: int
     in_use: int
     waiting: int
-    reserved: int
+
+
+@attrs.define(eq=False)
+class _Waiter:
+    """A call that waits for a slot; *number* says when it has come."""
+
+    number: int
+    slot: trio.Event = attrs.field(factory=trio.Event)
 
 
 @attrs.define(eq=False)
 class Pool:
     """At most *max_size* connections, lent in the order in which they were asked for.
 
+    A transaction never takes the last connections: those are for single statements, which give
+    them back soon, and for transactions within transactions, which the others may be waiting
+    for. So no number of open transactions that ask for more can bring each other to a stop.
+    *kept*: how many the first transactions of attempts leave. See `_most`.
+
     Nothing runs in the background: connections are opened when needed, and looked after
-    when they are lent and when they come back. Times are in seconds.
+    when they are lent, when they come back and by `tend`. Times are in seconds.
     *connect* opens a connection, in autocommit mode; by default one to *conninfo*.
+    *on_loss* is called when a connection is found dead, *on_demotion* with the address of a
+    server that takes no writes any more.
     """
 
     conninfo: str = attrs.field(repr=False)  # may hold a password
     max_size: int = attrs.field(default=4, kw_only=True, validator=attrs.validators.ge(1))
+    kept: int = attrs.field(default=0, kw_only=True, validator=attrs.validators.ge(0))
     max_lifetime: float = attrs.field(default=3600.0, kw_only=True)
     max_idle: float = attrs.field(default=600.0, kw_only=True)
+    spare: int = attrs.field(default=2, kw_only=True)  # this many may be idle for so long
+    max_spare_idle: float = attrs.field(default=60.0, kw_only=True)  # and the others so long
     ping_after: float = attrs.field(default=30.0, kw_only=True)
     checkout_timeout: float = attrs.field(default=30.0, kw_only=True)
     connect: Callable[[], Awaitable[Connection]] | None = attrs.field(default=None, kw_only=True)
+    on_loss: Callable[[], object] | None = attrs.field(default=None, kw_only=True)
+    on_demotion: Callable[[Address], object] | None = attrs.field(default=None, kw_only=True)
 
-    _free: int = attrs.field(init=False)  # slots nobody holds
-    _in_use: int = attrs.field(default=0, init=False)
-    _reserved: int = attrs.field(default=0, init=False)
-    _queue: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
+    _in_use: int = attrs.field(default=0, init=False)  # slots, with or without a connection yet
+    _in_transactions: int = attrs.field(default=0, init=False)  # of those
+    _opening: int = attrs.field(default=0, init=False)  # connections
+    _lent_to_transactions: set[Connection] = attrs.field(factory=set[Connection], init=False)
+    # By what they want one for, in the order of their coming.
+    _waiting: dict[int, dict[_Waiter, None]] = attrs.field(
+        factory=dict[int, dict[_Waiter, None]], init=False
+    )
+    _numbers: Iterator[int] = attrs.field(factory=itertools.count, init=False)
     # Since when idle, and the connection; the one used last is lent first.
     _idle: deque[tuple[float, Connection]] = attrs.field(
         factory=deque[tuple[float, Connection]], init=False
     )
+    _came_back: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
+    _doubted: float = attrs.field(default=-math.inf, init=False)  # idle since then: to be asked
     _born: dict[Connection, float] = attrs.field(factory=dict[Connection, float], init=False)
+    # The server takes no more connections: when to try again, and how long to wait then.
+    _full_until: float = attrs.field(default=-math.inf, init=False)
+    _full_pause: float = attrs.field(default=0.0, init=False)
+    _full_why: str = attrs.field(default="", init=False)
+    _rng: random.Random = attrs.field(factory=new_rng, init=False)
     _closed: bool = attrs.field(default=False, init=False)
     _opened: int = attrs.field(default=0, init=False)
     _lost: int = attrs.field(default=0, init=False)
     _retired: int = attrs.field(default=0, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._free = self.max_size
 
     @property
     def stats(self) -> PoolStats:
@@ -87,87 +130,165 @@ class Pool:
             retired=self._retired,
             idle=len(self._idle),
             in_use=self._in_use,
-            waiting=len(self._queue),
-            reserved=self._reserved,
+            waiting=sum(map(len, self._waiting.values())),
         )
 
     @contextlib.asynccontextmanager
-    async def connection(self) -> AsyncGenerator[Connection]:
+    async def connection(self, purpose: int = SINGLE) -> AsyncGenerator[Connection]:
         """Lend a connection; an open transaction is rolled back when it comes back.
 
         Waits at most `checkout_timeout` and raises `PoolTimeout` then, `Closed` once the
-        pool is closed. A failure to connect is raised at once: trying again is up to you.
+        pool is closed. A failure to connect is raised at once, as `NotConnected` if it passes
+        with time: trying again is up to the caller. But a server that takes no more
+        connections is asked again, and one of ours that comes back meanwhile is taken.
         """
-        conn = await self._checkout()
+        conn = await self._checkout(purpose)
         try:
             yield conn
         except ReadOnlySqlTransaction:
-            conn.abort()  # a primary that has become a standby: look for the new one
+            self._demoted(conn)  # a primary that has become a standby: look for the new one
             raise
         finally:
-            await self._checkin(conn)
+            await self._checkin(conn, purpose)
 
-    async def reserve(self, slots: int) -> None:
-        """Take *slots* out of general use, waiting for them in line like everybody else.
-
-        Connections opened elsewhere then stay within the same total. Cancelled, it has
-        taken none; raises `Closed` once the pool is closed.
-        """
-        if slots < 0 or self._reserved + slots >= self.max_size:
-            msg = (
-                f"cannot reserve {slots} of {self.max_size} connections, {self._reserved} "
-                "are reserved already: at least one must stay in general use"
-            )
-            raise ValueError(msg)
-        self._reserved += slots
-        taken = 0
+    @contextlib.asynccontextmanager
+    async def for_transaction(self) -> AsyncGenerator[Connection]:
+        """Lend a connection for a transaction of the attempt, or task, that calls."""
+        use = connection_use.get()
+        if use is None:
+            connection_use.set(use := ConnectionUse())
+        level = use.open.get(self, 0) + FIRST
+        if use.in_attempt and level == FIRST:
+            level = FIRST_OF_ATTEMPT
+        use.open[self] = use.open.get(self, 0) + 1
         try:
-            while taken < slots:
-                await self._take_slot()
-                taken += 1
-        except BaseException:
-            self._reserved -= slots
-            self._give_slots(taken)
-            raise
-        while len(self._idle) > self._free:
-            self._retire(self._idle.popleft()[1])
+            async with self.connection(level) as conn:
+                yield conn
+        finally:
+            use.open[self] -= 1
+            if not use.in_attempt and not use.open[self] and connection_use.get() is use:
+                connection_use.set(None)  # what this context does later is about something else
 
-    def unreserve(self, slots: int) -> None:
-        """Give reserved *slots* back to general use."""
-        if not 0 <= slots <= self._reserved:
-            msg = f"cannot give back {slots} connections: {self._reserved} are reserved"
-            raise ValueError(msg)
-        self._reserved -= slots
-        self._give_slots(slots)
+    def resize(self, max_size: int, kept: int) -> None:
+        """From now on have other bounds; connections in use beyond them may finish."""
+        self.max_size, self.kept = max_size, kept
+        self._serve()
+        self._retire_surplus()
+
+    def most_transactions(self) -> int:
+        """Return how many attempts may have a transaction open at the same time."""
+        return self._most(FIRST_OF_ATTEMPT)
+
+    def tend(self) -> None:
+        """Close what has been idle for too long. Neither blocks nor can be cancelled."""
+        self._retire_stale()
+
+    def doubt(self) -> None:
+        """Ask those that are idle now before they are lent: their server may be gone."""
+        self._doubted = trio.current_time()
+
+    def abandon(self, address: Address, *, in_use: bool) -> int:
+        """Close the connections to *address*, those that are lent only with *in_use*.
+
+        Returns how many there were. A call on one of them raises `OperationalError`.
+        """
+        leads_there = [
+            conn for conn in self._born if not conn.closed and peer_of(conn.pgconn) == address
+        ]
+        idle = {conn for _, conn in self._idle}
+        for conn in leads_there:
+            if in_use or conn in idle:
+                conn.abort()  # an idle one is found dead before it is lent
+        return len(leads_there)
 
     async def aclose(self) -> None:
         """Close idle connections now and those in use when they come back.
 
-        Whoever waits for a connection, or asks for one later, gets `Closed`. All is done
+        A call that waits for a connection, or asks for one later, gets `Closed`. All is done
         before the first checkpoint; may be called again.
         """
         self._closed = True
         while self._idle:
             self._retire(self._idle.pop()[1])
-        self._queue.unpark_all()
+        for waiters in self._waiting.values():
+            for waiter in waiters:
+                waiter.slot.set()
+        self._came_back.unpark_all()
         await trio.lowlevel.checkpoint()
+
+    def _demoted(self, conn: Connection) -> None:
+        address = None if conn.closed else peer_of(conn.pgconn)
+        conn.abort()
+        if address is not None and self.on_demotion is not None:
+            self.on_demotion(address)
 
     # -- slots: the right to hold a connection ---------------------------------------
 
-    async def _take_slot(self) -> None:
-        self._refuse_if_closed()
-        if self._free:  # then nobody is waiting
-            self._free -= 1
-            return
-        await self._queue.park()  # whoever wakes us leaves us a slot, or has closed the pool
-        self._refuse_if_closed()
+    def _most(self, level: int) -> int:
+        """Return how many connections transactions may hold once one of *level* is open.
 
-    def _give_slots(self, slots: int) -> None:
-        for _ in range(slots):
-            if self._queue:
-                self._queue.unpark()
-            else:
-                self._free += 1
+        Each level leaves a third of what the one below it leaves: at least one to single
+        statements, and the first ones another to a transaction within theirs. With one or two
+        connections in all there is not enough for that, and the last one may be taken.
+        """
+        left = self.kept
+        for _ in range(min(level, 5)):
+            left = -(-left // 3)
+        least, here = (2, 1) if level <= FIRST else (1, 2)
+        return self.max_size - max(0, min(max(least, left), self.max_size - here))
+
+    def _may_have(self, purpose: int) -> bool:
+        """Tell whether there is a slot, in general and for this purpose."""
+        if self._in_use >= self.max_size:
+            return False
+        return purpose == SINGLE or self._in_transactions < self._most(purpose)
+
+    def _take(self, purpose: int) -> None:
+        self._in_use += 1
+        self._in_transactions += purpose != SINGLE
+
+    async def _take_slot(self, purpose: int) -> None:
+        self._refuse_if_closed()
+        if self._may_have(purpose):  # then nobody is waiting who may have it
+            self._take(purpose)
+            return
+        waiter = _Waiter(next(self._numbers))
+        self._waiting.setdefault(purpose, {})[waiter] = None
+        try:
+            with _noting_cancellation():
+                await waiter.slot.wait()
+        except BaseException:
+            if not self._still_waits(waiter, purpose):
+                self._give_slot(purpose)
+            raise
+        if self._still_waits(waiter, purpose):  # woken without a slot
+            self._refuse_if_closed()
+
+    def _still_waits(self, waiter: _Waiter, purpose: int) -> bool:
+        """Tell whether it has not been given a slot; then it waits no more."""
+        waiters = self._waiting[purpose]
+        return waiter in waiters and waiters.pop(waiter) is None
+
+    def _give_slot(self, purpose: int) -> None:
+        self._in_use -= 1
+        self._in_transactions -= purpose != SINGLE
+        self._serve()
+
+    def _serve(self) -> None:
+        """Give what is free to those who may have it, the first who has come first."""
+        while self._in_use < self.max_size:
+            heads = [
+                (next(iter(waiters)).number, purpose)
+                for purpose, waiters in self._waiting.items()
+                if waiters and self._may_have(purpose)
+            ]
+            if not heads or self._closed:
+                break
+            _, purpose = min(heads)
+            waiter = next(iter(self._waiting[purpose]))
+            del self._waiting[purpose][waiter]
+            self._take(purpose)
+            waiter.slot.set()
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -176,26 +297,80 @@ class Pool:
 
     # -- lending ---------------------------------------------------------------------
 
-    async def _checkout(self) -> Connection:
+    async def _checkout(self, purpose: int) -> Connection:
         with trio.move_on_after(self.checkout_timeout):
-            await self._take_slot()
-            self._in_use += 1
+            await self._take_slot(purpose)
             try:
-                return await self._find()
+                return await self._find(purpose)
             except BaseException:
-                self._in_use -= 1
-                self._give_slots(1)
+                self._give_slot(purpose)
                 raise
-        msg = (
-            f"no connection within {self.checkout_timeout:g} s: "
-            f"{self._in_use} of {self.max_size} are in use, {self._reserved} reserved"
-        )
+        msg = f"no connection within {self.checkout_timeout:g} s: {self.shortage(purpose)}"
         raise PoolTimeout(msg)
 
-    async def _find(self) -> Connection:
+    def shortage(self, purpose: int = SINGLE) -> str:
+        """Say why there may be none to be had."""
+        reasons = [f"{self._in_use} of {self.max_size} are in use"]
+        if purpose != SINGLE:
+            reasons.append(
+                f"{self._in_transactions} by transactions, which may have {self._most(purpose)}"
+            )
+        if self._full_pause:
+            reasons.append(self._full_why)
+        return ", ".join(reasons)
+
+    async def _find(self, purpose: int) -> Connection:
         """Return a connection that answers: an idle one, or a new one."""
         self._retire_stale()
-        while self._idle:
+        while True:
+            if (found := await self._find_idle(purpose)) is not None:
+                if purpose != SINGLE:
+                    self._lent_to_transactions.add(found)
+                return found
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._refuse_if_closed()
+            pause = self._full_until - trio.current_time()
+            if len(self._born) + self._opening >= self.max_size:
+                pause = math.inf  # one is about to come back, or to be there
+            if pause > 0:
+                with _noting_cancellation(), trio.move_on_after(pause):
+                    await self._came_back.park()
+            else:
+                await self._open()
+
+    async def _open(self) -> None:
+        """Add a new connection to the idle ones, unless the server takes no more."""
+        if self._full_pause:  # one tries, the others wait for what comes of it
+            self._full_until = trio.current_time() + self._full_pause
+        self._opening += 1
+        try:
+            conn = await self._connect()
+            self._note_room()
+            self._opened += 1
+            self._born[conn] = now = trio.current_time()
+            self._idle.append((now, conn))
+            if self._closed:
+                self._retire(self._idle.pop()[1])
+        except TooManyConnections as exc:
+            self._note_full(exc)
+        finally:
+            self._opening -= 1
+            self._came_back.unpark_all()
+
+    def _leaves_enough(self, purpose: int) -> bool:
+        """Tell whether an idle one may be had: not for a transaction that others will need it for.
+
+        The server may take no more connections when they do: so what a transaction leaves, to a
+        single statement and to another transaction within it, has to be open before it begins.
+        """
+        if purpose == SINGLE or not self._idle:
+            return bool(self._idle)
+        others = len(self._born) - len(self._lent_to_transactions) - 1
+        least = {FIRST_OF_ATTEMPT: 2, FIRST: 0}.get(purpose, 1)
+        return others >= min(least, self.max_size - self._most(purpose))
+
+    async def _find_idle(self, purpose: int) -> Connection | None:
+        while self._leaves_enough(purpose):
             since, conn = self._idle.pop()
             try:
                 if await self._answers(conn, since):
@@ -204,25 +379,38 @@ class Pool:
                 self._lose(conn)
                 raise
             self._lose(conn)
-        await trio.lowlevel.checkpoint_if_cancelled()
-        conn = await self._connect()
-        self._opened += 1
-        self._born[conn] = trio.current_time()
-        if self._closed:
-            self._retire(conn)
-            self._refuse_if_closed()
-        return conn
+        return None
 
     async def _connect(self) -> Connection:
-        if self.connect is not None:
-            return await self.connect()
-        return await connect(self.conninfo)
+        try:
+            if self.connect is not None:
+                return await self.connect()
+            return await connect(self.conninfo)
+        except TooManyConnections:
+            raise
+        except (psycopg.Error, OSError) as exc:
+            if not is_transient(exc):
+                raise
+            raise NotConnected(str(exc) or type(exc).__name__) from exc
+
+    def _note_full(self, exc: TooManyConnections) -> None:
+        first, last = FULL_PAUSE
+        self._full_why = f"the server takes no more: {exc}"
+        if not self._full_pause:
+            log.warning("waiting for a connection: %s", exc)
+        self._full_pause = min(last, max(first, 2 * self._full_pause))
+        self._full_until = trio.current_time() + self._full_pause * self._rng.uniform(0.5, 1.0)
+
+    def _note_room(self) -> None:
+        if self._full_pause:
+            log.info("the server takes connections again")
+            self._full_pause, self._full_until = 0.0, -math.inf
 
     async def _answers(self, conn: Connection, since: float) -> bool:
         # An idle connection has nothing to say: if there is something, it is a goodbye.
         if conn.closed or ready_now(conn.pgconn.socket, READ):
             return False
-        if trio.current_time() - since < self.ping_after:
+        if since > self._doubted and trio.current_time() - since < self.ping_after:
             return True
         with expendable(conn), trio.move_on_after(PING_TIMEOUT):
             try:
@@ -230,17 +418,21 @@ class Pool:
             except psycopg.Error:
                 return False
             return True
+        while self._idle:  # they lead to where it is silent, and have been idle for longer
+            self._lose(self._idle.pop()[1])
         return False
 
-    async def _checkin(self, conn: Connection) -> None:
+    async def _checkin(self, conn: Connection, purpose: int) -> None:
         try:
+            self._lent_to_transactions.discard(conn)
             if conn.pgconn.transaction_status in _OPEN_TRANSACTION:
                 with contextlib.suppress(psycopg.Error):
                     await conn.rollback()  # shielded and bounded
             self._take_back(conn)
         finally:
-            self._in_use -= 1
-            self._give_slots(1)
+            self._give_slot(purpose)
+            self._came_back.unpark_all()
+        self._retire_surplus()
         self._retire_stale()
 
     def _take_back(self, conn: Connection) -> None:
@@ -252,11 +444,19 @@ class Pool:
         else:
             self._idle.append((now, conn))
 
+    def _retire_surplus(self) -> None:
+        while self._idle and len(self._born) > self.max_size:
+            self._retire(self._idle.popleft()[1])
+
     def _retire_stale(self) -> None:
-        now = trio.current_time()
-        for entry in list(self._idle):
+        now, more = trio.current_time(), len(self._idle)
+        for entry in list(self._idle):  # the one used last is at the end
             since, conn = entry
-            if now - since >= self.max_idle or now - self._born[conn] >= self.max_lifetime:
+            limit = self.max_idle if more <= self.spare else self.max_spare_idle
+            more -= 1
+            if now - since >= min(limit, self.max_idle) or now - self._born[conn] >= (
+                self.max_lifetime
+            ):
                 self._idle.remove(entry)
                 self._retire(conn)
 
@@ -267,10 +467,24 @@ class Pool:
     def _lose(self, conn: Connection) -> None:
         self._lost += 1
         self._forget(conn)
+        if self.on_loss is not None:
+            self.on_loss()
 
     def _forget(self, conn: Connection) -> None:
         del self._born[conn]
         conn.abort()
+
+
+@contextlib.contextmanager
+def _noting_cancellation() -> Generator[None]:
+    """Note for the attempt when it was cancelled while it waited for a connection, if it was."""
+    already = trio.current_effective_deadline() <= trio.current_time()
+    try:
+        yield
+    except trio.Cancelled:
+        if not already and (use := connection_use.get()) is not None:
+            use.gave_up_at = trio.current_time()
+        raise
 
 
 def _as_new(conn: Connection) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 from uuid import UUID
@@ -18,6 +19,7 @@ from psycopg.types.json import set_json_loads
 
 from nursery_queue._core._errors import Closed, NotifyUnavailable, TransientError
 from nursery_queue._core._json import from_text
+from nursery_queue._runtime._connection_use import connection_use
 from nursery_queue._store import Bell, Ring
 
 from ._cancelling import expendable
@@ -28,8 +30,10 @@ from ._errors import (
     leaves_unknown,
     translated,
     translated_for_workers,
+    unconnected,
     unknown,
 )
+from ._hosts import Address, Hosts
 from ._isolation import READ_COMMITTED
 from ._listener import NO_NOTIFICATIONS, Listener
 from ._pool import Pool
@@ -41,8 +45,15 @@ from ._sql import DEFAULT_SCHEMA, checked_schema, query
 
 log = logging.getLogger("nursery_queue")
 
-# Of the pool's connections, for claiming and settling while a worker is registered: however
-# many transactions handlers hold open, the worker itself is never kept waiting.
+# How many connections the application's part may have: so many, and with a worker as many more
+# as it runs handlers, within bounds. Tests: tests/engine/test_connections.py.
+APPLICATION = 10
+MOST_FOR_HANDLERS = 32
+# Of an explicit number, what the transactions of handlers leave to single statements, to
+# transactions within transactions and to the application: a quarter, within bounds.
+LEAST_KEPT = 2
+# For claiming and settling, besides: however many transactions handlers hold open, the worker
+# itself is never kept waiting. It has another one for its heartbeat, and one to listen.
 CONTROL = 2
 _LONGEST_ID = 20  # characters, and one more
 CONTROL_CANCEL = 2.0  # seconds to cancel a statement of ours; then its connection is closed
@@ -50,32 +61,52 @@ CONTROL_CANCEL = 2.0  # seconds to cancel a statement of ours; then its connecti
 
 @attrs.define(eq=False)
 class Sessions:
-    """At most *pool_size* connections; a worker adds one for its heartbeat, one to listen."""
+    """The connections of an application, at most *pool_size*, and those of its workers.
+
+    None: 10, and as many more as workers run handlers at once, 32 at most for each. Workers add
+    four: two to claim and settle, one for heartbeats, one to listen.
+    """
 
     conninfo: str = attrs.field(repr=False)  # may hold a password
     schema: str = attrs.field(default=DEFAULT_SCHEMA, kw_only=True)
-    pool_size: int = attrs.field(default=4, kw_only=True)
+    pool_size: int | None = attrs.field(default=None, kw_only=True)
     call_timeout: float = attrs.field(default=30.0, kw_only=True)
+    _hosts: Hosts = attrs.field(init=False)
     _pool: Pool = attrs.field(init=False)
     _control: Pool = attrs.field(init=False)
     _heartbeat: Pool = attrs.field(init=False)
     _registered: set[UUID] = attrs.field(factory=set[UUID], init=False)
-    _registering: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     _closed: bool = attrs.field(default=False, init=False)
     _pooled: bool = attrs.field(default=False, init=False)  # and the log says so
 
     def __attrs_post_init__(self) -> None:
         checked_schema(self.schema)
-        self._pool = Pool(self.conninfo, max_size=self.pool_size, connect=self._connect)
-        self._control = Pool(self.conninfo, max_size=CONTROL, connect=self._connect_to_control)
-        self._heartbeat = Pool(self.conninfo, max_size=1, connect=self._connect_to_control)
+        most = APPLICATION if self.pool_size is None else self.pool_size
+        # A connection that is found dead makes the others suspect: ask them before they are lent.
+        make = functools.partial(
+            Pool, self.conninfo, on_loss=self._doubt, on_demotion=self._demoted
+        )
+        self._hosts = Hosts(self._fell_silent)
+        self._pool = make(max_size=most, kept=self._kept, connect=self._connect)
+        self._control = make(max_size=CONTROL, connect=self._connect_to_control)
+        self._heartbeat = make(max_size=1, connect=self._connect_to_control)
 
     async def aclose(self) -> None:
         """Close the connections. Using the store afterwards raises `Closed`."""
         self._closed = True
         with trio.CancelScope(shield=True):  # closing waits for nobody
-            for pool in (self._pool, self._control, self._heartbeat):
+            for pool in self._pools:
                 await pool.aclose()
+
+    @contextlib.contextmanager
+    def room_for(self, handlers: int) -> Generator[int]:
+        """Let the pool grow for so many handlers; yield how many may hold a transaction at once."""
+        more = 0 if self.pool_size is not None else min(handlers, MOST_FOR_HANDLERS)
+        self._pool.resize(self._pool.max_size + more, self._kept)
+        try:
+            yield min(handlers, more or self._pool.most_transactions())
+        finally:
+            self._pool.resize(self._pool.max_size - more, self._kept)
 
     async def listen(
         self,
@@ -111,11 +142,42 @@ class Sessions:
     # -- for the verbs -----------------------------------------------------------
 
     @property
-    def _reserved(self) -> int:
-        return min(CONTROL, self.pool_size - 1)
+    def _pools(self) -> tuple[Pool, ...]:
+        return self._pool, self._control, self._heartbeat
+
+    @property
+    def _kept(self) -> int:
+        if self.pool_size is None:
+            return APPLICATION
+        return min(APPLICATION, max(LEAST_KEPT, self.pool_size // 4))
+
+    @property
+    def _for_statements(self) -> Pool:
+        """Return where a verb of the application gets its connection from."""
+        use = connection_use.get()
+        if self._pool.max_size == 1 and self._registered and use is not None:
+            # A handler may hold the only one itself; a single statement does not keep us long.
+            return self._control if use.open.get(self._pool) else self._pool
+        return self._pool
+
+    def _doubt(self) -> None:
+        for pool in self._pools:
+            pool.doubt()
+
+    def _demoted(self, address: Address) -> None:
+        """It takes no writes any more: look for the one that does."""
+        self._hosts.failed(address)
+        for pool in self._pools:
+            pool.abandon(address, in_use=False)
+
+    def _fell_silent(self, address: Address) -> None:
+        """It has fallen silent, and another one has become the primary."""
+        left = sum(pool.abandon(address, in_use=True) for pool in self._pools)
+        if left:
+            log.warning("gave up %d connections to %s: it is silent", left, ":".join(address))
 
     async def _connect(self) -> Connection:
-        conn = await connect(self.conninfo)
+        conn = await connect(self.conninfo, self._hosts)
         set_json_loads(from_text, conn)
         if conn.pooled:  # then nothing may be set in the session, which is others' too
             self._warn_of_pooler()
@@ -145,7 +207,7 @@ class Sessions:
         if self._pooled:
             raise NotifyUnavailable(NO_NOTIFICATIONS)
         try:
-            return await Listener.open(self.conninfo, channels)
+            return await Listener.open(self.conninfo, channels, self._hosts)
         except NotifyUnavailable:
             self._warn_of_pooler()
             raise
@@ -157,12 +219,6 @@ class Sessions:
                 "a pooler stands between us and PostgreSQL: it passes no notifications on, so new"
                 " tasks are found by polling alone; give workers a DSN that leads there directly"
             )
-
-    def _unreserve(self, worker_id: UUID) -> None:
-        if worker_id in self._registered:
-            self._registered.discard(worker_id)
-            if not self._registered:
-                self._pool.unreserve(self._reserved)
 
     async def _run(
         self,
@@ -186,10 +242,11 @@ class Sessions:
         part of a transaction.
         """
         translating = translated if pool is self._pool else translated_for_workers
-        seconds, sent = calls * self.call_timeout, False
+        seconds, lent, sent = calls * self.call_timeout, False, False
         with translating():
             with trio.move_on_after(seconds) as limit:
                 async with pool.connection() as conn:
+                    lent = True
                     try:
                         usual = as_it_is or not (conn.pooled and conn.unusual)
                         async with nullcontext() if usual else self._as_usual(conn):
@@ -203,6 +260,8 @@ class Sessions:
                         if is_refusal(exc):  # a new one may fare better, as after a migration
                             conn.abort()
                         raise
+            if limit.cancelled_caught and not lent:
+                raise unconnected(f"no connection within {seconds:g} s: {pool.shortage()}")
             if limit.cancelled_caught:
                 raise _no_answer(seconds, lost=writes and sent)
 

@@ -71,8 +71,8 @@ VACUUM_AFTER = 10_000  # positions parked, once hardly any others are left to pa
 class PostgresStore(Sessions):
     """A `Store` in one schema of one PostgreSQL database.
 
-    Holds at most *pool_size* connections; a worker adds one for its heartbeat and one to
-    listen. A verb that gets no answer within *call_timeout* seconds raises `TransientError`, or
+    `Sessions` says how many connections it holds. A verb that gets no answer within
+    *call_timeout* seconds raises `TransientError`, `NoConnection` if it could not even ask, or
     `CommitOutcomeUnknown` if it is a write whose answer was lost.
     """
 
@@ -86,7 +86,7 @@ class PostgresStore(Sessions):
 
     async def check(self) -> None:
         """Raise `SchemaError` if the tables are not what this code needs."""
-        async with self._lent(self._pool) as conn:
+        async with self._lent(self._for_statements) as conn:
             await _migrate.check(conn, self.schema)
 
     # -- what applications do ----------------------------------------------------
@@ -95,7 +95,7 @@ class PostgresStore(Sessions):
         """Store tasks, all or none, and answer in their order; *copy*: by COPY."""
         calls = 1 + len(tasks) // COPY if copy else 1
         # By COPY it is a transaction, which knows what a lost answer means.
-        async with self._lent(self._pool, calls=calls, writes=not copy) as conn:
+        async with self._lent(self._for_statements, calls=calls, writes=not copy) as conn:
             return await insert_tasks(conn, self.schema, tasks, copy=copy)
 
     def transaction(
@@ -110,7 +110,7 @@ class PostgresStore(Sessions):
             # Further on and at COMMIT, errors are for the application to judge: not translated.
             excuses = stack.enter_context(Excuses())
             with translated():
-                conn = await stack.enter_async_context(self._pool.connection())
+                conn = await stack.enter_async_context(self._pool.for_transaction())
                 await stack.enter_async_context(conn.transaction())
                 asked = isolation or conn.isolation
                 # In a session of ours the default is what our own verbs need.
@@ -120,7 +120,7 @@ class PostgresStore(Sessions):
 
     async def cancel(self, task_id: int, *, running: bool = True) -> bool:
         """Cancel a waiting task, or ask for a running one to be."""
-        async with self._lent(self._pool, writes=True) as conn:
+        async with self._lent(self._for_statements, writes=True) as conn:
             return await carry_out(conn, _plan.cancel(self.schema, task_id, running=running))
 
     async def cancel_some(
@@ -129,7 +129,7 @@ class PostgresStore(Sessions):
         """Cancel what fits on one page of a walk through all tasks, or count it."""
         bounds = {"after": after, "upto": upto, "most": WALK, "dry_run": dry_run}
         params = attrs.asdict(which) | bounds
-        rows = await self._run(self._pool, "cancel_some", params, writes=not dry_run)
+        rows = await self._run(self._for_statements, "cancel_some", params, writes=not dry_run)
         last, count = rows[0]
         return last, count
 
@@ -139,7 +139,7 @@ class PostgresStore(Sessions):
             return False
         states = [state.value for state in sources(Event.REVIVE)]
         params = {"id": task_id, "states": states}
-        rows = await self._run(self._pool, "revive", params, writes=True)
+        rows = await self._run(self._for_statements, "revive", params, writes=True)
         return bool(rows[0][0])
 
     async def status_many(
@@ -147,7 +147,7 @@ class PostgresStore(Sessions):
     ) -> list[TaskStatus | None]:
         """Say where tasks are, in the order asked."""
         ids = [task_id for task_id in task_ids if task_id in _rows.IDS]
-        rows = await self._run(self._pool, "status", {"ids": ids, "payloads": payloads})
+        rows = await self._run(self._for_statements, "status", {"ids": ids, "payloads": payloads})
         found = {row[0]: _rows.task_status(row) for row in rows}
         return [found.get(task_id) for task_id in task_ids]
 
@@ -155,7 +155,7 @@ class PostgresStore(Sessions):
         """Return the whole log of a task, oldest first, a running attempt included."""
         if task_id not in _rows.IDS:
             return []
-        rows = await self._run(self._pool, "attempts", {"task_id": task_id})
+        rows = await self._run(self._for_statements, "attempts", {"task_id": task_id})
         return [_rows.attempt(row) for row in rows]
 
     async def list_tasks(self, which: TaskFilter) -> list[TaskStatus]:
@@ -163,18 +163,18 @@ class PostgresStore(Sessions):
         params = attrs.asdict(which)
         if which.after is not None:
             params["after"] = min(max(which.after, _rows.IDS[0]), _rows.IDS[-1])
-        rows = await self._run(self._pool, "list_tasks", params)
+        rows = await self._run(self._for_statements, "list_tasks", params)
         return [_rows.task_status(row) for row in rows]
 
     async def pause(self, queue: str, *, paused: bool) -> None:
         """Let nothing of a queue start, or let it start again."""
         params = {"queue": queue, "paused": paused}
-        await self._run(self._pool, "pause", params, writes=True)
+        await self._run(self._for_statements, "pause", params, writes=True)
 
     async def limit(self, queue: str, max_running: int | None) -> None:
         """Set how many tasks of a queue may run over all workers; None: as many as they can."""
         params = {"queue": queue, "max_running": max_running}
-        await self._run(self._pool, "limit", params, writes=True)
+        await self._run(self._for_statements, "limit", params, writes=True)
 
     async def notify(self, queue: str, *, notify: bool) -> None:
         """Have enqueues to a queue wake workers, or leave its tasks to their polls."""
@@ -183,42 +183,36 @@ class PostgresStore(Sessions):
 
     async def queues(self) -> list[QueueStatus]:
         """Return every queue that is set in some way or has live tasks, by name."""
-        rows = await self._run(self._pool, "queues")
+        rows = await self._run(self._for_statements, "queues")
         return [_rows.queue_status(row) for row in rows]
 
     async def workers(self) -> list[WorkerStatus]:
         """Return every registered worker, the oldest first."""
-        rows = await self._run(self._pool, "list_workers")
+        rows = await self._run(self._for_statements, "list_workers")
         return [_rows.worker_status(row) for row in rows]
 
     async def stats(self) -> Stats:
         """Count tasks and attempts, and list workers. Reads everything."""
         names = ("count_tasks", "count_attempts", "count_unknown", "list_workers")
-        async with self._lent(self._pool) as conn:
+        async with self._lent(self._for_statements) as conn:
             return _rows.stats(*[await conn.fetch(query(name, self.schema)) for name in names])
 
     async def read_streams(self, requests: Sequence[StreamRequest]) -> list[StreamPage | None]:
         """Return a page for each request, in their order; None: there is no such task."""
         asked = _streams.read_params(requests)
-        rows = await self._run(self._pool, "read_streams", asked)
+        rows = await self._run(self._for_statements, "read_streams", asked)
         return _streams.pages(rows, len(requests))
 
     # -- what a worker does ------------------------------------------------------
 
     async def register(self, worker: WorkerInfo) -> None:
         """Make a worker known; only known workers may claim."""
-        async with self._registering:
-            if not self._registered:
-                await self._pool.reserve(self._reserved)
-            self._registered.add(worker.id)
-        try:
-            await self._run(self._heartbeat, "register", _register_params(worker))
-        except BaseException:
-            self._unreserve(worker.id)
-            raise
+        await self._run(self._heartbeat, "register", _register_params(worker))
+        self._registered.add(worker.id)
 
     async def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
         """Renew a lease; never registers anew."""
+        self._pool.tend()
         params = {"id": worker_id, "draining": draining}
         rows = await self._run(self._heartbeat, "heartbeat", params)
         if not rows:
@@ -235,7 +229,7 @@ class PostgresStore(Sessions):
 
     async def deregister(self, worker_id: UUID) -> None:
         """Forget a worker. What it still holds may be swept at once."""
-        self._unreserve(worker_id)
+        self._registered.discard(worker_id)
         await self._run(self._heartbeat, "deregister", {"id": worker_id})
 
     async def claim(
@@ -290,7 +284,7 @@ class PostgresStore(Sessions):
 
     async def write_stream(self, write: StreamWrite) -> None:
         """Store chunks of an attempt at the end of one of its streams, all or none."""
-        async with self._lent(self._pool, writes=True) as conn:
+        async with self._lent(self._for_statements, writes=True) as conn:
             await _streams.write(conn, self.schema, write)
 
     async def give_back_all_but(self, worker_id: UUID, fences: set[Fence]) -> int:

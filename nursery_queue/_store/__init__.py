@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
@@ -212,6 +212,13 @@ class Store(Protocol):
         ...
 
     # -- what a worker does ------------------------------------------------------
+
+    def room_for(self, handlers: int) -> AbstractContextManager[int]:
+        """Prepare for so many handlers at once while the block lasts.
+
+        Yields how many of them may have a transaction open at the same time.
+        """
+        ...
 
     async def register(self, worker: WorkerInfo) -> None:
         """Make a worker known; only known workers may claim."""

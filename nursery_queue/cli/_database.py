@@ -109,11 +109,12 @@ class Database:
         )
 
     @contextlib.asynccontextmanager
-    async def client(self) -> AsyncGenerator[Client]:
+    async def client(self, *, pool_size: int | None = None) -> AsyncGenerator[Client]:
         """Open a client, or say why that is not possible."""
         async with contextlib.AsyncExitStack() as stack:
             with self.entering():
-                client = await stack.enter_async_context(connect(self.dsn, schema=self.schema))
+                connecting = connect(self.dsn, schema=self.schema, pool_size=pool_size)
+                client = await stack.enter_async_context(connecting)
             yield client
 
     def run(

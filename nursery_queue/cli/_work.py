@@ -54,6 +54,7 @@ class Shift:
     database: Database
     settings: Mapping[str, Any]  # keywords of Worker
     drain: bool = False
+    pool_size: int | None = None  # connections for handlers, at most; None: as many as needed
     entered: Callable[[], object] = lambda: None  # called when the database has let us in
     # Told how to stop us at once, from any thread; for those whose reasons are no signals.
     on_force: Callable[[Callable[[], None]], object] = lambda _force: None
@@ -169,7 +170,9 @@ async def work(shift: Shift) -> int:
             # What we enter inside, the scope may cancel; we leave it outside, whole.
             async with contextlib.AsyncExitStack() as stack:
                 with stopping.scope:
-                    client = await stack.enter_async_context(shift.database.client())
+                    client = await stack.enter_async_context(
+                        shift.database.client(pool_size=shift.pool_size)
+                    )
                     worker = _employ(shift, client, stopping)
                     watching.start_soon(_leave_without, worker, look, name="abandoned")
                     await _serve(shift, worker)

@@ -156,6 +156,13 @@ class WorkerCommand(click.Command):
     metavar="N",
     help="Worker processes, each with these settings.",
 )
+@setting(
+    "--pool-size",
+    type=Whole(1, 1000),
+    kinds=(int,),
+    metavar="N",
+    help="Connections for handlers, at most; by default as many as needed, 42 at most.",
+)
 @click.option("--child", type=Lifeline.parse, hidden=True)
 @database
 @click.pass_context
@@ -168,6 +175,7 @@ def worker(
     log_level: str | None,
     drain: bool,
     processes: int,
+    pool_size: int | None,
     child: Lifeline | None,
     **options: Any,
 ) -> int:
@@ -191,5 +199,12 @@ def worker(
             settings["name"] += f"-{child.number}"
     loaded = load_app(app)
     keep_ours()
-    shift = Shift(app=loaded, where=app, database=database, settings=settings, drain=drain)
+    shift = Shift(
+        app=loaded,
+        where=app,
+        database=database,
+        settings=settings,
+        drain=drain,
+        pool_size=pool_size,
+    )
     return trio.run(work, shift if child is None else child.tied(shift))

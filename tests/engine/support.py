@@ -7,7 +7,7 @@ import random
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from uuid import UUID
 
 import attrs
@@ -229,6 +229,9 @@ class FlakyStore:
             await self.inner.listen(ring, bells, task_status=task_status)
 
     # -- the others ----------------------------------------------------------------------
+
+    def room_for(self, handlers: int) -> AbstractContextManager[int]:
+        return self.inner.room_for(handlers)
 
     async def aclose(self) -> None:
         await self.inner.aclose()

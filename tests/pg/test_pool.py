@@ -1,5 +1,7 @@
 """The pool lends connections that work, in order, and never more than it may."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import contextlib
@@ -15,7 +17,7 @@ import trio.testing
 from nursery_queue._core._errors import Closed, CommitOutcomeUnknown
 from nursery_queue._pg._connection import Connection
 from nursery_queue._pg._errors import PoolTimeout
-from nursery_queue._pg._pool import PING_TIMEOUT, Pool
+from nursery_queue._pg._pool import FIRST, FIRST_OF_ATTEMPT, PING_TIMEOUT, SINGLE, Pool
 from nursery_queue.testing import VirtualTime
 from tests.faults.network import pass_time_until
 from tests.pg.proxy import proxied
@@ -39,6 +41,11 @@ async def pool(dsn: str) -> AsyncGenerator[Pool]:
 async def pid_of(pool: Pool) -> int:
     async with pool.connection() as conn:
         return conn.info.backend_pid
+
+
+async def ask(pool: Pool) -> None:
+    async with pool.connection() as conn:
+        assert await conn.fetch("select 1") == [(1,)]
 
 
 async def kill(conn: Connection, pid: int) -> None:
@@ -122,39 +129,143 @@ async def test_checkout_timeout(dsn: str) -> None:
                 pass
 
 
-async def test_reserve(pool: Pool) -> None:
-    """A reserved slot is not lent until it is given back."""
-    async with pool.connection(), pool.connection():
-        pass
-    await pool.reserve(1)
-    assert pool.stats.idle == 1  # the total stays within max_size
+def most(pool: Pool, *levels: int) -> list[int]:
+    return [pool._most(level) for level in levels]
 
-    async with trio.open_nursery() as nursery, pool.connection():
+
+@pytest.mark.parametrize(
+    ("size", "kept", "levels"),
+    [
+        (1, 1, [1, 1, 1]),
+        (2, 1, [1, 1, 2]),
+        (3, 2, [1, 1, 2]),
+        (4, 2, [2, 2, 3]),
+        (10, 10, [1, 6, 8]),
+        (12, 3, [9, 10, 11]),
+        (42, 10, [32, 38, 40]),
+    ],
+)
+def test_what_transactions_leave(dsn: str, size: int, kept: int, levels: list[int]) -> None:
+    """The first transactions leave most, those within others less, and all leave one."""
+    pool = Pool(dsn, max_size=size, kept=kept)
+    assert most(pool, FIRST_OF_ATTEMPT, FIRST, FIRST + 1) == levels
+    assert all(each < size for each in most(pool, *range(9))) or size <= 2
+
+
+async def test_transactions_leave_the_last_one(dsn: str) -> None:
+    """A single statement gets a connection however many transactions are open or wait."""
+    async with closing(Pool(dsn, max_size=3, kept=2)) as pool, trio.open_nursery() as nursery:
+        ended = 0
+
+        async def use() -> None:
+            nonlocal ended
+            async with pool.for_transaction(), pool.for_transaction():
+                await ask(pool)
+            ended += 1
+
+        for _ in range(20):
+            nursery.start_soon(use)
+        with trio.fail_after(20):
+            while ended < 20:
+                await ask(pool)
+    assert pool.stats.opened <= 3
+
+
+async def test_in_order_over_all_purposes(dsn: str) -> None:
+    """Who may not have one yet is passed over; who may is served in the order of coming."""
+    served: list[str] = []
+
+    async def use(pool: Pool, name: str, purpose: int) -> None:
+        async with pool.connection(purpose):
+            served.append(name)
+            await trio.lowlevel.checkpoint()
+
+    async with (
+        closing(Pool(dsn, max_size=2, kept=1)) as pool,
+        trio.open_nursery() as nursery,
+        pool.connection(FIRST),
+    ):
+        async with pool.connection():
+            for name, purpose in [("a", FIRST), ("b", SINGLE), ("c", FIRST), ("d", SINGLE)]:
+                nursery.start_soon(use, pool, name, purpose)
+                await trio.testing.wait_all_tasks_blocked()
+        while len(served) < 2:
+            await trio.lowlevel.checkpoint()
+        assert served == ["b", "d"]
+    assert served == ["b", "d", "a", "c"]
+
+
+async def test_another_size(dsn: str) -> None:
+    """A pool that grows serves who waits; one that shrinks closes what is too much."""
+    async with (
+        closing(Pool(dsn, max_size=1)) as pool,
+        trio.open_nursery() as nursery,
+        pool.connection(),
+    ):
         nursery.start_soon(pid_of, pool)
         await trio.testing.wait_all_tasks_blocked()
         assert pool.stats.waiting == 1
-        pool.unreserve(1)
-        await trio.testing.wait_all_tasks_blocked(0.01)
-        assert pool.stats.waiting == 0
-    assert pool.stats.reserved == 0
+        pool.resize(3, 0)
+        while pool.stats.waiting or pool.stats.in_use > 1:
+            await trio.lowlevel.checkpoint()
+        assert pool.stats.idle == 1
+        async with pool.connection(), pool.connection():
+            pool.resize(2, 0)
+        assert pool.stats.idle == 1
+        pool.resize(1, 0)
+        assert (pool.stats.idle, pool.stats.in_use) == (0, 1)
 
 
-async def test_reserve_waits_and_can_be_cancelled(pool: Pool) -> None:
-    """`reserve()` waits for a free slot; cancelled, it has taken none."""
-    async with pool.connection(), pool.connection():
-        with trio.move_on_after(0.01) as scope:
-            await pool.reserve(1)
-        assert scope.cancelled_caught
-    async with pool.connection(), pool.connection():
-        pass
+async def test_cancelled_at_every_moment(dsn: str) -> None:
+    """Calls that are cancelled while they wait, or as they are served, lose no slot."""
+    rng = random.Random("slots")
+    async with closing(Pool(dsn, max_size=3, kept=2)) as pool:
+
+        async def use(purpose: int) -> None:
+            for _ in range(50):
+                with trio.move_on_after(rng.choice([0, 0.0005, 0.002, 1])):
+                    async with pool.connection(purpose):
+                        assert pool.stats.in_use <= 3
+                        await trio.sleep(rng.random() / 1000)
+
+        async with trio.open_nursery() as nursery:
+            for purpose in (SINGLE, FIRST_OF_ATTEMPT, FIRST, FIRST + 1) * 3:
+                nursery.start_soon(use, purpose)
+        assert (pool.stats.in_use, pool.stats.waiting, pool._in_transactions) == (0, 0, 0)
 
 
-async def test_reserve_leaves_one(pool: Pool) -> None:
-    """At least one connection stays in general use."""
-    with pytest.raises(ValueError, match="at least one"):
-        await pool.reserve(2)
-    with pytest.raises(ValueError, match="0 are reserved"):
-        pool.unreserve(1)
+async def test_a_server_that_takes_no_more(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is asked again, ever more slowly and by one at a time, and what comes back is taken."""
+    autojump_clock.autojump_threshold = 0.01
+    tries = 0
+    full = True
+
+    async def connect() -> Connection:
+        nonlocal tries
+        tries += 1
+        await trio.lowlevel.checkpoint()
+        raise (
+            psycopg.errors.TooManyConnections("sorry")
+            if full
+            else psycopg.ProgrammingError("mended")
+        )
+
+    pool = Pool("", max_size=20, connect=connect)
+
+    async def fail(error: type[Exception], match: str) -> None:
+        with pytest.raises(error, match=match):
+            await ask(pool)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(fail, PoolTimeout, "the server takes no more: sorry")
+    assert 30 <= tries <= 100
+    full = False
+    await fail(psycopg.ProgrammingError, "mended")
+    assert pool.stats.in_use == 0
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 # -- what is lent works -----------------------------------------------------------------------
@@ -301,8 +412,6 @@ async def test_closed_pool(pool: Pool) -> None:
     assert lent.closed
     with pytest.raises(Closed):
         await pid_of(pool)
-    with pytest.raises(Closed):
-        await pool.reserve(1)
 
 
 async def test_closed_while_connecting(dsn: str) -> None:

@@ -154,22 +154,21 @@ async def test_a_connection(
 
 
 async def test_a_connection_that_is_not_given_back(watch: Watch, migrated: str) -> None:
-    """A connection of a pool that stays lent is found, and so is a reservation."""
+    """A connection of a pool that stays lent is found, and so is what was made of room."""
     store = PostgresStore(migrated)
     async with contextlib.AsyncExitStack() as stack:
 
         async def careless() -> None:
             touched(store)
             await stack.enter_async_context(store._control.connection())
-            await store._pool.reserve(1)
+            stack.enter_context(store.room_for(1))
 
         await watch.around(careless)()
-    store._pool.unreserve(1)
     await store.aclose()
 
     assert [found.split()[0:2] for found in watch.found] == [
         ["a", "connection"],
-        ["reserved", "connections"],
+        ["room", "in"],
     ]
 
 

@@ -1,0 +1,27 @@
+"""What an attempt, or a task of an application, holds of a pool of connections."""
+
+from __future__ import annotations
+
+import math
+
+from contextvars import ContextVar
+
+import attrs
+
+
+@attrs.define(eq=False)
+class ConnectionUse:
+    """The transactions that are open, and the calls that wait for a connection.
+
+    An attempt has one for all its tasks and threads, which inherit it with their context.
+    """
+
+    in_attempt: bool = False
+    # By pool: a handler may use other databases as well.
+    open: dict[object, int] = attrs.field(factory=dict[object, int], init=False)
+    # When a call was last cancelled while it waited for a connection; on trio's clock.
+    gave_up_at: float = attrs.field(default=-math.inf, init=False)
+
+
+# None: the context is no attempt's, and no transaction of it is open.
+connection_use: ContextVar[ConnectionUse | None] = ContextVar("connection_use", default=None)
