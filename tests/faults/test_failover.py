@@ -263,6 +263,7 @@ def pair() -> Generator[Pair]:
         assert copied.returncode == 0, copied.stderr
         for lock in standby.data.glob(".s.*"):  # of the primary's socket
             lock.unlink()
+        standby.prepare()
         standby.start()
         stack.callback(standby.stop)
         both = f"{folder},{conninfo_to_dict(standby.dsn())['host']}"

@@ -65,6 +65,7 @@ def own_server() -> Generator[OwnServer]:
             tcp=False,
         )
         try:
+            server.prepare()
             server.start()
             dsn = server.dsn()
             with psycopg.connect(dsn, autocommit=True) as connection:
