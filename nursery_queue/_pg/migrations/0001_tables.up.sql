@@ -129,11 +129,14 @@ comment on table nursery_queue.ready is 'Position of a task that may run now.';
 -- The claim walks it. A task type before the priority: a worker steps over a million tasks of
 -- types that it does not know in one probe.
 create unique index ready_key on nursery_queue.ready (queue, task_type, priority desc, task_id);
+-- Rows can be deleted also where all tables are published, as for logical replication.
+alter table nursery_queue.ready replica identity using index ready_key;
 
 create table nursery_queue.parked (like nursery_queue.ready);
 comment on table nursery_queue.parked is
     'Position of a ready task of a type that no live worker knows: out of the way of claims.';
 create unique index parked_key on nursery_queue.parked (task_type, queue, priority desc, task_id);
+alter table nursery_queue.parked replica identity using index parked_key;
 
 create table nursery_queue.running (
     task_id             bigint primary key,
