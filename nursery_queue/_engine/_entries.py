@@ -12,7 +12,7 @@ import attrs
 from nursery_queue._context import CancelReason
 from nursery_queue._core._errors import CommitOutcomeUnknown, TransientError
 from nursery_queue._core._model import ErrorRecord, Fence, Outcome, Refusal, Settlement
-from nursery_queue._core._outcome import AttemptOutcome, Failed, Succeeded, settle
+from nursery_queue._core._outcome import KEEP_FOR, AttemptOutcome, Failed, Succeeded, settle
 from nursery_queue._store import Store
 
 from ._hands import Execution
@@ -60,6 +60,10 @@ class Entry:
             rng=rng,
             cancel_requested=self.cancel_requested,
         )
+        if self.instead is not None:
+            # What was not to be kept may have been refused for that: its row is referred to.
+            kept = max(settlement.keep_for, KEEP_FOR)
+            settlement = attrs.evolve(settlement, keep_for=kept)
         return settlement if self.telling else attrs.evolve(settlement, on_complete=False)
 
 

@@ -245,6 +245,30 @@ async def test_a_row_is_refused(
         admin.do("alter table nursery_queue.finished drop constraint own")
 
 
+@pytest.mark.parametrize("transactional", [False, True])
+async def test_a_row_that_cannot_be_forgotten(
+    virtual_time: VirtualTime, app: nq.App, admin: Admin, pg: nq.Client, transactional: bool
+) -> None:
+    """A task that was not to be kept, and to which a row refers, is kept, and says why."""
+
+    @app.task(name="brief", keep_for=0, retry=None, transactional=transactional)
+    async def brief() -> None: ...
+
+    admin.do("create table public.errand (task bigint references nursery_queue.task)")
+    ref = await pg.enqueue("brief")
+    admin.do(f"insert into public.errand values ({ref.id})")
+    other = await pg.enqueue("brief")
+    worker = nq.Worker(app, pg)
+    await worker.run_until_idle()
+
+    status = await pg.status(ref)
+    assert status is not None
+    assert (status.state, status.error_type) == (nq.State.FAILED, "OutcomeNotStored")
+    assert "still referenced from table" in str(status.error_message)
+    assert await pg.status(other) is None
+    assert sibling(worker, "settler").restarts == 0
+
+
 async def test_every_row_is_refused(
     virtual_time: VirtualTime,
     app: nq.App,
