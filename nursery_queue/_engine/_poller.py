@@ -166,6 +166,8 @@ class Poller:
         while (worker_id := self.worker_id()) is not None:
             if self._due <= trio.current_time():
                 await self._promote()
+            if self.must_reconcile or trio.current_time() >= self._reconciled_at + RECONCILE_EVERY:
+                await self.reconcile(worker_id)  # also if there is no room for more
             if not self._wants_more or trio.current_time() < self._not_before:
                 break
             await self._claim(worker_id)
@@ -196,8 +198,6 @@ class Poller:
         self._reconciled_at = trio.current_time()
 
     async def _claim(self, worker_id: UUID) -> None:
-        if self.must_reconcile or trio.current_time() >= self._reconciled_at + RECONCILE_EVERY:
-            await self.reconcile(worker_id)
         task_types, limit = self._wanted()
         lanes = self._walk.lanes(lambda queue: min(limit, self._room_in(queue)))
         self._maybe_more = False  # a ring from now on counts

@@ -338,6 +338,33 @@ async def test_a_claim_that_commits_late_is_reconciled(
     assert await outcomes(client, ref) == ["succeeded"]
 
 
+async def test_a_claim_that_commits_late_is_reconciled_by_a_worker_that_is_full(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    client: nq.Client,
+    store: FlakyStore,
+    cancels: list[tuple[float, str]],
+) -> None:
+    """Others get such tasks within a minute or so, however long the worker has no room itself."""
+
+    @app.task(name="quick")
+    async def quick() -> None: ...
+
+    worker = nq.Worker(app, client, listen=False, concurrency=1, prefetch=0)
+    await client.enqueue("hold")
+    async with working(worker):
+        await trio.sleep(1)
+        ref = await client.enqueue("quick")
+        worker_id = worker.health().worker_id
+        assert worker_id is not None
+        stray = await store.claim(worker_id, ["quick"], limit=1)
+        assert len(stray.claims) == 1
+        await trio.sleep(70)
+
+        assert await state(client, ref) == "ready"
+        assert cancels == []
+
+
 async def test_a_claim_that_hangs(
     virtual_time: VirtualTime,
     app: nq.App,
