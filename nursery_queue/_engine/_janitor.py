@@ -151,12 +151,13 @@ class Janitor:
             self.on_work()
 
     async def _prune(self) -> None:
-        self._prune_at = self._in(PRUNE_EVERY)
+        # If it fails it stays due, so that it is not called well before it has succeeded.
         with answered_within(TIMEOUT, "pruning"):
             pruned = await self.store.prune()
         if pruned:
             log.info("pruned %d tasks", pruned)
-            self._prune_at = -math.inf  # there may be more; others that are due have their turn
+        # There may be more; others that are due have their turn first.
+        self._prune_at = -math.inf if pruned else self._in(PRUNE_EVERY)
 
     def _in(self, heartbeats: float) -> float:
         return trio.current_time() + heartbeats * self.heartbeat * self.rng.uniform(0.8, 1.2)

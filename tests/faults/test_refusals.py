@@ -1,11 +1,14 @@
 """A PostgreSQL that answers with an error: for what, whose fault it is, and who goes on."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
+import functools
 import time
 import uuid
 
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 
 import attrs
 import psycopg
@@ -17,6 +20,8 @@ from psycopg.conninfo import make_conninfo
 
 import nursery_queue as nq
 
+from nursery_queue._pg._connection import Connection
+from nursery_queue._pg._store import PostgresStore
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import Longest, outcomes, state, working
 from tests.faults.support import Holding, lines, logged, sibling, unwell
@@ -56,6 +61,7 @@ def admin(migrated: str) -> Generator[Admin]:
         try:
             admin.do("grant usage on schema nursery_queue to {role}")
             admin.do("grant all on all tables in schema nursery_queue to {role}")
+            admin.do("grant execute on all functions in schema nursery_queue to {role}")
             yield admin
         finally:
             admin.do("drop owned by {role}")
@@ -102,9 +108,13 @@ TROUBLES = {
     "claim: permission": revoked("insert on nursery_queue.running", "poller"),
     "settle: permission": revoked("insert on nursery_queue.attempt", "settler"),
     "settle: permission in a branch": revoked("delete on nursery_queue.dedup", "settler"),
-    "heartbeat: permission": revoked("update on nursery_queue.worker", "heartbeat"),
+    "heartbeat: permission": revoked("update on nursery_queue.worker", "heartbeat janitor"),
     "prune: permission": revoked("delete on nursery_queue.task", "janitor settler"),
-    "claim: no table": renamed("queue", "poller"),
+    "claim: no function": Trouble(
+        "alter routine nursery_queue.walk rename to away",
+        "alter routine nursery_queue.away rename to walk",
+        "poller",
+    ),
     "settle: no table": renamed("finished", "settler"),
     "settle: no column": renamed("attempt", "settler", column="outcome"),
     "heartbeat: no column": renamed("worker", "heartbeat", column="draining"),
@@ -133,8 +143,8 @@ async def test_the_database_as_such_refuses(
                 await trio.sleep(1)
                 admin.do(trouble.begin)
                 refs = [await client.enqueue("double", number=n) for n in range(20)]
-                # Less than the lease; but for the janitor it takes until its next round but one.
-                await trio.sleep(100 if "janitor" in concerned else 20)
+                # Less than the lease; but to prune it takes until the next round but one.
+                await trio.sleep(100 if name.startswith("prune") else 20)
                 assert unwell(worker) == concerned
                 for loop in concerned:
                     assert sibling(worker, loop).restarts > 3
@@ -356,6 +366,21 @@ async def test_a_migration_that_changes_types(
 # -- tables that are locked ----------------------------------------------------------------------
 
 
+def make_impatient(client: nq.Client) -> None:
+    """Have the worker's own statements wait 20 ms for a lock: virtual time stands still for it."""
+    store = client.store
+    assert isinstance(store, PostgresStore)
+    for pool in (store._control, store._heartbeat):
+        pool.connect = functools.partial(_impatient, pool.connect)
+
+
+async def _impatient(connect: Callable[[], Awaitable[Connection]] | None) -> Connection:
+    assert connect is not None
+    conn = await connect()
+    await conn.execute("set lock_timeout = '20ms'")
+    return conn
+
+
 @pytest.mark.parametrize("table", ["task", "running", "worker"])
 async def test_a_table_is_locked(
     virtual_time: VirtualTime,
@@ -368,8 +393,8 @@ async def test_a_table_is_locked(
     table: str,
 ) -> None:
     """Whoever needs it tries again until it is free; no task and no handler is hurt."""
-    impatient = make_conninfo(migrated, options="-c lock_timeout=20ms")
-    async with nq.connect(impatient) as client:
+    async with nq.connect(migrated) as client:
+        make_impatient(client)
         worker = nq.Worker(app, client, poll_interval=1, rng=Longest())
         with logged(caplog):
             async with working(worker):
@@ -463,7 +488,7 @@ async def test_a_lock_that_outlasts_the_patience(
         await trio.sleep(10)
         assert await outcomes(pg, held) == ["succeeded"]
         with psycopg.connect(migrated) as other:
-            other.execute("lock table nursery_queue.queue in access exclusive mode")
+            other.execute("lock table nursery_queue.running in access exclusive mode")
             refs = [await pg.enqueue("double", number=n) for n in range(5)]
             await patience_ends("poller")
             other.rollback()
