@@ -64,14 +64,21 @@ class Poller:
     _only_others: bool = attrs.field(default=False, init=False)  # the last claim was for them
     _others_next: bool = attrs.field(default=False, init=False)  # and so is the next one
     _full: set[str] = attrs.field(factory=set[str], init=False)  # queues at our limit of them
-    _walk: Walk = attrs.field(init=False)  # through the queues
+    # Through the queues, for everything and for what opens no transaction: each goes on where it
+    # was, whatever was wanted in between.
+    _whole_walk: Walk = attrs.field(init=False)
+    _others_walk: Walk = attrs.field(init=False)
     _ask_for_closed: bool = attrs.field(default=False, init=False)
     _calm: float = attrs.field(default=0.0, init=False)  # seconds to wait after the last claim
     _not_before: float = attrs.field(default=-math.inf, init=False)  # on trio's clock
 
     def __attrs_post_init__(self) -> None:
-        names = self.hands.queues
-        self._walk = Walk(None if names is None else sorted(names))
+        names = None if self.hands.queues is None else sorted(self.hands.queues)
+        self._whole_walk, self._others_walk = Walk(names), Walk(names)
+
+    @property
+    def _walk(self) -> Walk:
+        return self._others_walk if self._only_others else self._whole_walk
 
     def news(self) -> None:
         """There may be something to claim."""
@@ -84,13 +91,15 @@ class Poller:
         self._bell.ring()
 
     def _look_anew(self) -> None:
-        self._maybe_more = self._walk.again = True  # perhaps where the walk has already been
+        self._maybe_more = True
+        self._whole_walk.again = self._others_walk.again = True  # perhaps where it has already been
 
     def freed(self) -> None:
         """There is room; worth a claim if the last one left something behind."""
         if self.on_idle is not None and not self.hands.busy:
             self._look_anew()  # make sure that nothing is left before calling it idle
-        if self._walk.held_back or any(self._room_in(queue) for queue in self._full):
+        held_back = self._whole_walk.held_back or self._others_walk.held_back
+        if held_back or any(self._room_in(queue) for queue in self._full):
             self._look_anew()  # nobody has asked for more of that queue
             self._not_before = -math.inf  # the slot is ours, unless somebody is faster
         if self._left_out and self.hands.transactions_left:
@@ -236,11 +245,8 @@ class Poller:
         """
         room, left = self.hands.room, self.hands.transactions_left
         self._left_out = left < room
-        only_others = self._left_out and (self._others_next or not left)
-        if only_others is not self._only_others:
-            self._only_others = only_others
-            self._walk.restart()
-        if not only_others:
+        self._only_others = self._left_out and (self._others_next or not left)
+        if not self._only_others:
             return list(self.app.task_types), int(min(left, room))
         return [name for name, each in self.app.task_types.items() if not each.transactional], room
 

@@ -68,10 +68,6 @@ class Walk:
                 found.append(Lane(queue=name, slots=slots))
         return found
 
-    def restart(self) -> None:
-        """Go back to the beginning: other tasks are wanted than so far."""
-        self.after = None
-
     def goes_on(self) -> None:
         """Note that there is a claim, whose answer is of the time from now on."""
         if self.after is None:

@@ -20,6 +20,7 @@ from tests.engine.support import final, outcomes, working
 
 AT_ONCE = 32  # handlers, by default
 APPLICATION = 10  # connections, besides those for the transactions of handlers
+QUEUES = 32  # that one claim looks at
 OWN = 4  # connections of a worker: two to claim and settle, a heartbeat, a listener
 
 
@@ -165,6 +166,23 @@ async def test_priorities_among_few_transactions(app: nq.App, migrated: str) -> 
         await nq.Worker(app, client, concurrency=2, prefetch=0).run_until_idle()
     assert len(order) == 25
     assert order.index("urgent") <= 1
+
+
+async def test_many_queues_and_few_transactions(app: nq.App, migrated: str) -> None:
+    """Each queue has its turn, however much there is in those before it in the walk."""
+    order: list[str] = []
+
+    @app.task(transactional=True, retry=None)
+    async def write(ctx: nq.TaskContext) -> None:
+        order.append(ctx.queue)
+
+    queues = [f"q{number:02}" for number in range(QUEUES + 1)]
+    async with nq.connect(migrated, pool_size=4) as client:
+        for _ in range(8):
+            await client.enqueue_many([write.options(queue=each).bind() for each in queues])
+        await nq.Worker(app, client, concurrency=4, prefetch=0).run_until_idle()
+    assert len(order) == 8 * len(queues)
+    assert order.index(queues[-1]) < 2 * len(queues)
 
 
 @contextlib.asynccontextmanager
