@@ -179,7 +179,7 @@ class PostgresStore(Sessions):
     async def notify(self, queue: str, *, notify: bool) -> None:
         """Have enqueues to a queue wake workers, or leave its tasks to their polls."""
         params = {"queue": queue, "notify": notify}
-        await self._run(self._pool, "notify", params, writes=True)
+        await self._run(self._for_statements, "notify", params, writes=True)
 
     async def queues(self) -> list[QueueStatus]:
         """Return every queue that is set in some way or has live tasks, by name."""

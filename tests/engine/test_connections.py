@@ -109,6 +109,9 @@ async def test_a_verb_in_a_transaction_with_hardly_any_connections(
         await ctx.tx.execute("select 1")
         await ctx.stream().write("a word")
         await ctx.client.enqueue("another")
+        await ctx.client.pause("elsewhere")
+        await ctx.client.configure_queue("elsewhere", max_running=1)
+        await ctx.client.configure_queue("elsewhere", notify=False)
 
     async with nq.connect(migrated, pool_size=pool_size) as client:
         refs = await client.enqueue_many([busy.bind() for _ in range(20)])
