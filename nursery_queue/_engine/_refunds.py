@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+from collections import Counter
+
 import attrs
 
 from nursery_queue._core._excuses import Excuse
@@ -23,18 +25,20 @@ class Refunds:
     """
 
     rng: random.Random
-    # The count, by task id. What was counted longest ago is first.
-    _given: dict[int, int] = attrs.field(factory=dict[int, int], init=False)
+    # The counts, by task id: of each excuse, for each has a bound of its own. What was counted
+    # longest ago is first.
+    _given: dict[int, Counter[Excuse]] = attrs.field(factory=dict[int, Counter[Excuse]], init=False)
 
     def grant(self, task_id: int, why: Excuse) -> float | None:
         """Give one more attempt back: the seconds until the next. None: this one counts."""
-        given = self._given.pop(task_id, 0) + 1
-        if given > why.bound:
+        given = self._given.pop(task_id, Counter[Excuse]())
+        given[why] += 1
+        if given[why] > why.bound:
             return None
         self._given[task_id] = given
         if len(self._given) > MOST:
             del self._given[next(iter(self._given))]
-        return BACKOFF.delay(given, self.rng)
+        return BACKOFF.delay(given.total(), self.rng)
 
     def ended(self, task_id: int) -> None:
         """Begin anew: an attempt has ended in another way."""
