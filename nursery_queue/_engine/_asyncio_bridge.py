@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from nursery_queue._context import TaskContext
-from nursery_queue._runtime._asyncio_loop import TrioHostedLoop, open_asyncio_loop
+from nursery_queue._runtime._asyncio_loop import TrioHostedLoop, begun_here, open_asyncio_loop
 from nursery_queue._runtime._signals import interrupted
 
 from ._asyncio_context import crossing
@@ -41,9 +41,27 @@ class _Attempt:
     """What one handler has started in the loop it shares with the others."""
 
     served: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task)
+    # The handler's own first, then those that it has started and that are still of interest.
     tasks: list[asyncio.Task[Any]] = attrs.field(factory=list["asyncio.Task[Any]"])
     errors: list[BaseException] = attrs.field(factory=list[BaseException])
     interrupt: BaseException | None = None  # a signal's: for those around us, when all has ended
+    ended: bool = False
+    _sort_out_at: int = 32
+
+    def add(self, task: asyncio.Task[Any]) -> None:
+        """Note a task. What has ended well, or has been awaited, is let go of with its result."""
+        if len(self.tasks) >= self._sort_out_at:
+            self.tasks[1:] = [t for t in self.tasks[1:] if not t.done() or t._log_traceback]
+            self._sort_out_at = 32 + 2 * len(self.tasks)
+        self.tasks.append(task)
+
+    def struck(self, error: BaseException) -> bool:
+        """End, and those around us, too, if it was a signal's handler that has raised *error*."""
+        if not interrupted(error):
+            return False
+        self.interrupt = error
+        self.tasks[0].cancel("interrupted")  # the handler itself, which may be another task
+        return True
 
 
 _current: ContextVar[_Attempt | None] = ContextVar("nursery_queue_asyncio_attempt", default=None)
@@ -62,10 +80,12 @@ class AsyncioBridge:
     async def run(self, handler: Callable[..., Coroutine[Any, Any, R]], *args: Any) -> R:
         """Run an asyncio handler: nothing it started survives it, every error is its own."""
         attempt = _Attempt()
-        token = _current.set(attempt)
+        token, begun = _current.set(attempt), begun_here.set(set())
         try:
             result = await self._run(attempt, handler, *args)
         finally:
+            attempt.ended = True
+            begun_here.reset(begun)
             _current.reset(token)
             if attempt.interrupt is not None:
                 raise attempt.interrupt
@@ -156,7 +176,8 @@ def _spawn(
     if attempt is None:
         return asyncio.Task(coroutine, loop=loop, **kwargs)
     task = asyncio.Task(_Staying(coroutine), loop=loop, **kwargs)
-    attempt.tasks.append(task)
+    if not attempt.ended:  # else what is left of it has started another one: nobody's
+        attempt.add(task)
     return task
 
 
@@ -187,9 +208,8 @@ class _Staying(Coroutine[Any, Any, R]):
 
 def _exited(exc: SystemExit | KeyboardInterrupt) -> HandlerExited:
     attempt = _current.get()
-    if attempt is not None and interrupted(exc):
-        attempt.interrupt = exc
-        attempt.tasks[0].cancel("interrupted")  # the handler itself, which may be another task
+    if attempt is not None:
+        attempt.struck(exc)
     return HandlerExited(f"the handler raised {exc!r}")
 
 
@@ -207,7 +227,8 @@ def _uncaught(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     attempt = None if handle is None else handle._context.get(_current)
     if isinstance(error, asyncio.CancelledError):
         return  # asyncio.streams, on Python 3.11, of a connection's task that was cancelled
-    if attempt is not None and error is not None:
-        attempt.errors.append(error)
+    if attempt is not None and error is not None and not attempt.ended:
+        if not attempt.struck(error):
+            attempt.errors.append(error)
     else:
         log.error("asyncio: %s", context.get("message"), exc_info=error)

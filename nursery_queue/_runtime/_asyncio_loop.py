@@ -22,7 +22,7 @@ import sys
 import threading
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextvars import Context
+from contextvars import Context, ContextVar
 from types import FrameType, TracebackType
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -48,6 +48,10 @@ except ImportError:  # trio may one day do without it
     _sniffed = threading.local()
 
 
+# The async generators that were begun in this context, by id; None: nobody keeps account of them.
+begun_here: ContextVar[set[int] | None] = ContextVar("nursery_queue_begun_here", default=None)
+
+
 class _Poll(selectors.DefaultSelector):
     """A selector that never waits: trio does."""
 
@@ -62,8 +66,7 @@ class TrioHostedLoop(asyncio.SelectorEventLoop):
     # What asyncio.base_events.BaseEventLoop has, and typeshed leaves out. The tests of this
     # module fail on a Python where they have another meaning.
     _selector: selectors.DefaultSelector
-    _asyncgen_firstiter_hook: Callable[..., Any]
-    _asyncgen_finalizer_hook: Callable[..., Any]
+    _asyncgens: Any
     _ready: Any
     _scheduled: list[Any]
     _timer_cancelled_count: int
@@ -118,6 +121,20 @@ class TrioHostedLoop(asyncio.SelectorEventLoop):
         if isinstance(self._default_executor, DaemonThreads):
             self._default_executor.shutdown(wait=False)
         super().set_default_executor(executor)
+
+    def _asyncgen_firstiter_hook(self, agen: AsyncGenerator[Any]) -> None:
+        _base._asyncgen_firstiter_hook(self, agen)
+        if (begun := begun_here.get()) is not None:
+            begun.add(id(agen))
+
+    def _asyncgen_finalizer_hook(self, agen: AsyncGenerator[Any]) -> None:
+        """Have *agen* closed, in an empty context if it was somebody else who has found it."""
+        self._asyncgens.discard(agen)
+        begun = begun_here.get()
+        own = begun is None or id(agen) in begun
+        if not self.is_closed():
+            context = None if own else Context()
+            self.call_soon_threadsafe(self.create_task, agen.aclose(), context=context)
 
     def stop(self) -> None:
         """Refuse: others use the loop as well."""
@@ -246,8 +263,8 @@ class TrioHostedLoop(asyncio.SelectorEventLoop):
             for _ in range(2):
                 try:
                     _base._run_once(self)
-                except SystemExit as exc:  # would end the loop, for all its users
-                    self._exited(exc)
+                except BaseException as exc:  # noqa: BLE001  # raised there if it is ours
+                    self._escaped(exc)
                 if not self._ready:
                     return
 
@@ -275,14 +292,13 @@ class TrioHostedLoop(asyncio.SelectorEventLoop):
             _c_asyncio._set_running_loop(outer)
             sys.set_asyncgen_hooks(*hooks)
 
-    def _exited(self, exc: SystemExit) -> None:
-        self.call_exception_handler(
-            {
-                "message": "a callback raised SystemExit",
-                "exception": exc,
-                "handle": _handle_in(exc.__traceback__),
-            }
-        )
+    def _escaped(self, exc: BaseException) -> None:
+        """Let nothing that a callback raises end the loop, for all its users."""
+        handle = _handle_in(exc.__traceback__)
+        if handle is None:
+            raise exc
+        message = f"a callback raised {type(exc).__name__}"
+        self.call_exception_handler({"message": message, "exception": exc, "handle": handle})
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Be the loop until `end`; kept running for those who clean up when all is cancelled."""

@@ -359,6 +359,29 @@ def test_a_real_interrupt_ends_the_worker(sigint: None, app: nq.App, where: str)
     assert seen == ["shutdown", "interrupted"]
 
 
+async def test_an_interrupt_of_a_callback(
+    app: nq.App, client: nq.Client, interrupt: Callable[[], None]
+) -> None:
+    """Where a signal's handler strikes a callback on asyncio, that ends the worker, too."""
+
+    @app.task(name="strike", asyncio=True)
+    async def strike() -> None:
+        asyncio.get_running_loop().call_soon(interrupt)
+        await asyncio.sleep(1000)
+
+    ref = await client.enqueue(strike)
+    seen: list[str] = []
+    with trio.fail_after(20):
+        try:
+            await nq.Worker(app, client).run()
+        except* KeyboardInterrupt:
+            seen.append("interrupted")
+
+    assert seen == ["interrupted"]
+    assert await outcomes(client, ref) == ["interrupted"]
+    assert await state(client, ref) == "ready"
+
+
 async def test_a_callback_that_exits(
     autojump_clock: MockClock, app: nq.App, client: nq.Client, caplog: pytest.LogCaptureFixture
 ) -> None:

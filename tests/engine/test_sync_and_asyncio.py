@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import sys
+import gc
 import threading
+import weakref
+
+from collections.abc import AsyncGenerator
 
 import pytest
 import trio
@@ -380,14 +383,18 @@ async def test_the_loop_belongs_to_all(app: nq.App, client: nq.Client, how: str)
         assert await client.result(await client.enqueue(fine)) == 42
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
 async def test_a_callback_that_exits(
-    autojump_clock: MockClock, app: nq.App, client: nq.Client
+    autojump_clock: MockClock, app: nq.App, client: nq.Client, error: type[BaseException]
 ) -> None:
-    """`SystemExit` in a callback fails the attempt that asked for it, and ends nothing else."""
+    """What a callback raises fails the attempt that asked for it, and ends nothing else."""
+
+    def leave() -> None:
+        raise error
 
     @app.task(name="exits", asyncio=True, retry=None)
     async def exits() -> None:
-        asyncio.get_running_loop().call_later(1, sys.exit, 3)
+        asyncio.get_running_loop().call_later(1, leave)
         await asyncio.sleep(2)
 
     @app.task(name="fine", asyncio=True)
@@ -399,8 +406,116 @@ async def test_a_callback_that_exits(
     await nq.Worker(app, client).run_until_idle()
 
     assert await client.result(good) == "fine"
-    with pytest.raises(nq.TaskFailed, match="SystemExit"):
+    with pytest.raises(nq.TaskFailed, match=error.__name__):
         await client.result(bad)
+
+
+class Unspeakable:
+    def __repr__(self) -> str:
+        raise KeyboardInterrupt
+
+
+async def test_a_callback_that_cannot_be_described(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client
+) -> None:
+    """Not even what fails while its error is reported ends the loop."""
+
+    def fail(_: object) -> None:
+        raise ValueError("no")
+
+    @app.task(name="bad", asyncio=True, retry=None)
+    async def bad() -> None:
+        asyncio.get_running_loop().call_soon(fail, Unspeakable())
+        await asyncio.sleep(1)
+
+    ref = await client.enqueue(bad)
+    await nq.Worker(app, client).run_until_idle()
+
+    assert await state(client, ref) == "failed"
+
+
+async def test_a_callback_after_the_end(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error that comes when the attempt it belongs to has ended is logged."""
+
+    def fail() -> None:
+        raise ValueError("too late")
+
+    @app.task(name="hasty", asyncio=True)
+    async def hasty() -> None:
+        asyncio.get_running_loop().call_later(1, fail)
+
+    @app.task(name="slow", asyncio=True)
+    async def slow() -> None:
+        await asyncio.sleep(2)
+
+    refs = [await client.enqueue(hasty), await client.enqueue(slow)]
+    await nq.Worker(app, client).run_until_idle()
+
+    assert [await outcomes(client, ref) for ref in refs] == [["succeeded"]] * 2
+    assert "ValueError: too late" in caplog.text
+
+
+async def test_a_generator_that_somebody_else_finds(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a generator raises that is closed as garbage is not charged to who collected it."""
+
+    @app.task(name="careless", asyncio=True)
+    async def careless() -> None:
+        async def numbers() -> AsyncGenerator[int]:
+            try:
+                yield 1
+            finally:
+                raise ValueError("in the clean-up")
+
+        generator = numbers()
+        await anext(generator)
+        cycle: list[object] = [generator]
+        cycle.append(cycle)
+
+    @app.task(name="tidy", asyncio=True, retry=None)
+    async def tidy() -> None:
+        gc.collect()
+        await asyncio.sleep(1)
+
+    gc.disable()
+    try:
+        refs = [await client.enqueue(careless), await client.enqueue(tidy)]
+        await nq.Worker(app, client, concurrency=1).run_until_idle()
+    finally:
+        gc.enable()
+
+    assert [await outcomes(client, ref) for ref in refs] == [["succeeded"]] * 2
+    gc.collect()
+    assert "ValueError: in the clean-up" in caplog.text
+
+
+class Page:
+    pass
+
+
+async def test_the_memory_of_a_handler_with_many_tasks(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client
+) -> None:
+    """What its tasks have returned is let go of when the handler has done so."""
+    pages = weakref.WeakSet[Page]()
+
+    @app.task(asyncio=True)
+    async def crawl() -> int:
+        async def fetch() -> Page:
+            await asyncio.sleep(0)
+            pages.add(page := Page())
+            return page
+
+        for _ in range(100):
+            await asyncio.gather(*(fetch() for _ in range(5)))
+        return len(pages)
+
+    ref = await client.enqueue(crawl)
+    async with working(nq.Worker(app, client)):
+        assert await client.result(ref) < 100
 
 
 async def test_a_server_left_running(app: nq.App, client: nq.Client) -> None:
