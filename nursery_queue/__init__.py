@@ -77,6 +77,7 @@ from ._engine._exit_report import (
     Fate as Fate,
     TaskExit as TaskExit,
 )
+from ._engine._handlers import HandlerHealth as HandlerHealth
 from ._producers import producer as producer
 from ._producers._producer import AsyncProducer as AsyncProducer, Producer as Producer
 from ._runtime._after_commit import (

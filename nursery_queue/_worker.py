@@ -25,6 +25,7 @@ from ._engine._asyncio_bridge import AsyncioBridge, open_bridge
 from ._engine._crew import Crew, Settings
 from ._engine._drain import FLUSH
 from ._engine._exit_report import ExitReport, tell
+from ._engine._handlers import HandlerHealth, handlers
 from ._engine._poller import CLAIM_TIMEOUT
 from ._engine._tenancy import GOODBYE
 from ._runtime._chance import new_rng
@@ -60,6 +61,7 @@ class Health:
     lease_left: float
     loop_lag: float
     running: int  # handlers
+    handlers: Sequence[HandlerHealth]  # each of them, and those that run on in abandoned threads
     held: int  # tasks, the running ones included
     claiming: bool  # False once `stop_claiming` or `stop` has been called, or it does not run
     draining: bool  # it has been stopped
@@ -351,6 +353,7 @@ class Worker:
             lease_left=0.0 if crew is None else crew.tenancy.lease_left,
             loop_lag=0.0 if crew is None else crew.watchdog.lag,
             running=0 if crew is None else len(crew.hands.running),
+            handlers=() if crew is None else tuple(handlers(crew.hands, crew.stage.threads)),
             held=0 if crew is None else len(crew.hands.held),
             claiming=crew is not None and not self._enough.is_set(),
             draining=crew is not None and self._stop.is_set(),

@@ -34,6 +34,7 @@ from ._reporter import Reporter
 from ._settler import Settler
 from ._stage import Stage
 from ._tenancy import GOODBYE, Tenancy
+from ._threads import Threads
 from ._watchdog import Watchdog
 
 
@@ -117,7 +118,7 @@ class Crew:
             client=self.client,
             worker_id=lambda: self.tenancy.info.id,
             leased=lambda: self.tenancy.holds,
-            threads=trio.CapacityLimiter(settings.concurrency),
+            threads=Threads(settings.concurrency, self._thread_freed),
         )
         self.executor = Executor(
             stage=self.stage,
@@ -141,6 +142,7 @@ class Crew:
         self.poller = Poller(
             store=store,
             app=self.app,
+            task_types=self._startable,
             hands=self.hands,
             interval=settings.poll_interval,
             rng=rng,
@@ -261,6 +263,19 @@ class Crew:
     def _start_here(self, execution: Execution) -> None:
         assert self.work is not None
         self.work.start_soon(self.executor.execute, execution, name=task_name(execution))
+
+    def _startable(self) -> list[str]:
+        """Return the task types whose handlers can start: of what claims may give us."""
+        known = self.app.task_types
+        if not self.stage.threads.exhausted:
+            return list(known)
+        startable = [name for name, task_type in known.items() if task_type.is_async]
+        if len(startable) < len(known):
+            self.stage.threads.turn_away()
+        return startable
+
+    def _thread_freed(self) -> None:
+        self.poller.news()
 
     def _taken(self) -> None:
         self.reporter.busy()

@@ -41,6 +41,7 @@ class Execution:
     ended_at: float = math.inf  # the handler, whatever became of it
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     reason: CancelReason | None = None
+    cancelled_at: float = math.inf  # by `cancel`; a time limit is the deadline of the scope
     cancel_requested: bool = False
     # The store has been told that it has started, so that it counts if this worker dies; of a
     # claim that starts at once it knows from the beginning.
@@ -60,6 +61,7 @@ class Execution:
         if self.why() is not CancelReason.TIMED_OUT:
             self.scope.deadline = math.inf  # its clean-up is not what the time limit is for
         self.note(reason)
+        self.cancelled_at = min(self.cancelled_at, trio.current_time())
         self.scope.cancel(f"task {self.claim.fence.task_id}: {reason}")
 
     def why(self) -> CancelReason | None:

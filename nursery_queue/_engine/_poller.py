@@ -43,6 +43,7 @@ class Poller:
 
     store: Store
     app: App
+    task_types: Callable[[], list[str]]  # of which tasks could start
     hands: Hands
     interval: float
     rng: random.Random
@@ -247,8 +248,8 @@ class Poller:
         self._left_out = left < room
         self._only_others = self._left_out and (self._others_next or not left)
         if not self._only_others:
-            return list(self.app.task_types), int(min(left, room))
-        return [name for name, each in self.app.task_types.items() if not each.transactional], room
+            return self.task_types(), int(min(left, room))
+        return [name for name in self.task_types() if not self.app[name].transactional], room
 
     async def _ask(
         self,

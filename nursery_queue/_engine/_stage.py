@@ -34,13 +34,13 @@ from nursery_queue._runtime._callbacks import Pending
 from nursery_queue._runtime._connection_use import ConnectionUse, connection_use
 from nursery_queue._runtime._patience import answered_within
 from nursery_queue._runtime._signals import interrupted
-from nursery_queue._runtime._timekeeper import held
 from nursery_queue._stream_writer import Send
 from nursery_queue._task_type import TaskType
 from nursery_queue._transaction import Transaction
 
 from ._asyncio_bridge import AsyncioBridge
 from ._hands import Execution
+from ._threads import NoThread, Threads
 
 
 log = logging.getLogger("nursery_queue")
@@ -81,7 +81,10 @@ class Unsure:
 
 @attrs.frozen
 class NotBegun:
-    """The handler was not called: the store could not be told that it starts."""
+    """The handler was not called.
+
+    The store could not be told that it starts, or there was no thread for it.
+    """
 
 
 End = Succeeded | Raised | Stopped | Unsure | NotBegun
@@ -97,15 +100,15 @@ class Stage:
     client: Client
     worker_id: Callable[[], UUID]
     leased: Callable[[], bool]  # False: others may have the tasks in hand
-    threads: trio.CapacityLimiter
+    threads: Threads
     bridge: AsyncioBridge | None = None
     send: Send | None = None  # stores what handlers write to streams; None: the client's store does
 
     async def run(self, execution: Execution, settle: Settle) -> End:
         """Run one attempt. Raises only what is not its business, as being cancelled around it."""
-        scope, limit = execution.scope, execution.policy.timeout
-        if limit != math.inf:
-            scope.deadline = trio.current_time() + limit
+        scope = execution.scope
+        if execution.task_type.is_async:  # else when it has a thread
+            _start_clock(execution)
         error: BaseException | None = None
         token = connection_use.set(use := ConnectionUse(in_attempt=True))
         try:
@@ -114,6 +117,8 @@ class Stage:
                     if execution.claim.wary and not await self._noted(execution):
                         return NotBegun()
                     return await self._perform(execution, settle)
+                except NoThread:
+                    return NotBegun()
                 finally:
                     if (task := trio.lowlevel.current_task()).child_nurseries:
                         _abandon_nurseries(task)
@@ -162,7 +167,7 @@ class Stage:
             return await self._perform_in_transaction(execution, values, settle)
         wanted = task_type.takes_context or task_type.nursery
         context = self._context(execution, values) if wanted else None
-        value = await self._call(task_type, context, values)
+        value = await self._call(execution, context, values)
         return Succeeded(task_type.dump_result(value, self.client.max_result_bytes))
 
     async def _perform_in_transaction(
@@ -180,7 +185,7 @@ class Stage:
             )
             stack.callback(tx.end)
             context = self._context(execution, values, tx)
-            value = await self._call(execution.task_type, context, values)
+            value = await self._call(execution, context, values)
             limit = self.client.max_result_bytes
             success = Succeeded(execution.task_type.dump_result(value, limit))
             if not tx.is_open:
@@ -211,16 +216,17 @@ class Stage:
         raise late
 
     async def _call(
-        self, task_type: TaskType[..., Any], context: TaskContext | None, values: dict[str, Any]
+        self, execution: Execution, context: TaskContext | None, values: dict[str, Any]
     ) -> Any:
+        task_type = execution.task_type
         if not task_type.is_async:
-            # Abandoned when cancelled: the thread runs on, but the log tells the truth at
-            # once, and neither a time limit nor a shutdown hangs on it. The limiter counts
-            # threads that are still running.
-            with held():
-                return await trio.to_thread.run_sync(
-                    task_type.invoke, context, values, abandon_on_cancel=True, limiter=self.threads
-                )
+
+            def begun() -> None:
+                _start_clock(execution)
+                if context is not None:
+                    context.deadline = execution.scope.deadline
+
+            return await self.threads.run(execution, begun, task_type.invoke, context, values)
         if task_type.asyncio:
             if self.bridge is None:
                 msg = (
@@ -271,6 +277,13 @@ async def _when_unlocked(settle: Callable[[], Awaitable[None]]) -> None:
         except ClaimLocked:
             await trio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _start_clock(execution: Execution) -> None:
+    """Let the time limit run from now on, unless the attempt is cancelled already."""
+    limit = execution.policy.timeout
+    if limit != math.inf and not execution.scope.cancel_called:
+        execution.scope.deadline = trio.current_time() + limit
 
 
 def _pending(execution: Execution) -> Pending:

@@ -162,7 +162,7 @@ async def work(shift: Shift) -> int:
                     escalation,
                     stop_signals(),
                     others={signal.SIGUSR1: stopping.quiet},
-                    at_once={signal.SIGUSR2: look},
+                    at_once={signal.SIGUSR2: functools.partial(_tell, stopping, look)},
                 ),
                 name="signals",
             )
@@ -240,6 +240,18 @@ def _dump(root: trio.lowlevel.Task, running: FrameType | None) -> None:
     except Exception as exc:  # noqa: BLE001  # whatever was interrupted is to go on
         text = f"could not be read: {exc!r}"
     say_at_once(logging.INFO, f"task tree:\n{text}")
+
+
+def _tell(stopping: Stopping, look: Look, running: FrameType | None) -> None:
+    """Write on stderr what every task waits for, and what is in no tree: abandoned threads."""
+    look(running)
+    try:
+        handlers = () if stopping.worker is None else stopping.worker.health().handlers
+        abandoned = [f"in a thread: {each}" for each in handlers if each.state == "abandoned"]
+    except Exception as exc:  # noqa: BLE001  # as above
+        abandoned = [f"abandoned threads could not be read: {exc!r}"]
+    if abandoned:
+        say_at_once(logging.INFO, "\n".join(abandoned))
 
 
 def _introduction(shift: Shift) -> str:

@@ -20,6 +20,7 @@ from nursery_queue._core._outcome import Succeeded
 from nursery_queue._engine._asyncio_bridge import open_bridge
 from nursery_queue._engine._hands import Execution
 from nursery_queue._engine._stage import End, NotBegun, Raised, Stage, Stopped, Unsure
+from nursery_queue._engine._threads import Threads
 from nursery_queue._runtime._callbacks import call_all
 from nursery_queue._store._memory import MemoryStore
 from nursery_queue._task_type import TaskRequest, TaskType, as_request
@@ -109,7 +110,7 @@ class Performer:
                 client=client,
                 worker_id=uuid.uuid4,
                 leased=lambda: True,
-                threads=trio.CapacityLimiter(1),
+                threads=Threads(1),
                 bridge=bridge,
                 send=_dropped,
             )

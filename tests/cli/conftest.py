@@ -77,6 +77,12 @@ async def stubborn(mark: str) -> None:
 async def blocks(mark: str) -> None:
     started(mark)
     time.sleep(3600)
+
+
+@app.task(name="abandoned", timeout=0.1, retry=None)
+def abandoned(mark: str) -> None:
+    started(mark)
+    time.sleep(3600)
 """
 
 

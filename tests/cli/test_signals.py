@@ -298,6 +298,17 @@ def test_usr2_shows_the_task_tree(
             assert worker.code() == 0
 
 
+def test_usr2_shows_abandoned_threads(start: Start, migrated: str, mark: Path) -> None:
+    """It names a handler that runs on in its thread, although no trio task knows of it."""
+    enqueue(migrated, "abandoned", mark=mark)
+    with start("worker", "shop:app") as worker:
+        until(lambda: outcomes(migrated) == ["timed_out"])
+        worker.send(USR2)
+        worker.line(r"in a thread: task 1 \(abandoned, attempt 1\): abandoned, began \S+ s ago")
+        worker.send(TERM)
+        assert worker.code() == 0
+
+
 def test_usr2_with_a_log_for_machines(start: Start, migrated: str, mark: Path) -> None:
     """With --log-format json the tree is one object, too."""
     enqueue(migrated, "waits", mark=mark)
