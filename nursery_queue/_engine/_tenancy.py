@@ -50,6 +50,7 @@ class Tenancy:
     draining: bool = attrs.field(default=False, init=False)
     _until: float = attrs.field(default=-math.inf, init=False)
     _renewed: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _may_be_there: bool = attrs.field(default=False, init=False)  # our row
     _overdue: bool = attrs.field(default=False, init=False)  # the last beat got no answer
     _recovering: bool = attrs.field(default=False, init=False)  # nor did the one before this
 
@@ -66,12 +67,19 @@ class Tenancy:
     async def begin(self) -> None:
         """Register; the id must never have been used before."""
         sent = trio.current_time()
-        await self.store.register(self.info)
+        self._may_be_there = True
+        try:
+            await self.store.register(self.info)
+        except DatabaseRefused:
+            self._may_be_there = False
+            raise
         self._extend(sent)
 
     async def end(self) -> None:
         """Take the row away, if the store answers; shielded, bounded."""
         self._until = -math.inf
+        if not self._may_be_there:
+            return
         with trio.move_on_after(GOODBYE, shield=True):
             try:
                 await self.store.deregister(self.info.id)

@@ -36,12 +36,17 @@ R = TypeVar("R")
 _MISCONFIGURED = re.compile(
     r"\binvalid (?:integer value|port number|\w+ value)|definition of service|service file"
 )
+_NO_RIGHT = "42501"
 _HINTS: Mapping[str, str] = {
     "28P01": "give the right password in the DSN, in PGPASSWORD or in ~/.pgpass",
     "28000": "use a role that may log in from here, or let it in (pg_hba.conf)",
     "3D000": "create that database, or name another one",
-    "42501": "grant the role what it needs, or use another one",
+    _NO_RIGHT: (
+        "use a role that may do this: `nursery-queue migrate sql --roles` prints one for each kind"
+        " of program"
+    ),
 }
+_FULL = re.compile(r"takes no more|too many (?:clients|connections)|connection slots are reserved")
 
 
 @attrs.frozen(kw_only=True)
@@ -93,11 +98,11 @@ class Database:
         """Say that the database cannot be reached, and why."""
         if _MISCONFIGURED.search(str(exc)):
             return self.refused(exc)
-        return ProblemError(
-            f"cannot reach {self}:\n{_indented(exc)}",
-            hint=f"is it running, and is it the right one? It was named by {self.origin}",
-            code=UNREACHABLE,
-        )
+        hint = f"is it running, and is it the right one? It was named by {self.origin}"
+        if _FULL.search(str(exc)):
+            hint = "close connections that nobody needs, bound pools (worker --pool-size), or allow"
+            hint += " more (max_connections of the server, connection limit of database or role)"
+        return ProblemError(f"cannot reach {self}:\n{_indented(exc)}", hint=hint, code=UNREACHABLE)
 
     def refused(self, exc: BaseException) -> ProblemError:
         """Say that the database will not do what we want, and why."""
@@ -115,7 +120,12 @@ class Database:
             with self.entering():
                 connecting = connect(self.dsn, schema=self.schema, pool_size=pool_size)
                 client = await stack.enter_async_context(connecting)
-            yield client
+            try:
+                yield client
+            except DatabaseError as exc:
+                if not_allowed(exc):
+                    raise self.refused(exc) from exc
+                raise
 
     def run(
         self,
@@ -130,6 +140,11 @@ class Database:
 
         with self.entering():
             return trio.run(call)
+
+
+def not_allowed(exc: DatabaseError) -> bool:
+    """Tell whether our role has not the right to do this."""
+    return sqlstate_of(exc) == _NO_RIGHT
 
 
 def schema_name(schema: str) -> str:

@@ -11,9 +11,10 @@ import click
 import trio
 
 from nursery_queue._client import Client
+from nursery_queue._connect._admin import DatabaseError
 from nursery_queue._core._model import TaskStatus
 
-from ._database import Database
+from ._database import Database, not_allowed
 from ._errors import CLEAN, PROBLEM, say
 from ._options import database, ids, json_lines, some_ids
 from ._output import on_terminal, write, write_json
@@ -46,9 +47,9 @@ def cancel(
 
     A waiting task never starts. A running one is cancelled on its worker, a moment later.
 
-    With ids it prints each one's id and the state it is in now, and exits with 1 if one of
-    them has ended already, or never existed. With filters it prints how many they were; what
-    is enqueued meanwhile is not touched.
+    With ids it prints each one's id and the state it is in now, if the role may see it, and
+    exits with 1 if one of them has ended already, or never existed. With filters it prints how
+    many they were; what is enqueued meanwhile is not touched.
     """
     filters = any(value not in {None, False} for value in which.values())
     if ids and filters:
@@ -127,22 +128,32 @@ def _steer(
     *,
     as_json: bool,
 ) -> int:
-    """Do something to each task, then say what came of it."""
+    """Do something to each task, then say what came of it, as far as our role may see it."""
 
-    async def steer() -> list[tuple[int, bool, TaskStatus | None]]:
+    async def steer() -> tuple[list[bool], Sequence[TaskStatus | None] | None]:
         async with database.client() as client:
             done = [await ask(client, task_id) for task_id in ids]
-            return list(zip(ids, done, await client.status_many(ids), strict=True))
+            try:
+                return done, await client.status_many(ids)
+            except DatabaseError as exc:
+                if not_allowed(exc):
+                    return done, None
+                raise
 
-    answers = trio.run(steer)
+    asked, seen = trio.run(steer)
+    gone = "never existed, or has been pruned"
+    if seen is None:
+        gone = f"{why_not}, {gone}"
+    answers = list(zip(ids, asked, seen or [None] * len(ids), strict=True))
     for task_id, done, task in answers:
         state = "" if task is None else task.state
         if as_json:
             write_json({"id": task_id, "done": done, "state": state or None})
         elif done:
-            asked = task is not None and task.cancel_requested
-            write(f"{task_id}\t{state}{', cancel requested' if asked else ''}")
+            requested = task is not None and task.cancel_requested
+            cells = [str(task_id), f"{state}{', cancel requested' if requested else ''}"]
+            write("\t".join(filter(None, cells)))
         if not done:
-            reason = "never existed, or has been pruned" if task is None else why_not
+            reason = gone if task is None else why_not
             say(f"Error: task {task_id} {reason}{f' ({state})' if state else ''}")
     return CLEAN if all(done for _, done, _ in answers) else PROBLEM

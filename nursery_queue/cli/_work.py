@@ -19,7 +19,7 @@ import trio
 
 from nursery_queue._app import App
 from nursery_queue._client import Client
-from nursery_queue._core._errors import TransientError
+from nursery_queue._core._errors import DatabaseRefused, TransientError
 from nursery_queue._core._groups import leaves
 from nursery_queue._engine._exit_report import ExitReport
 from nursery_queue._runtime._signals import Escalation, Look, obey
@@ -200,12 +200,12 @@ def _employ(shift: Shift, client: Client, stopping: Stopping) -> Worker:
 
 
 async def _serve(shift: Shift, worker: Worker) -> None:
-    if shift.drain:
-        log.info("working until idle: %s", _introduction(shift))
-        await worker.run_until_idle()
-        return
     ready = False
     try:
+        if shift.drain:
+            log.info("working until idle: %s", _introduction(shift))
+            await worker.run_until_idle()
+            return
         async with trio.open_nursery() as nursery:
             await nursery.start(worker.run, name="worker")
             ready = True
@@ -214,6 +214,9 @@ async def _serve(shift: Shift, worker: Worker) -> None:
         if ready:
             raise
         raise shift.database.unreachable(next(leaves(group))) from group
+    except* DatabaseRefused as group:
+        refusal = next(leaves(group))
+        raise shift.database.refused(refusal.__cause__ or refusal) from group
 
 
 async def _leave_without(worker: Worker, look: Look) -> None:

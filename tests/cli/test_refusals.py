@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import socket
 import uuid
 
@@ -13,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from nursery_queue.cli import main
 from tests.cli.conftest import Run
 from tests.cli.processes import rows
+from tests.pg.roles import Roles, made_roles
 
 
 PASSWORD = "tOpsEcret"
@@ -157,6 +159,74 @@ def migrated_url(dsn: str) -> str:
     secret = f":{password}" if password else ""
     query = f"host={host}&port={told['port']}"
     return f"postgresql://{told['user']}{secret}@/{told['dbname']}?{query}"
+
+
+# -- rights --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def roles(dsn: str) -> Generator[Roles]:
+    with made_roles(dsn, "nursery_queue") as made:
+        yield made
+
+
+def test_rights_that_are_missing_are_2_and_the_hint_names_the_roles(
+    quick: Run, roles: Roles
+) -> None:
+    """A role that may not do this is told who refused it, and where roles that may come from."""
+    producer, reader = roles.login["producer"], roles.login["reader"]
+    for command, dsn in [
+        (("status",), producer),
+        (("tasks", "list"), producer),
+        (("queues", "pause", "mail"), reader),
+        (("enqueue", "hello"), reader),
+    ]:
+        done = quick(*command, "--dsn", dsn)
+
+        assert done.returncode == 2, command
+        assert f"as user '{conninfo_to_dict(dsn)['user']}'" in done.stderr
+        assert "permission denied" in done.stderr
+        assert "nursery-queue migrate sql --roles" in done.stderr
+
+
+@pytest.mark.parametrize("drain", [False, True])
+def test_a_worker_without_rights_speaks_of_no_lease(cli: Run, roles: Roles, drain: bool) -> None:
+    """A worker that cannot register is told so as any command; it has nothing to leave behind."""
+    options = ["--drain"] if drain else []
+    done = cli("worker", "shop:app", *options, "--dsn", roles.login["reader"])
+
+    assert done.returncode == 2
+    assert "nursery-queue migrate sql --roles" in done.stderr
+    assert "deregister" not in done.stderr
+    assert done.stderr.count("permission denied") == 1
+
+
+def test_a_producer_cancels_what_it_may_not_see(quick: Run, roles: Roles) -> None:
+    """Its cancel is a success, with the id alone; of one that has ended it may not know."""
+    producer = roles.login["producer"]
+    (task_id,) = quick("enqueue", "hello", "--dsn", producer).stdout.split()
+
+    first = quick("tasks", "cancel", task_id, "--dsn", producer)
+    again = quick("tasks", "cancel", task_id, "--json", "--dsn", producer)
+
+    assert (first.returncode, first.stdout, first.stderr) == (0, f"{task_id}\n", "")
+    assert again.returncode == 1
+    assert json.loads(again.stdout) == {"id": int(task_id), "done": False, "state": None}
+    assert f"task {task_id} has ended already, never existed, or has been pruned" in again.stderr
+
+
+def test_a_server_that_is_full_is_not_said_to_be_away(quick: Run, dsn: str) -> None:
+    """No room for another connection is told as that, with what makes room."""
+    with made_roles(dsn, "nursery_queue") as made:
+        owner = made.login["owner"]
+        rows(dsn, f"alter role {conninfo_to_dict(owner)['user']} connection limit 0")
+
+        done = quick("migrate", "check", "--dsn", owner)
+
+    assert done.returncode == 69
+    assert "too many connections" in done.stderr
+    assert "max_connections" in done.stderr
+    assert "is it running" not in done.stderr
 
 
 # -- the schema ----------------------------------------------------------------------------
