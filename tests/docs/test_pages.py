@@ -42,6 +42,7 @@ DONE = {
     "after-commit": {"fragment", "pytest"},
     "sql": KINDS,
     "how-it-works": KINDS,
+    "reliability": set[str](),
 }
 
 every_page = pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
