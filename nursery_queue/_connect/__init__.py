@@ -15,7 +15,7 @@ from nursery_queue._runtime._instruments import Instrument, LogEvents
 from nursery_queue._streams import POLL
 from nursery_queue._task_type import MAX_PARAMS_BYTES, MAX_RESULT_BYTES
 
-from ._admin import migrate_up
+from ._admin import migrate_up, readable_dsn
 
 
 @contextlib.asynccontextmanager
@@ -33,9 +33,10 @@ async def connect(
     """Open a client on a PostgreSQL database, and close it when the block ends.
 
     Args:
-        dsn: A libpq URL or keyword string; what it leaves out comes from `PG*` variables. Each
-            address has 5 s to answer unless it has a `connect_timeout`; of several hosts it must
-            be one that takes writes unless it has `target_session_attrs`.
+        dsn: A libpq URL or keyword string, or a URL with a driver, as SQLAlchemy has it; what it
+            leaves out comes from `PG*` variables. Each address has 5 s to answer unless it has a
+            `connect_timeout`; of several hosts it must be one that takes writes unless it has
+            `target_session_attrs`.
         schema: Where the tables are.
         pool_size: Connections at most that are lent to the application and to handlers; None: 10,
             and with a worker as many more as it runs handlers at once, at most 32. They are
@@ -63,7 +64,7 @@ async def connect(
     """
     if pool_size is not None:
         whole(pool_size, "pool_size", minimum=1, maximum=1000)
-    store = PostgresStore(dsn, schema=schema, pool_size=pool_size)
+    store = PostgresStore(readable_dsn(dsn), schema=schema, pool_size=pool_size)
     limit = whole(max_params_bytes, "max_params_bytes", minimum=2)
     heard = (LogEvents(),) if instruments is None else instruments
     async with Client(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
 from collections.abc import AsyncGenerator, Mapping
 
@@ -26,13 +27,49 @@ CONNECT_TIMEOUT = 30.0  # seconds until a server that says nothing counts as not
 DatabaseError = psycopg.Error
 
 
+def plain_dsn(dsn: str) -> str:
+    """Return *dsn* without the name of a driver, which SQLAlchemy's URLs may have."""
+    return re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", dsn)
+
+
+def readable_dsn(dsn: str) -> str:
+    """Return *dsn* as libpq reads it, or raise `psycopg.ProgrammingError` without quoting it."""
+    dsn = plain_dsn(dsn)
+    try:
+        dsn_params(dsn)
+    except ValueError as exc:
+        msg = (
+            "the DSN is neither a URL (postgresql://user@host/database) nor keywords"
+            f" (host=... dbname=...): {exc}"
+        )
+        raise psycopg.ProgrammingError(msg) from None
+    return dsn
+
+
 def dsn_params(dsn: str) -> dict[str, str]:
-    """Return what *dsn* says, by keyword. Raises `ValueError` with libpq's words about it."""
+    """Return what *dsn* says, by keyword. Raises `ValueError` that says what is wrong with it.
+
+    Not in libpq's own words: they quote what it stumbled on, maybe the password.
+    """
     try:
         params = conninfo_to_dict(dsn)
     except psycopg.ProgrammingError as exc:
-        raise ValueError(str(exc)) from None
+        raise ValueError(_complaint(str(exc))) from None
     return {key: str(value) for key, value in params.items() if value is not None}
+
+
+def _complaint(text: str) -> str:
+    """Return what libpq says about a DSN it cannot read, without quoting any part of it."""
+    for sign, meaning in (
+        ('missing "="', 'a word in it has no "="'),
+        ("unterminated quoted", "a quote in it is not closed"),
+        ("percent-encoded", 'a "%" in it is not followed by two hex digits: write it as %25'),
+        ("invalid connection option", "it has a keyword that libpq does not know"),
+        ("invalid URI query parameter", 'it has a parameter after "?" that libpq does not know'),
+    ):
+        if sign in text:
+            return meaning
+    return "libpq cannot read it"
 
 
 def libpq_defaults() -> dict[str, str]:
@@ -103,7 +140,7 @@ async def _connected(dsn: str) -> AsyncGenerator[Connection]:
     with translated():
         try:
             with trio.fail_after(CONNECT_TIMEOUT):
-                connection = await connect(dsn)
+                connection = await connect(readable_dsn(dsn))
         except trio.TooSlowError as exc:
             msg = f"no answer within {CONNECT_TIMEOUT:g} s"
             raise TransientError(msg) from exc

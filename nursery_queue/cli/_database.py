@@ -20,12 +20,13 @@ from nursery_queue._connect._admin import (
     checked_schema,
     dsn_params,
     libpq_defaults,
+    plain_dsn,
     sqlstate_of,
 )
 from nursery_queue._core._errors import TransientError
 
 from ._errors import PROBLEM, UNREACHABLE, USAGE, ProblemError
-from ._secrets import complaint, suspicious
+from ._secrets import suspicious
 from ._settings import Dsn
 
 
@@ -61,14 +62,13 @@ class Database:
     @classmethod
     def of(cls, dsn: Dsn, schema: str) -> Self:
         """Check settings. Raises `click.UsageError` if they cannot name a database."""
-        text = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", dsn.text)
+        text = plain_dsn(dsn.text)
         params: dict[str, str] = {}
         if (wrong := suspicious(text)) is None:
             try:
                 params = dsn_params(text)
             except ValueError as exc:
-                # Not in libpq's own words: they quote what it stumbled on, maybe the password.
-                wrong = complaint(str(exc))
+                wrong = str(exc)
         if wrong is not None:
             msg = (
                 f"the DSN that comes from {dsn.origin} is neither a URL"

@@ -50,17 +50,3 @@ def suspicious(dsn: str) -> str | None:
             "@ as %40, : as %3A, / as %2F, ? as %3F, # as %23 and % as %25"
         )
     return None
-
-
-def complaint(text: str) -> str:
-    """Return what libpq says about a DSN it cannot read, without quoting any part of it."""
-    for sign, meaning in (
-        ('missing "="', 'a word in it has no "="'),
-        ("unterminated quoted", "a quote in it is not closed"),
-        ("percent-encoded", 'a "%" in it is not followed by two hex digits: write it as %25'),
-        ("invalid connection option", "it has a keyword that libpq does not know"),
-        ("invalid URI query parameter", 'it has a parameter after "?" that libpq does not know'),
-    ):
-        if sign in text:
-            return meaning
-    return "libpq cannot read it"
