@@ -119,6 +119,21 @@ async def _block(
         if not entered.done():
             holding.cancel()
     left.set()
-    swallowed = await holding
+    swallowed = await _end_of(holding, loop)
     if error is not None and not swallowed:
         raise error
+
+
+async def _end_of(task: asyncio.Task[T], loop: TrioHostedLoop) -> T:
+    """Wait for *task*, and cancel it when we are; what it has done all the same is not lost."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+            task.cancel(*exc.args)
+    result = await task
+    if cancelled is not None:  # as in `call_trio`
+        loop.cancel_later(cancelled)
+    return result

@@ -212,10 +212,24 @@ class TrioHostedLoop(asyncio.SelectorEventLoop):
         if future.cancelled():
             raise cancelled or asyncio.CancelledError
         result = future.result()
-        if cancelled is not None and (task := asyncio.current_task()):
-            task.uncancel()  # counted once, or asyncio.timeout() takes it for another's
-            task.cancel(*cancelled.args)
+        if cancelled is not None:
+            self.cancel_later(cancelled)
         return result
+
+    def cancel_later(self, cancelled: asyncio.CancelledError) -> None:
+        """Let the current task hear of a cancellation at its next `await`, if there is one.
+
+        Not if the task ends before, for its result would be lost, nor if who has cancelled it has
+        taken that back, as `asyncio.timeout` does at its end.
+        """
+        task = asyncio.current_task()
+
+        def cancel() -> None:
+            if task is not None and not task.done() and task.cancelling():
+                task.uncancel()  # counted once, or asyncio.timeout() takes it for another's
+                task.cancel(*cancelled.args)
+
+        self.call_soon(cancel)
 
     # -- how it is run ----------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
+from nursery_queue._runtime._asyncio_loop import TrioHostedLoop
 from tests.engine.support import final, outcomes, state, working
 
 
@@ -144,6 +145,71 @@ async def test_a_time_limit_of_asyncio_around_a_verb(
     ref = await client.enqueue(patient, never.id)
     async with working(nq.Worker(app, client)):
         assert await client.result(ref) == "at 5"
+
+
+@pytest.mark.parametrize("how", ["timeout", "wait_for"])
+async def test_a_time_limit_that_ends_during_a_commit(app: nq.App, pg: nq.Client, how: str) -> None:
+    """A block that is cancelled while it commits has been left well, and nothing comes after."""
+
+    @app.task(asyncio=True, retry=None)
+    async def writes(ctx: nq.TaskContext) -> str:
+        async def write() -> str:
+            async with ctx.transaction() as tx:
+                await tx.execute("insert into slow values (1)")
+                soon.reschedule(loop.time() + 0.1)
+            return "left well"
+
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(None) as soon:
+            left = await (write() if how == "timeout" else asyncio.wait_for(write(), 60))
+        await asyncio.sleep(0)
+        return left
+
+    async with pg.transaction() as tx:
+        await tx.execute("create table slow (n int)")
+        await tx.execute(
+            "create function slow() returns trigger language plpgsql as"
+            " 'begin perform pg_sleep(0.5); return null; end'"
+        )
+        await tx.execute(
+            "create constraint trigger slow after insert on slow deferrable initially deferred"
+            " for each row execute function slow()"
+        )
+    ref = await pg.enqueue(writes)
+    async with working(nq.Worker(app, pg)):
+        assert (await final(pg, ref)).error is None
+        assert await pg.result(ref) == "left well"
+
+    async with pg.transaction() as tx:
+        assert await (await tx.execute("select n from slow")).fetchall() == [(1,)]
+
+
+async def test_a_call_that_succeeds_although_it_is_cancelled(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client
+) -> None:
+    """Its result is not lost, also where it is the whole of a task of asyncio."""
+
+    async def succeed() -> str:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(2)
+        return "done"
+
+    @app.task(asyncio=True, retry=None)
+    async def impatient() -> list[str]:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, TrioHostedLoop)
+        task = asyncio.create_task(loop.call_trio(succeed))
+        loop.call_later(1, task.cancel)
+        got = [await task, await asyncio.wait_for(loop.call_trio(succeed), 1)]
+        async with asyncio.timeout(1):
+            got.append(await loop.call_trio(succeed))
+        await asyncio.sleep(1)
+        return got
+
+    ref = await client.enqueue(impatient)
+    async with working(nq.Worker(app, client)):
+        assert (await final(client, ref)).error is None
+        assert await client.result(ref) == ["done"] * 3
 
 
 @pytest.mark.parametrize(
