@@ -354,6 +354,18 @@ async def test_an_owner_migrates(roles: Roles) -> None:
         assert (await client.enqueue("work")).id == 1
 
 
+async def test_what_an_owner_has_made_anew_is_the_owners(roles: Roles) -> None:
+    """Tables and functions have one owner after `down` and `up`, so they work before the script."""
+    owner = roles.login["owner"]
+    async with await connect(owner) as conn:
+        await _migrate.down(conn, roles.schema)
+    await nq.migrate(owner, schema=roles.schema)
+
+    async with nq.connect(owner, schema=roles.schema) as client:
+        ref = await client.enqueue("work")
+        assert await client.cancel(ref)
+
+
 def test_who_was_granted_nothing_can_do_nothing(roles: Roles) -> None:
     """Without a role there is not even a schema."""
     with psycopg.connect(roles.login["nobody"]) as session:

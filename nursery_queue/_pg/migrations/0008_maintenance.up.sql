@@ -343,6 +343,14 @@ do $$
 declare
     thing record;
 begin
+    for thing in select pg_class.oid::regclass as name, nspowner::regrole as owner
+                   from pg_class
+                   join pg_namespace on pg_namespace.oid = relnamespace
+                  where relnamespace = 'nursery_queue'::regnamespace and relkind in ('r', 'v')
+                    and relowner <> nspowner
+                    and pg_has_role(nspowner, 'member') and pg_has_role(relowner, 'usage') loop
+        execute format('alter table %s owner to %s', thing.name, thing.owner);
+    end loop;
     for thing in select pg_proc.oid::regprocedure as name, nspowner::regrole as owner
                    from pg_proc
                    join pg_namespace on pg_namespace.oid = pronamespace
