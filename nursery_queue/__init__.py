@@ -97,3 +97,14 @@ from ._worker import Health as Health, SiblingHealth as SiblingHealth, Worker as
 
 
 _log_level.obey()
+
+
+# Errors are called what users call them, also in tracebacks and in what is stored of attempts.
+# Not so the other classes: annotations in them are text, and are looked up in their own module.
+def _name_errors() -> None:
+    for each in globals().values():
+        if isinstance(each, type) and issubclass(each, BaseException):
+            each.__module__ = __name__
+
+
+_name_errors()

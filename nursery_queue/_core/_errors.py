@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ._checks import duration
 
 
@@ -124,6 +126,9 @@ class TryLater(NurseryQueueError):
     def __init__(self, seconds: float) -> None:
         self.seconds: float = duration(seconds, "seconds")
         super().__init__(f"run again in {self.seconds:g} s")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.seconds,), vars(self)
 
 
 class RetryAfter(TryLater):

@@ -101,8 +101,8 @@ async def returns_rubbish() -> Any:
             gives_up,
             1,
             nq.Failed(
-                "nursery_queue._core._errors.DoNotRetry: never",
-                "nursery_queue._core._errors.DoNotRetry",
+                "nursery_queue.DoNotRetry: never",
+                "nursery_queue.DoNotRetry",
             ),
         ),
         (is_slow, 3, nq.Failed("TimedOut: cancelled at its time limit of 5 s", "TimedOut")),

@@ -66,3 +66,25 @@ async def test_a_group_of_one(app: nq.App, client: nq.Client) -> None:
 
     assert f'File "{__file__}"' in text
     assert "ValueError: inner" in text
+
+
+async def test_our_own_errors_have_their_public_names(app: nq.App, client: nq.Client) -> None:
+    """What is stored of an error of ours calls it what users import."""
+
+    @app.task(name="params", retry=None)
+    async def params(number: int) -> None:
+        del number
+
+    @app.task(name="result", retry=None)
+    async def result() -> object:
+        return object()
+
+    refs = [await client.enqueue("params", number="x"), await client.enqueue(result)]
+    await nq.Worker(app, client).run_until_idle()
+
+    for ref, name in zip(refs, ("ParamsError", "ResultError"), strict=True):
+        (attempt,) = await client.attempts(ref)
+        assert attempt.error_type == f"nursery_queue.{name}"
+        assert attempt.error_traceback is not None
+        assert f"nursery_queue.{name}: " in attempt.error_traceback
+        assert "_core" not in attempt.error_traceback

@@ -1,0 +1,43 @@
+"""Errors are called by the names under which they are imported."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import traceback
+import typing
+
+import pytest
+
+import nursery_queue as nq
+
+
+ERRORS = {
+    name: each
+    for name, each in vars(nq).items()
+    if not name.startswith("_") and isinstance(each, type) and issubclass(each, BaseException)
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_has_its_public_name(name: str) -> None:
+    """Whatever prints it says `nursery_queue.` and the name, and not where it is written."""
+    error = ERRORS[name](7)
+    text = "".join(traceback.format_exception(error))
+
+    assert text.startswith(f"nursery_queue.{name}: {error}\n")
+    assert repr(ERRORS[name]) == f"<class 'nursery_queue.{name}'>"
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_can_be_copied_and_sent(name: str) -> None:
+    """It goes through pickle and copy as it is, and its annotations can be resolved."""
+    error = ERRORS[name](7)
+    error.add_note("by hand")
+
+    sent = pickle.loads(pickle.dumps(error))  # noqa: S301  # it is our own
+    for same in (sent, copy.copy(error), copy.deepcopy(error)):
+        assert type(same) is type(error)
+        assert (str(same), vars(same)) == (str(error), vars(error))
+    assert isinstance(typing.get_type_hints(ERRORS[name]), dict)
+    assert isinstance(typing.get_type_hints(ERRORS[name].__init__), dict)
