@@ -87,4 +87,4 @@ async def test_our_own_errors_have_their_public_names(app: nq.App, client: nq.Cl
         assert attempt.error_type == f"nursery_queue.{name}"
         assert attempt.error_traceback is not None
         assert f"nursery_queue.{name}: " in attempt.error_traceback
-        assert "_core" not in attempt.error_traceback
+        assert "_core._errors" not in attempt.error_traceback
