@@ -382,7 +382,14 @@ async def everywhere(store: PostgresStore, session: Session) -> None:
         assert rows(session, table) >= 1, table
 
 
-@pytest.mark.parametrize("how", ["delete from nursery_queue.task", "truncate nursery_queue.task"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "delete from nursery_queue.task",
+        "truncate nursery_queue.task",
+        "truncate nursery_queue.ready, nursery_queue.task, nursery_queue.chunk",
+    ],
+)
 async def test_tasks_deleted_by_hand_leave_nothing(
     store: PostgresStore, session: Session, how: str
 ) -> None:

@@ -311,15 +311,22 @@ create trigger forget after delete on nursery_queue.task
 create function nursery_queue.forget_all() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
+declare
+    place text;
 begin
     if tg_relid <> 'nursery_queue.task'::regclass then
         raise insufficient_privilege using message =
             'forget_all() is the trigger of nursery_queue.task alone, not of ' || tg_relid::regclass;
     end if;
-    truncate nursery_queue.scheduled, nursery_queue.ready, nursery_queue.parked,
-             nursery_queue.running, nursery_queue.finished, nursery_queue.dedup,
-             nursery_queue.attempt, nursery_queue.untold, nursery_queue.stream,
-             nursery_queue.chunk;
+    foreach place in array array['scheduled', 'ready', 'parked', 'running', 'finished', 'dedup',
+                                 'attempt', 'untold', 'stream', 'chunk'] loop
+        begin
+            execute format('truncate nursery_queue.%I', place);
+        exception when object_in_use then
+            -- The same statement truncates this table, too, or a cursor is open on it.
+            execute format('delete from nursery_queue.%I', place);
+        end;
+    end loop;
     perform pg_notify('nursery_queue', '');
     perform pg_notify('nursery_queue_finished', '');
     return null;
