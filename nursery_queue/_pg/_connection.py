@@ -11,6 +11,7 @@ effect returns, even if its scope has been cancelled meanwhile.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,7 +30,7 @@ from ._cancelling import request_cancel
 from ._connecting import open_pgconn
 from ._errors import CallTimeout
 from ._hosts import Hosts
-from ._notifications import receive
+from ._notifications import receive, take_backlog
 from ._session_clock import SessionClock, nothing
 from ._transaction_block import TransactionBlock, check_committable, truthful_commit
 from ._waiting import READ, Lock, Turn, drive, ready_now
@@ -390,16 +391,9 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         while stop_after is None or seen < stop_after:
             async with self.lock:
                 self._check_connection_ok()
-                batch = await receive(self.pgconn, self._take_backlog, deadline)
+                batch = await receive(self.pgconn, functools.partial(take_backlog, self), deadline)
             if not batch:
                 return
             for notify in batch:
                 yield notify
             seen += len(batch)
-
-    def _take_backlog(self) -> list[psycopg.Notify]:
-        backlog = self._notifies_backlog
-        batch = list(backlog or ())
-        if backlog:
-            backlog.clear()
-        return batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import psycopg
 import trio
@@ -43,4 +44,13 @@ async def receive(
                 if pgconn.notify_handler is not None:
                     pgconn.notify_handler(notify)
             batch = take()
+    return batch
+
+
+def take_backlog(conn: psycopg.AsyncConnection[Any]) -> list[psycopg.Notify]:
+    """Take what psycopg has kept of the notifications that came along with answers."""
+    backlog = conn._notifies_backlog
+    batch = list(backlog or ())
+    if backlog:
+        backlog.clear()
     return batch

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import math
 
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import attrs
 import psycopg
@@ -17,12 +16,16 @@ import trio
 from psycopg import pq
 from psycopg.errors import ReadOnlySqlTransaction, TooManyConnections
 
-from nursery_queue._core._errors import Closed
 from nursery_queue._runtime._chance import new_rng
-from nursery_queue._runtime._connection_use import ConnectionUse, connection_use
+from nursery_queue._runtime._connection_use import (
+    ConnectionUse,
+    connection_use,
+    noting_cancellation,
+)
 
 from ._cancelling import expendable
 from ._connection import Connection
+from ._connection_slots import FIRST, FIRST_OF_ATTEMPT, SINGLE, ConnectionSlots
 from ._errors import NotConnected, PoolTimeout, is_transient
 from ._hosts import Address, peer_of
 from ._pooler import connect
@@ -32,7 +35,7 @@ from ._waiting import READ, ready_now
 if TYPE_CHECKING:
     import random
 
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
 log = logging.getLogger("nursery_queue")
 
@@ -41,10 +44,6 @@ _OPEN_TRANSACTION = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 
 PING_TIMEOUT = 5.0  # seconds an idle connection has to answer before we open another
 FULL_PAUSE = (0.05, 1.0)  # seconds between attempts to connect to a server that takes no more
-
-# What a connection is wanted for: a single statement, or a transaction of some level.
-SINGLE: Final = -1
-FIRST_OF_ATTEMPT, FIRST = 0, 1  # the first transaction of an attempt, or of an application
 
 
 @attrs.frozen
@@ -60,21 +59,11 @@ class PoolStats:
 
 
 @attrs.define(eq=False)
-class _Waiter:
-    """A call that waits for a slot; *number* says when it has come."""
-
-    number: int
-    slot: trio.Event = attrs.field(factory=trio.Event)
-
-
-@attrs.define(eq=False)
 class Pool:
     """At most *max_size* connections, lent in the order in which they were asked for.
 
-    A transaction never takes the last connections: those are for single statements, which give
-    them back soon, and for transactions within transactions, which the others may be waiting
-    for. So no number of open transactions that ask for more can bring each other to a stop.
-    *kept*: how many the first transactions of attempts leave. See `_most`.
+    A transaction never takes the last connections; *kept* is how many the first transactions of
+    attempts leave. See `ConnectionSlots`.
 
     Nothing runs in the background: connections are opened when needed, and looked after
     when they are lent, when they come back and by `tend`. Times are in seconds.
@@ -96,15 +85,9 @@ class Pool:
     on_loss: Callable[[], object] | None = attrs.field(default=None, kw_only=True)
     on_demotion: Callable[[Address], object] | None = attrs.field(default=None, kw_only=True)
 
-    _in_use: int = attrs.field(default=0, init=False)  # slots, with or without a connection yet
-    _in_transactions: int = attrs.field(default=0, init=False)  # of those
+    slots: ConnectionSlots = attrs.field(init=False)
     _opening: int = attrs.field(default=0, init=False)  # connections
     _lent_to_transactions: set[Connection] = attrs.field(factory=set[Connection], init=False)
-    # By what they want one for, in the order of their coming.
-    _waiting: dict[int, dict[_Waiter, None]] = attrs.field(
-        factory=dict[int, dict[_Waiter, None]], init=False
-    )
-    _numbers: Iterator[int] = attrs.field(factory=itertools.count, init=False)
     # Since when idle, and the connection; the one used last is lent first.
     _idle: deque[tuple[float, Connection]] = attrs.field(
         factory=deque[tuple[float, Connection]], init=False
@@ -122,6 +105,9 @@ class Pool:
     _lost: int = attrs.field(default=0, init=False)
     _retired: int = attrs.field(default=0, init=False)
 
+    def __attrs_post_init__(self) -> None:
+        self.slots = ConnectionSlots(self.max_size, self.kept)
+
     @property
     def stats(self) -> PoolStats:
         return PoolStats(
@@ -129,8 +115,8 @@ class Pool:
             lost=self._lost,
             retired=self._retired,
             idle=len(self._idle),
-            in_use=self._in_use,
-            waiting=sum(map(len, self._waiting.values())),
+            in_use=self.slots.in_use,
+            waiting=self.slots.waiting,
         )
 
     @contextlib.asynccontextmanager
@@ -172,12 +158,12 @@ class Pool:
     def resize(self, max_size: int, kept: int) -> None:
         """From now on have other bounds; connections in use beyond them may finish."""
         self.max_size, self.kept = max_size, kept
-        self._serve()
+        self.slots.resize(max_size, kept)
         self._retire_surplus()
 
     def most_transactions(self) -> int:
         """Return how many attempts may have a transaction open at the same time."""
-        return self._most(FIRST_OF_ATTEMPT)
+        return self.slots.most(FIRST_OF_ATTEMPT)
 
     def tend(self) -> None:
         """Close what has been idle for too long. Neither blocks nor can be cancelled."""
@@ -210,9 +196,7 @@ class Pool:
         self._closed = True
         while self._idle:
             self._retire(self._idle.pop()[1])
-        for waiters in self._waiting.values():
-            for waiter in waiters:
-                waiter.slot.set()
+        self.slots.close()
         self._came_back.unpark_all()
         await trio.lowlevel.checkpoint()
 
@@ -222,102 +206,23 @@ class Pool:
         if address is not None and self.on_demotion is not None:
             self.on_demotion(address)
 
-    # -- slots: the right to hold a connection ---------------------------------------
-
-    def _most(self, level: int) -> int:
-        """Return how many connections transactions may hold once one of *level* is open.
-
-        Each level leaves a third of what the one below it leaves: at least one to single
-        statements, and the first ones another to a transaction within theirs. With one or two
-        connections in all there is not enough for that, and the last one may be taken.
-        """
-        left = self.kept
-        for _ in range(min(level, 5)):
-            left = -(-left // 3)
-        least, here = (2, 1) if level <= FIRST else (1, 2)
-        return self.max_size - max(0, min(max(least, left), self.max_size - here))
-
-    def _may_have(self, purpose: int) -> bool:
-        """Tell whether there is a slot, in general and for this purpose."""
-        if self._in_use >= self.max_size:
-            return False
-        return purpose == SINGLE or self._in_transactions < self._most(purpose)
-
-    def _take(self, purpose: int) -> None:
-        self._in_use += 1
-        self._in_transactions += purpose != SINGLE
-
-    async def _take_slot(self, purpose: int) -> None:
-        self._refuse_if_closed()
-        if self._may_have(purpose):  # then nobody is waiting who may have it
-            self._take(purpose)
-            return
-        waiter = _Waiter(next(self._numbers))
-        self._waiting.setdefault(purpose, {})[waiter] = None
-        try:
-            with _noting_cancellation():
-                await waiter.slot.wait()
-        except BaseException:
-            if not self._still_waits(waiter, purpose):
-                self._give_slot(purpose)
-            raise
-        if self._still_waits(waiter, purpose):  # woken without a slot
-            self._refuse_if_closed()
-
-    def _still_waits(self, waiter: _Waiter, purpose: int) -> bool:
-        """Tell whether it has not been given a slot; then it waits no more."""
-        waiters = self._waiting[purpose]
-        return waiter in waiters and waiters.pop(waiter) is None
-
-    def _give_slot(self, purpose: int) -> None:
-        self._in_use -= 1
-        self._in_transactions -= purpose != SINGLE
-        self._serve()
-
-    def _serve(self) -> None:
-        """Give what is free to those who may have it, the first who has come first."""
-        while self._in_use < self.max_size:
-            heads = [
-                (next(iter(waiters)).number, purpose)
-                for purpose, waiters in self._waiting.items()
-                if waiters and self._may_have(purpose)
-            ]
-            if not heads or self._closed:
-                break
-            _, purpose = min(heads)
-            waiter = next(iter(self._waiting[purpose]))
-            del self._waiting[purpose][waiter]
-            self._take(purpose)
-            waiter.slot.set()
-
-    def _refuse_if_closed(self) -> None:
-        if self._closed:
-            msg = "this pool is closed"
-            raise Closed(msg)
-
     # -- lending ---------------------------------------------------------------------
 
     async def _checkout(self, purpose: int) -> Connection:
         with trio.move_on_after(self.checkout_timeout):
-            await self._take_slot(purpose)
+            await self.slots.take(purpose)
             try:
                 return await self._find(purpose)
             except BaseException:
-                self._give_slot(purpose)
+                self.slots.give(purpose)
                 raise
         msg = f"no connection within {self.checkout_timeout:g} s: {self.shortage(purpose)}"
         raise PoolTimeout(msg)
 
     def shortage(self, purpose: int = SINGLE) -> str:
         """Say why there may be none to be had."""
-        reasons = [f"{self._in_use} of {self.max_size} are in use"]
-        if purpose != SINGLE:
-            reasons.append(
-                f"{self._in_transactions} by transactions, which may have {self._most(purpose)}"
-            )
-        if self._full_pause:
-            reasons.append(self._full_why)
-        return ", ".join(reasons)
+        full = [self._full_why] if self._full_pause else []
+        return ", ".join([self.slots.shortage(purpose), *full])
 
     async def _find(self, purpose: int) -> Connection:
         """Return a connection that answers: an idle one, or a new one."""
@@ -328,12 +233,12 @@ class Pool:
                     self._lent_to_transactions.add(found)
                 return found
             await trio.lowlevel.checkpoint_if_cancelled()
-            self._refuse_if_closed()
+            self.slots.refuse_if_closed()
             pause = self._full_until - trio.current_time()
             if len(self._born) + self._opening >= self.max_size:
                 pause = math.inf  # one is about to come back, or to be there
             if pause > 0:
-                with _noting_cancellation(), trio.move_on_after(pause):
+                with noting_cancellation(), trio.move_on_after(pause):
                     await self._came_back.park()
             else:
                 await self._open()
@@ -367,7 +272,7 @@ class Pool:
             return bool(self._idle)
         others = len(self._born) - len(self._lent_to_transactions) - 1
         least = {FIRST_OF_ATTEMPT: 2, FIRST: 0}.get(purpose, 1)
-        return others >= min(least, self.max_size - self._most(purpose))
+        return others >= min(least, self.max_size - self.slots.most(purpose))
 
     async def _find_idle(self, purpose: int) -> Connection | None:
         while self._leaves_enough(purpose):
@@ -430,7 +335,7 @@ class Pool:
                     await conn.rollback()  # shielded and bounded
             self._take_back(conn)
         finally:
-            self._give_slot(purpose)
+            self.slots.give(purpose)
             self._came_back.unpark_all()
         self._retire_surplus()
         self._retire_stale()
@@ -473,18 +378,6 @@ class Pool:
     def _forget(self, conn: Connection) -> None:
         del self._born[conn]
         conn.abort()
-
-
-@contextlib.contextmanager
-def _noting_cancellation() -> Generator[None]:
-    """Note for the attempt when it was cancelled while it waited for a connection, if it was."""
-    already = trio.current_effective_deadline() <= trio.current_time()
-    try:
-        yield
-    except trio.Cancelled:
-        if not already and (use := connection_use.get()) is not None:
-            use.gave_up_at = trio.current_time()
-        raise
 
 
 def _as_new(conn: Connection) -> bool:

@@ -22,6 +22,7 @@ from nursery_queue._core._model import (
     Stats,
     Stranded,
     TaskStatus,
+    WorkerInfo,
     WorkerStatus,
 )
 from nursery_queue._core._retry import RetryPolicy
@@ -75,6 +76,25 @@ def settle_params(settlements: Sequence[Settlement]) -> dict[str, list[Any]]:
         "error_tracebacks": [error and error.traceback for error in errors],
         "error_details": [error and error.details for error in errors],
         "on_completes": [settlement.on_complete for settlement in settlements],
+    }
+
+
+def register_params(worker: WorkerInfo) -> dict[str, Any]:
+    """Return *worker* as a row, and what it declares as one array a column."""
+    return {
+        "id": worker.id,
+        "name": worker.name,
+        "host": worker.host,
+        "pid": worker.pid,
+        "queues": None if worker.queues is None else list(worker.queues),
+        "task_types": list(worker.task_types),
+        "lease": worker.lease,
+        "names": [each.name for each in worker.declared],
+        "type_queues": [each.queue for each in worker.declared],
+        "priorities": [each.priority for each in worker.declared],
+        "keep_fors": [float(each.keep_for) for each in worker.declared],
+        "on_completes": [each.on_complete for each in worker.declared],
+        "max_lost": json.dumps(dict(worker.max_lost)),
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
@@ -207,7 +206,7 @@ class PostgresStore(Sessions):
 
     async def register(self, worker: WorkerInfo) -> None:
         """Make a worker known; only known workers may claim."""
-        await self._run(self._heartbeat, "register", _register_params(worker))
+        await self._run(self._heartbeat, "register", _rows.register_params(worker))
         self._registered.add(worker.id)
 
     async def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
@@ -387,21 +386,3 @@ class PostgresStore(Sessions):
         if not moved and isinstance(trouble, DatabaseRefused):
             raise trouble
         return int(moved)
-
-
-def _register_params(worker: WorkerInfo) -> dict[str, Any]:
-    return {
-        "id": worker.id,
-        "name": worker.name,
-        "host": worker.host,
-        "pid": worker.pid,
-        "queues": None if worker.queues is None else list(worker.queues),
-        "task_types": list(worker.task_types),
-        "lease": worker.lease,
-        "names": [each.name for each in worker.declared],
-        "type_queues": [each.queue for each in worker.declared],
-        "priorities": [each.priority for each in worker.declared],
-        "keep_fors": [float(each.keep_for) for each in worker.declared],
-        "on_completes": [each.on_complete for each in worker.declared],
-        "max_lost": json.dumps(dict(worker.max_lost)),
-    }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
+from collections.abc import Generator
 from contextvars import ContextVar
 
 import attrs
+import trio
 
 
 @attrs.define(eq=False)
@@ -25,3 +28,15 @@ class ConnectionUse:
 
 # None: the context is no attempt's, and no transaction of it is open.
 connection_use: ContextVar[ConnectionUse | None] = ContextVar("connection_use", default=None)
+
+
+@contextlib.contextmanager
+def noting_cancellation() -> Generator[None]:
+    """Note for the attempt when it was cancelled while it waited for a connection, if it was."""
+    already = trio.current_effective_deadline() <= trio.current_time()
+    try:
+        yield
+    except trio.Cancelled:
+        if not already and (use := connection_use.get()) is not None:
+            use.gave_up_at = trio.current_time()
+        raise

@@ -16,8 +16,9 @@ import trio.testing
 
 from nursery_queue._core._errors import Closed, CommitOutcomeUnknown
 from nursery_queue._pg._connection import Connection
+from nursery_queue._pg._connection_slots import FIRST, FIRST_OF_ATTEMPT, SINGLE
 from nursery_queue._pg._errors import PoolTimeout
-from nursery_queue._pg._pool import FIRST, FIRST_OF_ATTEMPT, PING_TIMEOUT, SINGLE, Pool
+from nursery_queue._pg._pool import PING_TIMEOUT, Pool
 from nursery_queue.testing import VirtualTime
 from tests.faults.network import pass_time_until
 from tests.pg.proxy import proxied
@@ -130,7 +131,7 @@ async def test_checkout_timeout(dsn: str) -> None:
 
 
 def most(pool: Pool, *levels: int) -> list[int]:
-    return [pool._most(level) for level in levels]
+    return [pool.slots.most(level) for level in levels]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ async def test_cancelled_at_every_moment(dsn: str) -> None:
         async with trio.open_nursery() as nursery:
             for purpose in (SINGLE, FIRST_OF_ATTEMPT, FIRST, FIRST + 1) * 3:
                 nursery.start_soon(use, purpose)
-        assert (pool.stats.in_use, pool.stats.waiting, pool._in_transactions) == (0, 0, 0)
+        assert (pool.stats.in_use, pool.stats.waiting, pool.slots.in_transactions) == (0, 0, 0)
 
 
 async def test_a_server_that_takes_no_more(
