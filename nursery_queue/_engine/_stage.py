@@ -33,6 +33,7 @@ from nursery_queue._core._streams import StreamWrite
 from nursery_queue._runtime._callbacks import Pending
 from nursery_queue._runtime._connection_use import ConnectionUse, connection_use
 from nursery_queue._runtime._patience import answered_within
+from nursery_queue._runtime._printable import printable
 from nursery_queue._runtime._signals import interrupted
 from nursery_queue._stream_writer import Send
 from nursery_queue._task_type import TaskType
@@ -237,7 +238,7 @@ class Stage:
             return await self.bridge.run(task_type.invoke, crossing, values)
         if task_type.nursery and context is not None:
             async with context.own_nursery():
-                return await task_type.invoke(context, values)
+                return await printable(task_type.invoke(context, values))
         return await task_type.invoke(context, values)
 
     def _context(
