@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 
 from collections.abc import Generator
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import trio
 
 from psycopg import errors
+from psycopg.conninfo import make_conninfo
 
 import nursery_queue as nq
 
@@ -22,7 +24,7 @@ from nursery_queue._pg._pooler import connect
 from nursery_queue._pg._store import PostgresStore
 from tests.contract.steps import claim, hire
 from tests.pg.queries import Session
-from tests.pg.roles import Roles, made_roles
+from tests.pg.roles import Roles, made_roles, run
 
 
 # What a bare insert calls by itself.
@@ -364,6 +366,30 @@ async def test_what_an_owner_has_made_anew_is_the_owners(roles: Roles) -> None:
     async with nq.connect(owner, schema=roles.schema) as client:
         ref = await client.enqueue("work")
         assert await client.cancel(ref)
+
+
+async def test_a_member_of_the_group_that_owns_the_schema_migrates(app: nq.App, dsn: str) -> None:
+    """Where an administrator has made the schema for a group, one of its members can do all."""
+
+    @app.task(name="double")
+    async def double(number: int) -> int:
+        return 2 * number
+
+    group, member = (f"{kind}_{uuid.uuid4().hex[:8]}" for kind in ("group", "member"))
+    run(
+        dsn,
+        f"create role {group}; create role {member} login in role {group};"
+        f" create schema nursery_queue authorization {group}",
+    )
+    try:
+        as_member = make_conninfo(dsn, user=member)
+        await nq.migrate(as_member)
+        async with nq.connect(as_member) as client:
+            ref = await client.enqueue(double.options(dedup_key="once"), 21)
+            await nq.Worker(app, client).run_until_idle()
+            assert await client.result(ref) == 42
+    finally:
+        run(dsn, f"drop owned by {group}, {member} cascade; drop role {group}, {member}")
 
 
 def test_who_was_granted_nothing_can_do_nothing(roles: Roles) -> None:
