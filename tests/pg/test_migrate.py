@@ -308,6 +308,26 @@ async def test_another_migration_of_the_same_number(conn: Connection) -> None:
         await _migrate.check(conn)
 
 
+@pytest.mark.parametrize(
+    "thing",
+    ["table usr (id int)", "function usr() returns int return 1", "table migration2 (id int)"],
+)
+@pytest.mark.parametrize("schema", ["public", "shop"])
+async def test_a_schema_of_others(conn: Connection, dsn: str, schema: str, thing: str) -> None:
+    """Where something is already, nothing is made, and nobody's rights are touched."""
+    await conn.execute(f"create schema if not exists {schema}".encode())
+    await conn.execute(f"create {thing.replace(' ', f' {schema}.', 1)}".encode())
+    before = await (await conn.execute(CATALOG, {"schema": schema})).fetchall()
+
+    with pytest.raises(errors.DuplicateSchema, match=f"in the schema {schema} already"):
+        await nq.migrate(dsn, schema=schema)
+    with pytest.raises(errors.DuplicateSchema, match=f"in the schema {schema} already"):
+        await conn.execute(_migrate.sql(schema).encode())
+
+    await conn.execute("rollback")
+    assert await (await conn.execute(CATALOG, {"schema": schema})).fetchall() == before
+
+
 async def test_by_a_role_that_may_create_nothing(conn: Connection, visitor: sql.Identifier) -> None:
     """Whoever may read the schema can check it, and `up` finds that there is nothing to do."""
     await _migrate.up(conn)

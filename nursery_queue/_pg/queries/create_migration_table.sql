@@ -5,6 +5,16 @@ begin
     if to_regnamespace('nursery_queue') is null then
         create schema nursery_queue;
     end if;
+    -- What is in it gets our owner, and rights as we need them: that must not befall anybody else's.
+    if exists (select from pg_catalog.pg_class
+                where relnamespace = 'nursery_queue'::pg_catalog.regnamespace
+                  and relname not in ('migration', 'migration_pkey'))
+        or exists (select from pg_catalog.pg_proc
+                    where pronamespace = 'nursery_queue'::pg_catalog.regnamespace) then
+        raise duplicate_schema using message =
+            'there is something in the schema nursery_queue already, and the tables of the queue'
+            ' need one of their own';
+    end if;
 end
 $$;
 create table if not exists nursery_queue.migration (
