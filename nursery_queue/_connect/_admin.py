@@ -15,6 +15,7 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
 
 from nursery_queue._core._errors import TransientError
+from nursery_queue._core._secrets import suspicious
 from nursery_queue._pg import _migrate
 from nursery_queue._pg._connection import Connection
 from nursery_queue._pg._errors import translated
@@ -35,14 +36,17 @@ def plain_dsn(dsn: str) -> str:
 def readable_dsn(dsn: str) -> str:
     """Return *dsn* as libpq reads it, or raise `psycopg.ProgrammingError` without quoting it."""
     dsn = plain_dsn(dsn)
-    try:
-        dsn_params(dsn)
-    except ValueError as exc:
+    if (wrong := suspicious(dsn)) is None:
+        try:
+            dsn_params(dsn)
+        except ValueError as exc:
+            wrong = str(exc)
+    if wrong is not None:
         msg = (
             "the DSN is neither a URL (postgresql://user@host/database) nor keywords"
-            f" (host=... dbname=...): {exc}"
+            f" (host=... dbname=...): {wrong}"
         )
-        raise psycopg.ProgrammingError(msg) from None
+        raise psycopg.ProgrammingError(msg)
     return dsn
 
 

@@ -24,9 +24,9 @@ from nursery_queue._connect._admin import (
     sqlstate_of,
 )
 from nursery_queue._core._errors import TransientError
+from nursery_queue._core._secrets import suspicious
 
 from ._errors import PROBLEM, UNREACHABLE, USAGE, ProblemError
-from ._secrets import suspicious
 from ._settings import Dsn
 
 

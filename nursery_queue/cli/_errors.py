@@ -10,8 +10,7 @@ import attrs
 
 from nursery_queue._core._errors import NurseryQueueError, SchemaError
 from nursery_queue._core._groups import leaves
-
-from ._secrets import redacted
+from nursery_queue._core._secrets import redacted
 
 
 CLEAN = 0

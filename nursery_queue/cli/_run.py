@@ -12,11 +12,11 @@ from typing import cast
 
 import click
 
+from nursery_queue._core._secrets import redacted
 from nursery_queue._quiet_start import INTERRUPTED
 
 from ._errors import CLEAN, PROBLEM, OutputClosedError, Session, root_of, say
 from ._group import commands
-from ._secrets import redacted
 
 
 def run(args: Sequence[str]) -> int:

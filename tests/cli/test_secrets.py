@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from nursery_queue._core._secrets import redacted, suspicious
 from nursery_queue.cli import main
-from nursery_queue.cli._secrets import redacted, suspicious
 
 
 SECRET = "tOpsEcret"

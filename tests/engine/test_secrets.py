@@ -6,6 +6,7 @@ import logging
 
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 
 import nursery_queue as nq
@@ -78,3 +79,17 @@ async def test_no_repr_shows_params(
     assert CARD not in "".join(shown)
     assert CARD not in repr(status).replace(f"result={CARD!r}", "")
     assert CARD not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    ["u:{}@h:port/x", "u:{}@h@h/x", "u:a@{}@h/x", "u:{}/x@h/x", "u:{}@[::1/x", "u:{}%zz@h/x"],
+)
+async def test_a_url_that_is_cut_in_the_wrong_place(dsn: str) -> None:
+    """What `connect` says of a URL that makes no sense has no part of its password in it."""
+    with pytest.raises(psycopg.ProgrammingError, match="the DSN is neither") as caught:
+        async with nq.connect(f"postgresql://{dsn.format(PASSWORD)}"):
+            pytest.fail("it makes no sense")
+
+    assert PASSWORD not in str(caught.value)
+    assert caught.value.__context__ is None
