@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -16,6 +17,9 @@ SCALARS = frozenset({str, int, float, bool, type(None)})
 
 # A string, which is left alone, or a number.
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?')
+# A string, which is left alone, or where something begins or ends.
+_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+_DEEPEST = 100
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
@@ -88,13 +92,16 @@ _AS_JSONB = json.JSONDecoder(object_pairs_hook=_sorted_names, parse_float=_plain
 def from_text(text: str | bytes) -> Any:
     """Return the value that the text of a jsonb holds, whoever has written it.
 
-    An integer of more digits than Python reads becomes a float, infinity if need be: one row
-    must not keep the others of its page from being shown.
+    An integer of more digits than Python reads becomes a float, infinity if need be, and what is
+    nested more deeply than it reads, below the hundredth level, its text: one row must not keep
+    the others of its page from being shown.
     """
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text)
-    except ValueError:
+    with contextlib.suppress(RecursionError):
         return json.loads(text, parse_int=_any_int)
+    text = text if isinstance(text, str) else text.decode()
+    return json.loads(_flattened(text), parse_int=_any_int)
 
 
 def _any_int(text: str) -> float:
@@ -102,6 +109,23 @@ def _any_int(text: str) -> float:
         return int(text)
     except ValueError:
         return float(text)
+
+
+def _flattened(text: str) -> str:
+    """Return JSON text with strings in place of all objects and arrays that are too deep."""
+    parts, kept, start, depth = list[str](), 0, 0, 0
+    for token in _BRACKET.finditer(text):
+        if token[0] in {"[", "{"}:
+            depth += 1
+            if depth == _DEEPEST + 1:
+                start = token.start()
+                parts.append(text[kept:start])
+        elif token[0] in {"]", "}"}:
+            if depth == _DEEPEST + 1:
+                kept = token.end()
+                parts.append(json.dumps(text[start:kept], ensure_ascii=False))
+            depth -= 1
+    return "".join([*parts, text[kept:]])
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -11,6 +11,8 @@ import pytest
 
 from psycopg import errors, sql
 
+import nursery_queue as nq
+
 from nursery_queue._core._filters import TaskFilter
 from nursery_queue._core._states import Event, State
 from nursery_queue._pg._store import PostgresStore
@@ -281,6 +283,33 @@ def test_missing_values_are_named(session: Session) -> None:
     """What must be there is asked for by its name."""
     with pytest.raises(errors.NotNullViolation, match="task_type"):
         session.execute("insert into nursery_queue.task (params) values ('{}')")
+
+
+async def test_what_is_nested_too_deeply_keeps_nothing_from_being_shown(
+    session: Session, migrated: str
+) -> None:
+    """Of params that Python cannot read, pages and statuses have the innermost as text."""
+    deep = "[" * 5000 + '"]"' + "]" * 5000
+    insert = "insert into nursery_queue.task (task_type, params, context) values ('work', %s, %s)"
+    session.execute(insert, [f'{{"id": {"9" * 5000}, "deep": {deep}, "after": [1.5]}}', deep])
+    session.execute(insert, ['{"a": 1}', None])
+    session.commit()
+
+    async with nq.connect(migrated) as client:
+        other, odd = await client.list_tasks(payloads=True)
+        assert other.params == {"a": 1}
+        assert odd.params is not None
+        assert odd.params["after"] == [1.5]
+        inner = odd.params["deep"]
+        while isinstance(inner, list):
+            (inner,) = inner
+        assert isinstance(inner, str)
+        assert inner in deep
+        assert await client.status(odd.id, payloads=True) == odd
+    told = nq.producer(session).status(odd.id, payloads=True)
+    assert told is not None
+    assert told.params is not None
+    assert told.params["after"] == [1.5]
 
 
 def test_a_key_that_is_taken(session: Session) -> None:
