@@ -150,6 +150,8 @@ class Poller:
             with answered_within(CLAIM_TIMEOUT, "bringing back what was put aside"):
                 brought = await self.store.unpark(list(self.app.task_types))
             self._look_anew()  # the janitor may have been faster
+            if not self._walk.in_vain:  # a rest after a long walk is none before its repetition
+                self._not_before = -math.inf
             await self._claim_on()
             if self._seems_idle() and not brought:
                 self.on_idle()

@@ -302,3 +302,27 @@ async def test_full_queues_do_not_starve_the_rest(
 
     assert ran[100][1] == "zzz"
     assert ran[100][0] < 10.2
+
+
+async def test_idle_among_many_paused_queues(
+    app: nq.App, pg: nq.Client, session: psycopg.Connection[Any]
+) -> None:
+    """`run_until_idle` ends also where one walk through all queues takes many claims."""
+    done: list[int] = []
+
+    @app.task(name=TYPE)
+    async def work(ctx: nq.TaskContext) -> None:
+        done.append(ctx.task_id)
+
+    fill(session, 3000, queues=3000)
+    session.execute(
+        "set session_replication_role = replica;"
+        "insert into nursery_queue.queue (name, paused)"
+        " select 'q' || i, true from generate_series(0, 2999) as i;"
+        "set session_replication_role = origin"
+    )
+    ref = await pg.enqueue(work)
+    with trio.fail_after(20):
+        await nq.Worker(app, pg).run_until_idle()
+
+    assert done == [ref.id]
