@@ -19,6 +19,7 @@ from ._app import App as App
 from ._client import Client as Client
 from ._connect import connect as connect, migrate as migrate
 from ._context import CancelReason as CancelReason, TaskContext as TaskContext
+from ._core import _errors as _errors
 from ._core._completion import (
     Cancelled as Cancelled,
     Failed as Failed,
@@ -78,6 +79,7 @@ from ._engine._exit_report import (
     TaskExit as TaskExit,
 )
 from ._engine._handlers import HandlerHealth as HandlerHealth
+from ._engine._health import Health as Health, SiblingHealth as SiblingHealth
 from ._producers import producer as producer
 from ._producers._producer import AsyncProducer as AsyncProducer, Producer as Producer
 from ._runtime._after_commit import (
@@ -93,18 +95,11 @@ from ._stream_writer import StreamWriter as StreamWriter
 from ._streams import StreamInfo as StreamInfo, StreamReader as StreamReader
 from ._task_type import TaskRequest as TaskRequest, TaskType as TaskType
 from ._transaction import Transaction as Transaction
-from ._worker import Health as Health, SiblingHealth as SiblingHealth, Worker as Worker
+from ._worker import Worker as Worker
 
 
 _log_level.obey()
 
 
-# Errors are called what users call them, also in tracebacks and in what is stored of attempts.
-# Not so the other classes: annotations in them are text, and are looked up in their own module.
-def _name_errors() -> None:
-    for each in globals().values():
-        if isinstance(each, type) and issubclass(each, BaseException):
-            each.__module__ = __name__
-
-
-_name_errors()
+# Also in tracebacks, and in what is stored of attempts.
+_errors.name_by_module(globals(), __name__)

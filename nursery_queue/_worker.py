@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Literal, TypeVarTuple
 
-import attrs
 import trio
 
 from ._app import App
@@ -25,7 +24,8 @@ from ._engine._asyncio_bridge import AsyncioBridge, open_bridge
 from ._engine._crew import Crew, Settings
 from ._engine._drain import FLUSH
 from ._engine._exit_report import ExitReport, tell
-from ._engine._handlers import HandlerHealth, handlers
+from ._engine._handlers import handlers
+from ._engine._health import Health, SiblingHealth
 from ._engine._poller import CLAIM_TIMEOUT
 from ._engine._tenancy import GOODBYE
 from ._runtime._chance import new_rng
@@ -36,36 +36,6 @@ log = logging.getLogger("nursery_queue")
 Ts = TypeVarTuple("Ts")
 
 SIBLINGS = ("lease", "heartbeat", "settler", "listener", "poller", "janitor", "reporter")
-
-
-@attrs.frozen(kw_only=True)
-class SiblingHealth:
-    """How one of the worker's loops is doing."""
-
-    state: SiblingState
-    restarts: int
-    last_error: str | None
-
-
-@attrs.frozen(kw_only=True)
-class Health:
-    """How a worker is doing.
-
-    `lease_left` and `loop_lag` are in seconds; the latter is how long the event loop has been
-    blocked, or took to react when it was last asked, about twice a second. `notify`: whether it
-    hears of new tasks at once ("listening"), or will ("polling" says it relies on the poll alone).
-    """
-
-    siblings: Mapping[str, SiblingHealth]
-    notify: Literal["listening", "polling"]
-    lease_left: float
-    loop_lag: float
-    running: int  # handlers
-    handlers: Sequence[HandlerHealth]  # each of them, and those that run on in abandoned threads
-    held: int  # tasks, the running ones included
-    claiming: bool  # False once `stop_claiming` or `stop` has been called, or it does not run
-    draining: bool  # it has been stopped
-    worker_id: uuid.UUID | None
 
 
 class Worker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ._checks import duration
@@ -144,3 +145,13 @@ class Snooze(TryLater):
 
 class UnknownTask(NurseryQueueError, LookupError):
     """There is no task of that id: it never existed, or has been pruned."""
+
+
+def name_by_module(names: Mapping[str, object], module: str) -> None:
+    """Have the errors among *names* called after *module*, which is where users find them.
+
+    Not so other classes: annotations in them are text, and are looked up in their own module.
+    """
+    for each in names.values():
+        if isinstance(each, type) and issubclass(each, BaseException):
+            each.__module__ = module
