@@ -72,7 +72,7 @@ class Steering:
         return total
 
     async def queues(self) -> list[QueueStatus]:
-        """Return every queue that has live tasks, is paused or has a limit, by name."""
+        """Return every queue that has live tasks or has ever been configured or paused, by name."""
         self._check_open()
         return await self.store.queues()
 

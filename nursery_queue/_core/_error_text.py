@@ -194,3 +194,8 @@ def _cut_details(length: int, notes: object) -> str:
     if strings:
         kept["notes"] = [cut(each, _NOTE_LIMIT) for each in strings[:_NOTES]]
     return _DETAILS.dump(kept)
+
+
+def one_line(text: str) -> str:
+    """Return *text* without line breaks, which databases are fond of: logs are read by line."""
+    return " ".join(text.split())

@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from nursery_queue._context import CancelReason
+from nursery_queue._core._error_text import one_line
 from nursery_queue._core._errors import DatabaseRefused, TransientError
 from nursery_queue._core._model import Beat, WorkerInfo
 from nursery_queue._runtime._wakeup import Wakeup
@@ -84,7 +85,8 @@ class Tenancy:
             try:
                 await self.store.deregister(self.info.id)
             except (TransientError, DatabaseRefused) as exc:
-                log.warning("could not deregister; the lease will run out: %s", exc)
+                why = one_line(str(exc))
+                log.warning("could not deregister; the lease will run out: %s", why)
 
     async def heartbeat(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Renew the lease every interval, and at once when a cancel is asked for."""

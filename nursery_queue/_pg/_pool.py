@@ -16,6 +16,7 @@ import trio
 from psycopg import pq
 from psycopg.errors import ReadOnlySqlTransaction, TooManyConnections
 
+from nursery_queue._core._error_text import one_line
 from nursery_queue._runtime._chance import new_rng
 from nursery_queue._runtime._connection_use import (
     ConnectionUse,
@@ -302,7 +303,7 @@ class Pool:
         first, last = FULL_PAUSE
         self._full_why = f"the server takes no more: {exc}"
         if not self._full_pause:
-            log.warning("waiting for a connection: %s", exc)
+            log.warning("waiting for a connection: %s", one_line(str(exc)))
         self._full_pause = min(last, max(first, 2 * self._full_pause))
         self._full_until = trio.current_time() + self._full_pause * self._rng.uniform(0.5, 1.0)
 

@@ -12,7 +12,7 @@ from typing import NoReturn, Protocol, TypeVar
 import attrs
 import trio
 
-from nursery_queue._core._error_text import error_record
+from nursery_queue._core._error_text import error_record, one_line
 from nursery_queue._core._errors import (
     CommitOutcomeUnknown,
     DatabaseRefused,
@@ -95,6 +95,7 @@ class Sibling:
         if trouble == self._told:
             return
         self._told = trouble
+        text = one_line(text)
         if passing:
             log.warning("%s failed, restarting it: %s", self.name, text)
         elif known:
@@ -168,7 +169,7 @@ async def insist(
         except TransientError as exc:
             failures += 1
             if failures == 1:
-                log.warning("%s failed, trying again: %s", what, exc)
+                log.warning("%s failed, trying again: %s", what, one_line(str(exc)))
         else:
             if failures:
                 log.info("%s went through after %d failures", what, failures)

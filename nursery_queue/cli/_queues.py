@@ -32,7 +32,7 @@ def queues() -> None:
 @database
 @json_lines
 def list_(database: Database, as_json: bool) -> None:
-    """List the queues that have live tasks, are paused, or have a limit.
+    """List the queues that have live tasks, or have been paused, limited or kept from notifying.
 
     Without a terminal: name, whether it is paused, limit (empty: none), scheduled, ready and
     running tasks, whether enqueues wake the workers, separated by tabs, one queue a line.

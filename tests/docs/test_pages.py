@@ -138,6 +138,19 @@ def test_how_it_works(migrated: str, tmp_path: Path) -> None:
     Reader(tmp_path, migrated, nobody_works).follow(blocks(HOW_IT_WORKS))
 
 
+def test_how_it_works_names_every_table(migrated: str) -> None:
+    """No table of the schema is left out, and none is named that is not there."""
+    tables, _, _ = HOW_IT_WORKS.read_text(encoding="utf-8").partition("A position moves")
+    lines = [line.split("|")[1] for line in tables.splitlines() if line.startswith("| `")]
+    with psycopg.connect(migrated) as session:
+        there = session.execute(
+            "select tablename from pg_tables where schemaname = 'nursery_queue'"
+        ).fetchall()
+
+    named = {name for line in lines for name in re.findall(r"`(\w+)`", line)}
+    assert named | {"task"} == {name for (name,) in there}  # that one has a paragraph of its own
+
+
 def test_how_a_task_moves() -> None:
     """The page lists every transition there is, in their order, and no other."""
     rows = re.findall(

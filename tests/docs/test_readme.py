@@ -14,12 +14,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import psycopg
 import pytest
 import trio
 
 import nursery_queue as nq
 
+from nursery_queue.cli._group import commands
 from tests.docs.pages import README, Block, blocks, passes, run
 
 
@@ -42,11 +44,21 @@ def test_the_two_commands_come_first() -> None:
 
 def test_the_commands_are_there(tmp_path: Path) -> None:
     """The command line has every command that the README names."""
-    commands = set(re.findall(r"nursery-queue ((?:migrate |tasks )?[a-z]+)", README.read_text()))
+    named = set(re.findall(r"nursery-queue ((?:migrate |tasks )?[a-z]+)", README.read_text()))
 
-    assert {"worker", "dev", "migrate up", "enqueue", "tasks list", "status"} <= commands
-    for command in commands:
+    assert {"worker", "dev", "migrate up", "enqueue", "tasks list", "status"} <= named
+    for command in named:
         run(sys.executable, "-m", "nursery_queue", *command.split(), "--help", cwd=tmp_path)
+
+
+def test_every_command_is_in_the_table() -> None:
+    """The command line has no command, or command of a group, that the README leaves out."""
+    for name, command in commands.commands.items():
+        (first, *_) = re.findall(
+            rf"^\| `nursery-queue {name} ?.*$", README.read_text(), re.MULTILINE
+        )
+        for each in command.commands if isinstance(command, click.Group) else ():
+            assert re.search(rf"(`|{name} ){each}\b", first), f"{name} {each}"
 
 
 async def test_the_tour(migrated: str, tmp_path: Path) -> None:

@@ -146,6 +146,22 @@ async def test_one_line_per_change_of_state(
     assert sibling.state is SiblingState.OFF
 
 
+async def test_trouble_of_several_lines_is_one_line(
+    virtual_time: VirtualTime, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What libpq and PostgreSQL say in several lines is one in the log, which is read by line."""
+    patient = Patient(nq.TransientError("closed unexpectedly\n\tThis probably means\n\tthat."))
+    with logged(caplog):
+        async with kept_running(patient):
+            await trio.sleep(1)
+            patient.error = nq.DatabaseRefused("no relation\nLINE 1: from x\n             ^")
+            await trio.sleep(300)
+
+    outage, refusal = lines(caplog, "patient")
+    assert outage.endswith("TransientError: closed unexpectedly This probably means that.")
+    assert refusal.endswith("DatabaseRefused: no relation LINE 1: from x ^")
+
+
 async def test_what_kind_of_trouble_it_is(
     virtual_time: VirtualTime, caplog: pytest.LogCaptureFixture
 ) -> None:
