@@ -140,6 +140,20 @@ class TrioHostedLoop(asyncio.SelectorEventLoop):
         """Refuse: others use the loop as well."""
         raise RuntimeError(_SHARED)
 
+    def set_task_factory(self, factory: Any) -> None:
+        """Refuse it on the loop: by its factory the tasks of all are known."""
+        self._refuse_inside()
+        super().set_task_factory(factory)
+
+    def set_exception_handler(self, handler: Any) -> None:
+        """Refuse it on the loop: the errors of all are heard by its handler."""
+        self._refuse_inside()
+        super().set_exception_handler(handler)
+
+    def _refuse_inside(self) -> None:
+        if _c_asyncio._get_running_loop() is self:
+            raise RuntimeError(_SHARED)
+
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  # asyncio's
         """Refuse, for the same reason."""
         del timeout

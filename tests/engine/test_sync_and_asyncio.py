@@ -362,15 +362,19 @@ async def test_declared_too_late(autojump_clock: MockClock, app: nq.App, client:
     assert "declared after the worker had started" in str(status.error)
 
 
-@pytest.mark.parametrize("how", ["commands", "shared executor"])
+@pytest.mark.parametrize("how", ["commands", "shared executor", "task factory", "errors"])
 async def test_the_loop_belongs_to_all(app: nq.App, client: nq.Client, how: str) -> None:
-    """A handler cannot end the loop or its threads for the others."""
+    """A handler cannot end the loop or its threads for the others, nor change what it does."""
 
     @app.task(asyncio=True, retry=None)
     async def selfish() -> None:
         loop = asyncio.get_running_loop()
         if how == "commands":
             loop.stop()
+        elif how == "task factory":
+            loop.set_task_factory(None)
+        elif how == "errors":
+            loop.set_exception_handler(None)
         else:
             await loop.shutdown_default_executor()
 
