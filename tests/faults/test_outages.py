@@ -149,7 +149,9 @@ async def test_the_lease_sets_the_pace(
         assert unwell(worker) == set()
 
     def pauses(verb: str) -> list[float]:
-        return [round(b - a, 6) for a, b in itertools.pairwise(times[verb])]
+        # An outcome that fails alone is followed at once by a question whether the store is well.
+        instants = dict.fromkeys(times[verb])
+        return [round(b - a, 6) for a, b in itertools.pairwise(instants)]
 
     assert pauses("settle")[:8] == [0.25, 0.5, 1, 2, 4, 5, 5, 5]
     assert pauses("heartbeat") == [0.25, 0.5, 1, 2, 4]
