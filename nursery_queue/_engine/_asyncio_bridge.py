@@ -15,7 +15,12 @@ import attrs
 import trio
 
 from nursery_queue._context import TaskContext
-from nursery_queue._runtime._asyncio_loop import TrioHostedLoop, begun_here, open_asyncio_loop
+from nursery_queue._runtime._asyncio_loop import (
+    TrioHostedLoop,
+    begun_here,
+    open_asyncio_loop,
+    signals_here,
+)
 from nursery_queue._runtime._signals import interrupted
 
 from ._asyncio_context import crossing
@@ -81,10 +86,14 @@ class AsyncioBridge:
         """Run an asyncio handler: nothing it started survives it, every error is its own."""
         attempt = _Attempt()
         token, begun = _current.set(attempt), begun_here.set(set())
+        added = signals_here.set(signals := set[int]())
         try:
             result = await self._run(attempt, handler, *args)
         finally:
             attempt.ended = True
+            for signum in signals:  # the worker's own, such as SIGTERM, are heard again
+                self._loop.remove_signal_handler(signum)
+            signals_here.reset(added)
             begun_here.reset(begun)
             _current.reset(token)
             if attempt.interrupt is not None:

@@ -51,6 +51,9 @@ except ImportError:  # trio may one day do without it
 # The async generators that were begun in this context, by id; None: nobody keeps account of them.
 begun_here: ContextVar[set[int] | None] = ContextVar("nursery_queue_begun_here", default=None)
 
+# The signals for which handlers were added in this context; None: they stay until the loop ends.
+signals_here: ContextVar[set[int] | None] = ContextVar("nursery_queue_signals_here", default=None)
+
 
 class _Poll(selectors.DefaultSelector):
     """A selector that never waits: trio does."""
@@ -166,6 +169,8 @@ class TrioHostedLoop(asyncio.SelectorEventLoop):
             self.call_soon_threadsafe(callback, *args)
 
         self._handlers_before.setdefault(sig, signal.signal(sig, heard))
+        if (here := signals_here.get()) is not None:
+            here.add(sig)
 
     def remove_signal_handler(self, sig: int) -> bool:
         """Put back what was there before `add_signal_handler`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import signal
 import threading
 import weakref
 
@@ -437,6 +438,26 @@ async def test_a_callback_that_cannot_be_described(
     await nq.Worker(app, client).run_until_idle()
 
     assert await state(client, ref) == "failed"
+
+
+async def test_a_signal_that_a_handler_has_asked_for(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client
+) -> None:
+    """It is the attempt's while that lasts, and then its owner's again."""
+
+    @app.task(asyncio=True, retry=None)
+    async def listens() -> str:
+        heard = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, heard.set)
+        signal.raise_signal(signal.SIGUSR1)
+        await heard.wait()
+        return "heard"
+
+    before = signal.getsignal(signal.SIGUSR1)
+    ref = await client.enqueue(listens)
+    async with working(nq.Worker(app, client)):
+        assert await client.result(ref) == "heard"
+        assert signal.getsignal(signal.SIGUSR1) is before
 
 
 async def test_a_callback_after_the_end(
