@@ -15,12 +15,8 @@ import attrs
 import trio
 
 from nursery_queue._context import TaskContext
-from nursery_queue._runtime._asyncio_loop import (
-    TrioHostedLoop,
-    begun_here,
-    open_asyncio_loop,
-    signals_here,
-)
+from nursery_queue._runtime._asyncio_loop import TrioHostedLoop, open_asyncio_loop
+from nursery_queue._runtime._asyncio_owners import begun_here, signals_here
 from nursery_queue._runtime._signals import interrupted
 
 from ._asyncio_context import crossing

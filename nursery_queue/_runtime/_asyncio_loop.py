@@ -22,12 +22,13 @@ import sys
 import threading
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextvars import Context, ContextVar
-from types import FrameType, TracebackType
+from contextvars import Context
+from types import FrameType
 from typing import Any, TypeVar, TypeVarTuple
 
 import trio
 
+from ._asyncio_owners import begun_here, handle_in, signals_here
 from ._daemon_threads import DaemonThreads
 
 
@@ -46,13 +47,6 @@ try:
     _sniffed: Any = importlib.import_module("sniffio").thread_local
 except ImportError:  # trio may one day do without it
     _sniffed = threading.local()
-
-
-# The async generators that were begun in this context, by id; None: nobody keeps account of them.
-begun_here: ContextVar[set[int] | None] = ContextVar("nursery_queue_begun_here", default=None)
-
-# The signals for which handlers were added in this context; None: they stay until the loop ends.
-signals_here: ContextVar[set[int] | None] = ContextVar("nursery_queue_signals_here", default=None)
 
 
 class _Poll(selectors.DefaultSelector):
@@ -327,7 +321,7 @@ class TrioHostedLoop(asyncio.SelectorEventLoop):
 
     def _escaped(self, exc: BaseException) -> None:
         """Let nothing that a callback raises end the loop, for all its users."""
-        handle = _handle_in(exc.__traceback__)
+        handle = handle_in(exc.__traceback__)
         if handle is None:
             raise exc
         message = f"a callback raised {type(exc).__name__}"
@@ -378,17 +372,6 @@ async def _call(
     finally:
         if not future.done():
             future.cancel()
-
-
-def _handle_in(traceback: TracebackType | None) -> asyncio.Handle | None:
-    """Return the handle whose callback raised."""
-    while traceback is not None:
-        frame: FrameType = traceback.tb_frame
-        if frame.f_code is asyncio.Handle._run.__code__:
-            handle: asyncio.Handle = frame.f_locals["self"]
-            return handle
-        traceback = traceback.tb_next
-    return None
 
 
 @contextlib.asynccontextmanager
