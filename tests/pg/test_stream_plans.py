@@ -75,7 +75,9 @@ async def forgets(conn: Connection) -> None:
 
 
 async def prunes(conn: Connection) -> None:
-    await conn.fetch(query("prune", "nursery_queue"), {"limit": 2, "chunks": 1000})
+    await conn.fetch(
+        query("prune", "nursery_queue"), {"limit": 2, "chunks": 1000, "attempts": 10_000}
+    )
 
 
 # How many rows each of them may read of any table.

@@ -283,6 +283,9 @@ begin
         raise insufficient_privilege using message =
             'forget() is the trigger of nursery_queue.task alone, not of ' || tg_relid::regclass;
     end if;
+    if not exists (select from gone) then -- the trigger is for statements, also without rows
+        return null;
+    end if;
     delete from nursery_queue.scheduled using gone where scheduled.task_id = gone.id;
     delete from nursery_queue.ready using gone
      where ready.queue = gone.queue and ready.task_type = gone.task_type

@@ -82,8 +82,9 @@ with settled as materialized (
         on running.task_id = settled.task_id and running.epoch = settled.epoch
      where closed.task_id is null
 )
--- Always answers at least one row, so that the bells are rung, and for what could not be told; a new due time is news too, and
--- so is a slot of a queue with a limit: who has found that full meanwhile may not be seen here.
+-- Always answers at least one row, so that the bells are rung, and for what could not be told; a
+-- new due time is news too, and so is a slot of a queue with a limit: a worker that has found it
+-- full meanwhile may not be seen here.
 select refused.task_id, refused.epoch, refused.refusal, others.untold
   from (select case when exists (select from closed where final)
                     then pg_notify('nursery_queue_finished', '') end,
@@ -100,7 +101,7 @@ select refused.task_id, refused.epoch, refused.refusal, others.untold
                case when exists (select from closed where final and keep_for = 0)
                     then nursery_queue.forget_streams(
                              array(select task_id from closed where final and keep_for = 0)) end,
-               case when exists (select from closed where final and keep_for = 0)
-                    then set_config('nursery_queue.tidy', 'own', true) end -- see forget()
+               -- See forget(), which would run for each settlement, whatever it deletes.
+               set_config('nursery_queue.tidy', 'own', true)
         offset 0) as others
   left join refused on true
