@@ -130,9 +130,7 @@ async def test_the_callers_cancellation_after_the_commit(pg: nq.Client, db: Conn
 async def test_a_handlers_commit_without_an_answer(
     app: nq.App, db: Connection, proxy: Proxy, answered: bool
 ) -> None:
-    """A handler's commit without an answer is looked up: what was asked for after it is called,
-    or the task goes back, without an attempt used up.
-    """
+    """A handler's commit without an answer is looked up, and its callbacks go by what is found."""
     called: list[int] = []
 
     @app.task(transactional=True, retry=None)
