@@ -49,7 +49,7 @@ async def receive(
 
 def take_backlog(conn: psycopg.AsyncConnection[Any]) -> list[psycopg.Notify]:
     """Take what psycopg has kept of the notifications that came along with answers."""
-    backlog = conn._notifies_backlog
+    backlog = conn._notifies_backlog  # pyright: ignore[reportPrivateUsage]  # a test knows
     batch = list(backlog or ())
     if backlog:
         backlog.clear()

@@ -13,6 +13,7 @@ import pytest
 import nursery_queue as nq
 
 from nursery_queue._core._codec import dump_result
+from nursery_queue._core._json import is_of
 from nursery_queue._core._states import Event
 from nursery_queue._store import Store
 from nursery_queue.testing import MemoryStore
@@ -61,13 +62,11 @@ async def client(somewhere: str | None) -> AsyncGenerator[nq.Client]:
 
 def parts(value: Any) -> list[Any]:
     """Return all that *value* consists of, in order; `==` tells apart 1 and 1.0, 0.0 and -0.0."""
-    match value:
-        case dict():
-            return [part for name, each in value.items() for part in (name, *parts(each))]
-        case list():
-            return [part for each in value for part in ("[", *parts(each))]
-        case _:
-            return [(type(value), repr(value))]
+    if is_of(value, dict):
+        return [part for name, each in value.items() for part in (name, *parts(each))]
+    if is_of(value, list):
+        return [part for each in value for part in ("[", *parts(each))]
+    return [(type(value), repr(value))]
 
 
 @pytest.mark.parametrize("value", [*FLOATS, *OTHERS], ids=repr)
@@ -81,11 +80,11 @@ async def test_numbers_come_back_as_they_were(app: nq.App, client: nq.Client, va
         came.extend([context, result.value if isinstance(result, nq.Succeeded) else result])
 
     @app.task(on_complete=told)
-    async def echo(value: Any) -> Any:
-        came.append(value)
-        return value
+    async def echo(values: list[Any]) -> Any:
+        came.extend(values)
+        return values[0]
 
-    ref = await client.enqueue(echo.options(context=value), value)
+    ref = await client.enqueue(echo.options(context=value), [value])
     await nq.Worker(app, client).run_until_idle()
     came.append(await client.result(ref))
 
@@ -94,15 +93,13 @@ async def test_numbers_come_back_as_they_were(app: nq.App, client: nq.Client, va
 
 def unsigned(value: Any) -> Any:
     """Return *value* without zeros that have a sign: jsonb has none."""
-    match value:
-        case float():
-            return value + 0.0
-        case list():
-            return [unsigned(each) for each in value]
-        case dict():
-            return {name: unsigned(each) for name, each in value.items()}
-        case _:
-            return value
+    if is_of(value, float):
+        return value + 0.0
+    if is_of(value, list):
+        return [unsigned(each) for each in value]
+    if is_of(value, dict):
+        return {name: unsigned(each) for name, each in value.items()}
+    return value
 
 
 async def test_names_come_back_by_length(store: Store) -> None:
