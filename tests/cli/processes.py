@@ -138,7 +138,7 @@ def until(condition: Callable[[], Any], what: str = "the condition") -> Any:
 
 def rows(dsn: str, statement: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
     with psycopg.connect(dsn, autocommit=True) as connection:
-        cursor = connection.execute(statement.encode(), params)
+        cursor = connection.execute(statement.encode(), params or None)
         return cursor.fetchall() if cursor.description else []
 
 
