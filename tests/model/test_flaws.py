@@ -26,6 +26,7 @@ class Flaw:
     place: str
     right: str
     wrong: str
+    also: Flaw | None = None
 
 
 FLAWS = {
@@ -33,7 +34,10 @@ FLAWS = {
         "function room", "greatest(0, max_running - (", "greatest(max_running + 9, ("
     ),
     "a claim does not look at the pause": Flaw(
-        "function room", "when paused then -1", "when false then -1"
+        "function room",
+        "when paused then -1",
+        "when false then -1",
+        also=Flaw("function walk", "(paused or max_running = 0)", "false"),
     ),
     "a settlement does not look at the fence": Flaw(
         "settle", "and running.epoch = settled.epoch\n       and", "and"
@@ -75,7 +79,9 @@ FLAWS = {
 
 
 def install(flaw: Flaw, dsn: str, patch: pytest.MonkeyPatch) -> None:
-    """Make the store wrong in one place."""
+    """Make the store wrong in one place, and in the other that would make up for it."""
+    if flaw.also is not None:
+        install(flaw.also, dsn, patch)
     kind, _, name = flaw.place.partition(" ")
     if kind == "function":
         with psycopg.connect(dsn, autocommit=True) as session:

@@ -82,7 +82,7 @@ class Execution:
     pid: int
     began: float
     ended: float  # or when its process was killed; math.inf: it has not ended
-    killed: bool  # before it had ended
+    killed_at: float  # its process, then or later; math.inf: it was not
 
     @property
     def key(self) -> tuple[int, int, UUID]:
@@ -107,7 +107,7 @@ def read_trace(path: Path, killed: Mapping[int, float]) -> list[Execution]:
             pid=int(fields[4]),
             began=float(fields[5]),
             ended=ends.get(tuple(fields[1:5]), killed.get(int(fields[4]), math.inf)),
-            killed=tuple(fields[1:5]) not in ends and int(fields[4]) in killed,
+            killed_at=killed.get(int(fields[4]), math.inf),
         )
         for fields in lines
         if fields[0] == "+"
@@ -129,8 +129,9 @@ def most_at_once(trace: Sequence[Execution]) -> int:
 def _unheard_of(log: Sequence[Entry], trace: Sequence[Execution]) -> Iterator[str]:
     traced = Counter(execution.key for execution in trace)
     known = {entry.key for entry in log}
-    # A handler that was claimed ahead, and killed before a heartbeat told of its start.
-    unheard = {one.key for one in trace if one.killed and one.ended - one.began < NOTED_WITHIN}
+    # A handler that was claimed ahead, of a worker that was killed before it had stored the outcome
+    # and before a heartbeat told of the start.
+    unheard = {one.key for one in trace if one.killed_at - one.began < NOTED_WITHIN}
     yield from (f"the log does not know of {key}" for key in traced.keys() - known - unheard)
     yield from (f"executed {n} times under one claim: {key}" for key, n in traced.items() if n > 1)
     # What was lost may have been waiting in its worker's hands.

@@ -34,6 +34,7 @@ AWAY: Final = {  # what a handler may hear in its transaction when the server go
         psycopg.errors.CrashShutdown,
         psycopg.errors.CannotConnectNow,
         nq.CommitOutcomeUnknown,
+        nq.NoConnection,
         nq.TransientError,
     )
 }
@@ -94,7 +95,9 @@ class Drill:
         on_purpose = (entry.task_type, entry.error_type) == ("third_time_lucky", drill.ON_PURPOSE)
         needs_the_server = entry.task_type == "booked" and entry.error_type in AWAY
         meanwhile = entry.started_at <= self.away[1] and entry.finished_at >= self.away[0]
-        return entry.outcome == "failed" and (on_purpose or (needs_the_server and meanwhile))
+        if needs_the_server and meanwhile:
+            return entry.outcome in {"failed", "interrupted"}
+        return entry.outcome == "failed" and on_purpose
 
 
 def test_every_extra_execution_is_explained(server: OwnServer, trace: Path) -> None:
