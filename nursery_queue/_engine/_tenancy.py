@@ -119,11 +119,15 @@ class Tenancy:
         self._overdue = False
 
     async def _note_started(self) -> None:
-        """Let the store know which tasks that were claimed ahead run: they count if we die."""
+        """Let the store know which tasks that were claimed ahead run: they count if we die.
+
+        Not those whose transaction may have a snapshot from before: their settlement would
+        conflict with the note. If we die, their next start is noted before it happens.
+        """
         begun = {
             each.claim.fence: each
             for each in self.hands.running
-            if not (each.claim.started or each.noted or each.ended)
+            if not (each.claim.started or each.noted or each.ended or each.task_type.transactional)
         }
         if not begun:
             return

@@ -61,6 +61,27 @@ def of_kind(kind: str, ctx: nq.TaskContext) -> Any:
     return {"ctx.transaction": ctx.transaction, "client": ctx.client.transaction}[kind]()
 
 
+async def test_a_heartbeat_does_not_conflict_with_a_handler(
+    virtual_time: VirtualTime, app: nq.App, strict: nq.Client, db: Connection
+) -> None:
+    """A task that was claimed ahead runs once, though the worker notes what runs meanwhile."""
+    runs: list[int] = []
+
+    @app.task(transactional=True)
+    async def add(ctx: nq.TaskContext) -> None:
+        runs.append(ctx.task_id)
+        await ctx.tx.execute(ADD, ["a"])
+        await trio.sleep(0.5)
+
+    refs = await strict.enqueue_many([add.bind() for _ in range(4)])
+    worker = nq.Worker(app, strict, concurrency=1, prefetch=4, heartbeat=0.1)
+    async with working(worker):
+        for ref in refs:
+            assert (await final(strict, ref)).state == "succeeded"
+
+    assert len(runs) == 4
+
+
 @pytest.mark.parametrize("kind", ["ctx.tx", "ctx.transaction", "client"])
 @pytest.mark.parametrize("at_commit", [False, True], ids=["statement", "commit"])
 async def test_a_serialization_failure_uses_up_no_attempt(
