@@ -22,14 +22,21 @@ from nursery_queue._store import Store
 from tests.contract.steps import claimed_once, settle
 
 
-# A function of this name that is found before the real one: nobody is told.
+# The function that writes, but for that it tells nobody.
 SILENCE = """
     create schema if not exists silence;
     create or replace function silence.pg_notify(text, text) returns void language sql as '';
+    do $$
+    begin
+        execute replace(replace(pg_get_functiondef('nursery_queue.write_stream'::regproc),
+                                'nursery_queue.write_stream(', 'silence.write_stream('),
+                        'pg_notify(', 'silence.pg_notify(');
+    end
+    $$;
 """
 WRITE = """
-    select nursery_queue.write_stream(%(task_id)s, %(epoch)s, %(name)s, %(kinds)s::"char"[],
-                                      %(pieces)s::bytea[], close => %(close)s)
+    select {}.write_stream(%(task_id)s, %(epoch)s, %(name)s, %(kinds)s::"char"[],
+                           %(pieces)s::bytea[], close => %(close)s)
 """
 # Who listens has said so last, or has asked whether anybody is there (an empty query).
 LISTENERS = """
@@ -75,10 +82,8 @@ class Clerk:
         self, *pieces: object, close: bool = False, silently: bool = False, name: str = "default"
     ) -> str:
         chunks = [Chunk.of(data) for data in pieces]
-        path = "silence, pg_catalog" if silently else "pg_catalog"
-        await self.conn.execute(f"set search_path to {path}".encode())
         ((fate,),) = await self.conn.fetch(
-            WRITE.encode(),
+            WRITE.format("silence" if silently else "nursery_queue").encode(),
             {
                 "task_id": self.fence.task_id,
                 "epoch": self.fence.epoch,
