@@ -66,11 +66,11 @@ class Listener:
         try:
             listener = cls(conn, channels)
             await conn.execute(
-                sql.SQL("SET idle_session_timeout = 0; ")  # silence is what there is to hear
-                + sql.SQL("; ").join(
+                sql.SQL("; ").join(
                     sql.SQL("LISTEN {}").format(sql.Identifier(name))
                     for name in listener._names.values()
                 )
+                + sql.SQL("; SET idle_session_timeout = 0")  # silence is what there is to hear
             )
         except BaseException:
             conn.abort()
