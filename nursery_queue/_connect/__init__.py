@@ -40,8 +40,9 @@ async def connect(
         schema: Where the tables are.
         pool_size: Connections at most that are lent to the application and to handlers; None: 10,
             and with a worker as many more as it runs handlers at once, at most 32. They are
-            opened when needed, and closed when they have been idle for a minute. A worker adds
-            four of its own, and all who wait for results or read streams one. With a number, a
+            opened when needed, and closed when they have been idle for five seconds (two of them:
+            ten minutes). A worker adds four of its own, and all who wait for results or read
+            streams one. With a number, a
             quarter of it, at least two, is kept from the transactions of handlers, so that these
             get connections for whatever else they do; 3 is the least with which a handler may
             open a transaction while it has `ctx.tx` open.

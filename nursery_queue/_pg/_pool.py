@@ -79,7 +79,9 @@ class Pool:
     max_lifetime: float = attrs.field(default=3600.0, kw_only=True)
     max_idle: float = attrs.field(default=600.0, kw_only=True)
     spare: int = attrs.field(default=2, kw_only=True)  # this many may be idle for so long
-    max_spare_idle: float = attrs.field(default=60.0, kw_only=True)  # and the others so long
+    # And the others so long: workers that fill the server between them must not keep from each
+    # other what they do not use (tests/processes/test_fleet.py, four at the defaults).
+    max_spare_idle: float = attrs.field(default=5.0, kw_only=True)
     ping_after: float = attrs.field(default=30.0, kw_only=True)
     checkout_timeout: float = attrs.field(default=30.0, kw_only=True)
     connect: Callable[[], Awaitable[Connection]] | None = attrs.field(default=None, kw_only=True)

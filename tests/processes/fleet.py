@@ -33,7 +33,8 @@ async def count(i: int) -> int:
 
 async def main(dsn: str, concurrency: int) -> None:
     """Work until SIGTERM."""
-    async with nq.connect(dsn) as client, trio.open_nursery() as nursery:
+    # Four of them at the defaults may want more connections than the server has.
+    async with nq.connect(dsn, pool_size=10) as client, trio.open_nursery() as nursery:
         worker = nq.Worker(app, client, concurrency=concurrency)
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
             await nursery.start(worker.run)

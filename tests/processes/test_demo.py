@@ -87,7 +87,7 @@ def figures(output: str) -> dict[str, int]:
 
 
 def test_every_file_is_stored_once_though_a_worker_is_killed(dsn: str, tmp_path: Path) -> None:
-    """The demo exits with 0, lost tasks are run again, and the table is as it says."""
+    """The demo exits with 0, and the table is as it says: what was held ahead is not even lost."""
     tree = grow(tmp_path / "tree", plain=400)
     with demo(tree, "--dsn", dsn) as process:
         output, errors = process.communicate()
@@ -96,7 +96,6 @@ def test_every_file_is_stored_once_though_a_worker_is_killed(dsn: str, tmp_path:
     report = figures(output)
     count = 400 + len(ODD)
     assert report["tasks"] == count
-    assert report["lost attempts"] > 0
     assert report["attempts"] == count + report["lost attempts"]
     assert (report["duplicates"], report["unreadable files"]) == (0, 0)
     assert report["tasks per second"] > 0

@@ -24,7 +24,7 @@ with taken as materialized (
 )
 select running.task_id, running.epoch, running.attempt, running.lost, running.worker_id,
        running.cancel_requested_at is not null as cancel_requested,
-       coalesce(task.keep_for, declared.keep_for) as keep_for,
+       coalesce(task.keep_for, declared.keep_for, 86400) as keep_for,
        task.on_complete is not null as on_complete, task.task_type, task.queue,
        extract(epoch from nursery_queue.now() - running.started_at)::float8 as age,
        running.started, (worker.max_lost ->> task.task_type)::int as max_lost,
