@@ -79,8 +79,9 @@ def tests(session: nox.Session) -> None:
     suite = ("python", "-m", "pytest", *PARALLEL, *session.posargs)
     session.run(*suite, env={"NURSERY_QUEUE_TEST_DSN": None})
     if programs := find_postgres(15):
-        # Not again what knows no server, brings its own, or is about other people's programs.
-        ignored = [f"--ignore=tests/{each}" for each in ("unit", "smoke", "docs", "examples")]
+        # Not again what knows no server, brings its own, or is about programs rather than SQL.
+        programs_alone = ("unit", "smoke", "docs", "examples", "cli", "asyncio_libraries")
+        ignored = [f"--ignore=tests/{each}" for each in programs_alone]
         left_out = ("--with-server-only", "--model-examples=100", *ignored)
         session.run("python", "tests/on_postgres.py", str(programs), *suite, *left_out)
     else:
