@@ -203,7 +203,7 @@ class Crew:
     def open_work(self, work: trio.Nursery, bridge: AsyncioBridge | None) -> None:
         """Take the nursery of the handlers, and the context of the caller for each of them.
 
-        That context knows the asyncio loop of *bridge*, which therefore is open already.
+        It is copied once, so that no handler starts in what another one has left of it.
         """
         self.stage.bridge, self.work = bridge, work
         self._context = contextvars.copy_context()
