@@ -296,9 +296,13 @@ async def test_the_server_is_not_there(migrated: str) -> None:
 
 
 async def test_a_wrong_dsn() -> None:
-    """A DSN that is none is psycopg's error, and not one that waiting would cure."""
-    with pytest.raises(psycopg.ProgrammingError, match="colour"):
+    """A DSN that is none is psycopg's error, and not one that waiting would cure.
+
+    It is not quoted: what libpq takes for a parameter may be part of a password with a "?".
+    """
+    with pytest.raises(psycopg.ProgrammingError, match=r'a parameter after "\?"') as caught:
         await opened("postgresql://localhost/x?colour=red")
+    assert "colour" not in str(caught.value)
 
 
 @pytest.mark.parametrize("wrong", [{"user": "nobody_here"}, {"dbname": "no_such_database"}])

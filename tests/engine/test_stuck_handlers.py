@@ -65,6 +65,14 @@ async def until(virtual_time: VirtualTime, worker: nq.Worker, states: list[str])
             await trio.lowlevel.checkpoint()
 
 
+async def let_go(virtual_time: VirtualTime, worker: nq.Worker, stuck: Stuck) -> None:
+    """Have the abandoned threads end, while no time goes by: nothing else waits for them."""
+    stuck.go.set()
+    with virtual_time.hold(10):
+        while any(each.state == "abandoned" for each in worker.health().handlers):
+            await trio.lowlevel.checkpoint()
+
+
 def who(worker: nq.Worker, state: str) -> int:
     """Return the id of the one task whose handler is in a state."""
     (task_id,) = [each.task_id for each in worker.health().handlers if each.state == state]
@@ -201,23 +209,23 @@ async def test_waiting_for_a_thread_uses_nothing_up(
         assert [await state(client, ref) for ref in refs] == ["ready"] * 8
         assert [await outcomes(client, ref) for ref in refs] == [[]] * 8
         assert [each.state for each in worker.health().handlers] == ["abandoned"] * 2
+        warnings = [
+            each.message
+            for each in caplog.records
+            if each.levelno >= logging.WARNING and "no thread is free" in each.message
+        ]
+        (line,) = warnings
+        assert "2 of 2" in line
+        for ref in first:
+            assert f"task {ref.id} (stuck, attempt 1) for 6" in line
 
-        stuck.go.set()
+        await let_go(virtual_time, worker, stuck)
         for ref in refs:
             assert (await final(client, ref)).state == "succeeded"
         status = await client.status(refs[0])
 
     assert status is not None
     assert status.attempt == 1
-    warnings = [
-        each.message
-        for each in caplog.records
-        if each.levelno >= logging.WARNING and "no thread is free" in each.message
-    ]
-    (line,) = warnings
-    assert "2 of 2" in line
-    for ref in first:
-        assert f"task {ref.id} (stuck, attempt 1) for 6" in line
 
 
 async def test_a_time_limit_begins_with_the_thread(
@@ -307,6 +315,6 @@ async def test_async_handlers_go_on_without_threads(
             with trio.fail_after(10):  # of virtual time, though: it is not to take any
                 assert await client.result(ref) == "well"
         assert {await state(client, ref) for ref in waiting} == {"ready"}
-        stuck.go.set()
+        await let_go(virtual_time, worker, stuck)
         for ref in waiting:
             await final(client, ref)
