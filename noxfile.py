@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 PROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 LOWEST_PSYCOPG = "3.2.13"
 # The suite waits more than it computes. Each process has a server, or databases, of its own.
-PARALLEL = ("-n", "auto", "--maxprocesses=4", "--dist=worksteal")
+PARALLEL = ("-n", "4", "--dist=worksteal")
 
 
 def group(name: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 
 from collections.abc import AsyncGenerator, Generator
 
@@ -17,6 +18,11 @@ from tests.leftovers import Watch, watched
 
 
 pytest_plugins = ["pytester"]
+
+# Shells start what they put into the background with both ignored, and children inherit that:
+# tests that send a Ctrl-C would wait for programs that never see it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
