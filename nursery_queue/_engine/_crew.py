@@ -296,10 +296,15 @@ class Crew:
 
     def _recovered(self) -> None:
         """The store answers heartbeats again: nobody needs to wait any longer."""
-        # Only the heartbeat says so, or else siblings would wake each other in circles.
+        # Only the heartbeat says so to all, or else they would wake each other in circles.
         self.janitor.hold_off()
         for name in ("listener", "poller", "janitor", "settler"):
             self.siblings[name].hurry()
+
+    def _answered_again(self) -> None:
+        """One of the siblings is back, so the store may answer the heartbeat, too."""
+        # Its wait may be a third of a lease that has not so much left.
+        self.siblings["heartbeat"].hurry(afresh=True)
 
     def _impatient(self) -> Backoff:
         """How to restart what has no time for long waits: the lease is running."""
@@ -337,6 +342,7 @@ class Crew:
                 self.siblings[name],
                 backoff=backoff or Backoff(),
                 rng=self.settings.rng,
+                on_back=self._answered_again,
             ),
             name=name,
         )

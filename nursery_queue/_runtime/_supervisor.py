@@ -65,13 +65,15 @@ class Sibling:
         self._failures, self._healthy_since, self._told = 0, None, None
         self._bell = Wakeup()
 
-    def started(self) -> None:
-        """Note that the service says it is ready."""
+    def started(self) -> bool:
+        """Note that the service says it is ready; return whether that follows a failure."""
+        back = self.state is SiblingState.BACKING_OFF
         if self._told is not None:
             log.info("%s is back", self.name)
         self.state = SiblingState.HEALTHY
         self._healthy_since, self._told = trio.current_time(), None
         self._bell = Wakeup()  # whoever wanted it to hurry has got that
+        return back
 
     def failed(self, error: BaseException) -> None:
         """Note that the service has ended, and why."""
@@ -128,13 +130,15 @@ async def supervise(
     *,
     backoff: Backoff,
     rng: random.Random,
+    on_back: Callable[[], None] = lambda: None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Keep *service* running until cancelled; restart it whenever it fails, ever more slowly.
 
     A bug restarts it the same way, loudly: a sibling that stays down would leave a worker
     that looks alive and does nothing. The waits start over once it has been healthy a while.
-    After `NotifyUnavailable` it stays off: no restart would change that.
+    After `NotifyUnavailable` it stays off: no restart would change that. *on_back* is called
+    each time that it is ready again after a failure.
     """
     sibling.starting()
     try:
@@ -142,7 +146,8 @@ async def supervise(
             try:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(service, name=sibling.name)
-                    sibling.started()
+                    if sibling.started():
+                        on_back()
                     task_status.started()
                     task_status = trio.TASK_STATUS_IGNORED  # only the first start is news
                 sibling.failed(RuntimeError("it returned"))

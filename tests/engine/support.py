@@ -96,6 +96,7 @@ class FlakyStore:
     calls: Counter[str] = attrs.field(factory=Counter[str])
     limits: list[int] = attrs.field(factory=list[int])  # of the claims asked for
     trace: list[str] = attrs.field(factory=list[str])
+    _line: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)  # of the listener
 
     @contextlib.asynccontextmanager
     async def _verb(self, name: str) -> AsyncGenerator[None]:
@@ -121,6 +122,10 @@ class FlakyStore:
             *("sweep", "park", "unpark", "backlog", "status_many", "listen", "give_back_all_but"),
             "closed_queues",
         }
+
+    def hang_up(self) -> None:
+        """Whoever listens now is cut off."""
+        self._line.cancel("the line is dead")
 
     # -- verbs that fail when told to --------------------------------------------------
 
@@ -226,7 +231,10 @@ class FlakyStore:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         async with self._verb("listen"):
-            await self.inner.listen(ring, bells, task_status=task_status)
+            with trio.CancelScope() as self._line:
+                await self.inner.listen(ring, bells, task_status=task_status)
+        msg = "listen: the line is dead"
+        raise nq.TransientError(msg)
 
     # -- the others ----------------------------------------------------------------------
 

@@ -100,6 +100,53 @@ async def test_short_outages_are_ridden_out(
     assert len(lines) <= 10
 
 
+@pytest.mark.parametrize(
+    ("sibling", "verbs"),
+    [
+        ("listener", {"listen"}),
+        ("poller", {"claim", "promote", "give_back_all_but", "closed_queues"}),
+        ("settler", {"settle"}),
+    ],
+)
+async def test_the_heartbeat_is_hurried_by_whatever_else_is_answered_again(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    client: nq.Client,
+    store: FlakyStore,
+    cancels: list[tuple[float, str]],
+    sibling: str,
+    verbs: set[str],
+) -> None:
+    """When any loop of the worker is back after an outage, the lease need not wait for its turn."""
+
+    @app.task(name="quick")
+    async def quick() -> None:
+        await trio.sleep(1)
+
+    worker = make_worker(app, client)
+    async with working(worker):
+        await client.enqueue("hold")
+        await trio.sleep(10)
+        store.down = {"heartbeat"}
+        await trio.sleep_until(28)  # it failed at 27.75, and is to be tried again at 35.75
+        assert worker.health().siblings["heartbeat"].state == "backing_off"
+        await client.enqueue("quick")
+        await trio.sleep(0.9)
+        store.break_down()
+        await client.enqueue("quick")
+        await trio.sleep(0.1)
+        store.hang_up()
+        await trio.sleep(0.1)
+        assert worker.health().siblings[sibling].state == "backing_off"
+        store.down -= {"heartbeat", *verbs}
+        await trio.sleep(1)
+
+        assert worker.health().siblings[sibling].state == "healthy"
+        assert worker.health().siblings["heartbeat"].state == "healthy"
+        assert cancels == []
+        store.down = set()
+
+
 async def test_a_heartbeat_that_hangs_is_given_up(
     virtual_time: VirtualTime,
     app: nq.App,
