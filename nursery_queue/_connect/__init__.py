@@ -59,7 +59,8 @@ async def connect(
 
     Raises:
         TypeError: One of *instruments* is none.
-        SchemaError: The schema is missing, older or newer than this code: it says what to do.
+        SchemaError: The schema is missing, older or newer than this code, or the database is not
+            in UTF8: it says what to do.
         TransientError: The database cannot be reached.
         psycopg.Error: It refuses us, for instance for a wrong password.
     """
@@ -89,6 +90,6 @@ async def migrate(dsn: str = "", *, schema: str = DEFAULT_SCHEMA) -> list[int]:
     Raises:
         SchemaError: The schema is newer than this code.
         TransientError: The database cannot be reached.
-        psycopg.Error: It refuses us.
+        psycopg.Error: It refuses us, or is not in UTF8.
     """
     return [step.version for step in await migrate_up(dsn, schema)]

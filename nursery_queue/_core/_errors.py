@@ -103,7 +103,7 @@ class ResultTooLarge(ResultError, PayloadTooLarge):
 
 
 class SchemaError(NurseryQueueError):
-    """The schema in the database is missing, older or newer than this code needs."""
+    """The schema is missing, older or newer than this code needs, or its database not in UTF8."""
 
 
 class TaskFailed(NurseryQueueError):

@@ -95,9 +95,9 @@ def _with_defaults(params: ConnDict) -> ConnDict:
     # What a service file says stands behind the conninfo, so ours would override it.
     if "service" not in params and "PGSERVICE" not in os.environ:
         params = {**KEEPALIVE, **params}
-        # A database of encoding SQL_ASCII would have psycopg give us bytes for text.
-        if "PGCLIENTENCODING" not in os.environ:
-            params.setdefault("client_encoding", "UTF8")
+    # Our own affair, whatever is said: tasks have text that no other encoding can hold, and with
+    # SQL_ASCII psycopg would give us bytes (tests/pg/test_encodings.py).
+    params["client_encoding"] = "UTF8"
     return params
 
 

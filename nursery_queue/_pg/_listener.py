@@ -57,8 +57,7 @@ class Listener:
         Raises `NotifyUnavailable` behind a pooler: the session that listened would be
         somebody else's the next moment. Cancelled, it leaves nothing open.
         """
-        # Raw bytes: from a payload that the server cannot convert it would die, not we.
-        conn = await connect(conninfo, hosts, client_encoding="SQL_ASCII")
+        conn = await connect(conninfo, hosts)
         conn.cancel_timeout = 0.0  # not worth keeping: a new one can be had
         if conn.pooled:
             conn.abort()

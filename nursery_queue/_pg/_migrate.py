@@ -66,7 +66,11 @@ async def applied(conn: Connection, schema: str = DEFAULT_SCHEMA) -> dict[int, s
 
 
 async def check(conn: Connection, schema: str = DEFAULT_SCHEMA) -> None:
-    """Raise `SchemaError`, saying what to do, unless *schema* is exactly what this code needs."""
+    """Raise `SchemaError`, saying what to do, unless *schema* is exactly what this code needs.
+
+    The database has to be in UTF8, too.
+    """
+    await _check_encoding(conn)
     have = await applied(conn, schema)
     need = {migration.version: migration for migration in migrations()}
     newest = max(need)
@@ -90,6 +94,22 @@ async def check(conn: Connection, schema: str = DEFAULT_SCHEMA) -> None:
         return
     msg = f"the schema {schema!r} in database {conn.info.dbname!r} {problem}"
     raise SchemaError(msg)
+
+
+async def _check_encoding(conn: Connection) -> None:
+    """Raise `SchemaError` in a database where one row may keep all others from being read.
+
+    That is any but one in UTF8: others hold what cannot be told to a client, which then gets none
+    of the rows of a statement, and refuse what JSON and errors have.
+    """
+    cursor = await conn.execute(query("encoding", DEFAULT_SCHEMA))
+    if (answer := await cursor.fetchone()) != ("UTF8",):
+        found = answer and answer[0]
+        msg = (
+            f"the database {conn.info.dbname!r} has the encoding {found}, and tasks need UTF8:"
+            " use a database in UTF8"
+        )
+        raise SchemaError(msg)
 
 
 async def up(conn: Connection, schema: str = DEFAULT_SCHEMA) -> list[Migration]:

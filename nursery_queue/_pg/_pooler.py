@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from psycopg.conninfo import make_conninfo
-
 from ._cancelling import expendable
 from ._connection import Connection
 from ._hosts import Hosts
 from ._sql import DEFAULT_SCHEMA, query
 
 
-if TYPE_CHECKING:
-    from psycopg.abc import ConnParam
-
-
-async def connect(conninfo: str, hosts: Hosts | None = None, **params: ConnParam) -> Connection:
+async def connect(conninfo: str, hosts: Hosts | None = None) -> Connection:
     """Connect, and find out whether a pooler stands in between: then `pooled` is true.
 
     Its sessions are other clients' too, a transaction each: nothing that outlives a
     transaction may be left in them, so nothing is prepared. Cancelled, it leaves nothing open.
     """
-    conn = await Connection.connect_to(hosts or Hosts(), make_conninfo(conninfo, **params))
+    conn = await Connection.connect_to(hosts or Hosts(), conninfo)
     try:
         with expendable(conn):
             await _look(conn)

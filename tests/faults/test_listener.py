@@ -16,9 +16,6 @@ import psycopg
 import pytest
 import trio
 
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
-
 import nursery_queue as nq
 
 from nursery_queue._core._model import Claimed
@@ -250,30 +247,6 @@ async def test_payloads_of_anybody(
     """Whatever anybody sends, on whatever channel, wakes the worker at most and does no harm."""
     with psycopg.connect(migrated, autocommit=True) as stranger:
         await _is_unmoved(virtual_time, app, CountingStore(migrated), stranger, payloads)
-    assert lines(caplog, "") == []
-
-
-async def test_payloads_in_no_encoding(
-    virtual_time: VirtualTime,
-    app: nq.App,
-    nursery_queue_server: str,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """In a database without an encoding a payload need not be text at all."""
-    name = sql.Identifier(database := "nursery_queue_test_ascii")
-    dsn = make_conninfo(nursery_queue_server, dbname=database)
-    create = sql.SQL(
-        "create database {} template template0 encoding 'SQL_ASCII' locale 'C' locale_provider libc"
-    )
-    with psycopg.connect(nursery_queue_server, autocommit=True) as admin:
-        admin.execute(create.format(name))
-        try:
-            await nq.migrate(dsn)
-            with psycopg.connect(dsn, autocommit=True) as stranger:
-                payloads = [b"\xff\xfe", b"\xc3\x28", bytes(range(128, 256))]
-                await _is_unmoved(virtual_time, app, CountingStore(dsn), stranger, payloads)
-        finally:
-            admin.execute(sql.SQL("drop database {} with (force)").format(name))
     assert lines(caplog, "") == []
 
 

@@ -92,9 +92,9 @@ async def test_notifications_within_the_answer(listener: Listener, conn: Connect
         nursery.cancel_scope.cancel()
 
 
-async def test_undecodable_payload(dsn: str) -> None:
-    """A payload that is no valid text does no harm: it is passed on as it came."""
-    async with await Connection.connect(dsn, client_encoding="sql_ascii") as conn:
+async def test_a_payload_is_bytes(dsn: str) -> None:
+    """A payload is not taken for text: it is passed on as it came."""
+    async with await Connection.connect(dsn) as conn:
         listener = await Listener.open(dsn, ["one"])
         await conn.execute(b"notify one, '\xc3\xa9'")
         await listener.connection.execute("select 1")

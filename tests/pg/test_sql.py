@@ -82,6 +82,7 @@ EXPECTED = {
     "count_unknown": ("", "task_type text, count int8, min timestamptz"),
     "declare_dead": ("", "id uuid"),
     "deregister": ("id uuid", ""),
+    "encoding": ("", "current_setting text"),
     "enqueue": (f"{TASKS}, {WISHES}", "id int8"),
     "enqueue_dedup": (f"{TASKS}, dedup_keys text[], {WISHES}", "id int8, created bool"),
     "forget_migration": ("version int4", ""),

@@ -1,6 +1,12 @@
 -- Where migrations are noted. Several statements, so not prepared.
 do $$
 begin
+    -- The client says so too, of tables that have got here otherwise (tests/pg/test_encodings.py).
+    if pg_catalog.current_setting('server_encoding') operator(pg_catalog.<>) 'UTF8' then
+        raise feature_not_supported using message = pg_catalog.format(
+            'the database %I has the encoding %s, and tasks need UTF8: use a database in UTF8',
+            pg_catalog.current_database(), pg_catalog.current_setting('server_encoding'));
+    end if;
     -- Not `if not exists`: that wants the right to create even where nothing is created.
     if to_regnamespace('nursery_queue') is null then
         create schema nursery_queue;

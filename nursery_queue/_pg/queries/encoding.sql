@@ -1,0 +1,2 @@
+-- In which encoding is all text of this database?
+select pg_catalog.current_setting('server_encoding')
