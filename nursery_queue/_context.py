@@ -15,7 +15,6 @@ import trio
 from ._core._model import Fence
 from ._runtime._after_commit import AfterCommit, AfterCommitBatch
 from ._runtime._callbacks import Pending
-from ._runtime._printable import guard
 from ._store import Isolation
 from ._stream_writer import OnRetry, Send, StreamOptions, StreamWriter
 from ._transaction import Transaction
@@ -174,6 +173,5 @@ class TaskContext:
     @contextlib.asynccontextmanager
     async def own_nursery(self) -> AsyncGenerator[None]:
         """Open `nursery` for the time of the block; for the stage."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = guard(nursery)
+        async with trio.open_nursery() as self._nursery:
             yield

@@ -29,6 +29,7 @@ from ._engine._health import Health, SiblingHealth
 from ._engine._poller import CLAIM_TIMEOUT
 from ._engine._tenancy import GOODBYE
 from ._runtime._chance import new_rng
+from ._runtime._printable import attempts_guarded
 from ._runtime._supervisor import Sibling, SiblingState
 
 
@@ -222,7 +223,7 @@ class Worker:
                 if self._stop.is_set():
                     task_status.started()
                 else:
-                    with crew.making_room(), crew.watchdog.on_duty():
+                    with crew.making_room(), crew.watchdog.on_duty(), attempts_guarded():
                         await self._cancellable(crew, task_status)
         finally:
             self._exit_report = crew.report()

@@ -33,7 +33,7 @@ from nursery_queue._core._streams import StreamWrite
 from nursery_queue._runtime._callbacks import Pending
 from nursery_queue._runtime._connection_use import ConnectionUse, connection_use
 from nursery_queue._runtime._patience import answered_within
-from nursery_queue._runtime._printable import printable
+from nursery_queue._runtime._printable import in_attempt, printable
 from nursery_queue._runtime._signals import interrupted
 from nursery_queue._stream_writer import Send
 from nursery_queue._task_type import TaskType
@@ -107,6 +107,7 @@ class Stage:
 
     async def run(self, execution: Execution, settle: Settle) -> End:
         """Run one attempt. Raises only what is not its business, as being cancelled around it."""
+        in_attempt()
         scope = execution.scope
         if execution.task_type.is_async:  # else when it has a thread
             _start_clock(execution)

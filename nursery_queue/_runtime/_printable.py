@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
+import contextlib
 
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Generator
+from contextvars import ContextVar
+from typing import TypeVar
 
 import trio
 
@@ -14,27 +15,39 @@ from ._signals import interrupted
 
 T = TypeVar("T")
 
+_in_attempt: ContextVar[bool] = ContextVar("in_attempt", default=False)
+
 
 class UnprintableError(Exception):
     """Stands for an error whose `__repr__` raises; that one is its cause."""
 
 
-def guard(nursery: trio.Nursery) -> trio.Nursery:
-    """Let what is started in *nursery* raise only what can be printed; return it.
+def in_attempt() -> None:
+    """Note that this context is an attempt's, and so are the tasks that are started from it."""
+    _in_attempt.set(True)
 
-    trio asks for the repr of a child's error, and all of `trio.run` ends if that raises
-    (tests/engine/test_poison.py).
+
+@contextlib.contextmanager
+def attempts_guarded() -> Generator[None]:
+    """Let tasks that attempts start raise only what can be printed, as long as the block lasts.
+
+    trio asks for the repr of a child's error, and all of `trio.run` ends if that raises: three
+    workers were lost to one task (tests/engine/test_poison.py).
     """
-    start_soon, start = nursery.start_soon, nursery.start
+    guard = _Guard()
+    trio.lowlevel.add_instrument(guard)
+    try:
+        yield
+    finally:
+        trio.lowlevel.remove_instrument(guard)
 
-    def guarded_start_soon(async_fn: Any, *args: Any, name: object = None) -> None:
-        start_soon(_guarded(async_fn), *args, name=async_fn if name is None else name)
 
-    async def guarded_start(async_fn: Any, *args: Any, name: object = None) -> Any:
-        return await start(_guarded(async_fn), *args, name=async_fn if name is None else name)
+class _Guard(trio.abc.Instrument):
+    """Puts `printable` around what an attempt starts, in whatever nursery, before it runs."""
 
-    vars(nursery).update(start_soon=guarded_start_soon, start=guarded_start)
-    return nursery
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        if task.context.get(_in_attempt):
+            task.coro = printable(task.coro)  # type: ignore[assignment]  # it is one
 
 
 async def printable(awaitable: Awaitable[T]) -> T:
@@ -42,26 +55,16 @@ async def printable(awaitable: Awaitable[T]) -> T:
     try:
         return await awaitable
     except BaseException as exc:
-        if _has_repr(exc):
+        if _is_printable(exc):
             raise
         msg = f"{type(exc).__qualname__}, whose __repr__ raises"
         raise UnprintableError(msg) from exc
 
 
-def _guarded(async_fn: Any) -> Callable[..., Any]:
-    if not callable(async_fn):
-        return async_fn  # type: ignore[no-any-return]  # trio says what is wrong with it
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        called = async_fn(*args, **kwargs)
-        return printable(called) if inspect.iscoroutine(called) else called
-
-    return call
-
-
-def _has_repr(exc: BaseException) -> bool:
+def _is_printable(exc: BaseException) -> bool:
     try:
         repr(exc)
+        exc.with_traceback(exc.__traceback__)  # trio does that, too
     except BaseException as second:
         if interrupted(second):
             raise

@@ -22,6 +22,7 @@ from nursery_queue._engine._hands import Execution
 from nursery_queue._engine._stage import End, NotBegun, Raised, Stage, Stopped, Unsure
 from nursery_queue._engine._threads import Threads
 from nursery_queue._runtime._callbacks import call_all
+from nursery_queue._runtime._printable import attempts_guarded
 from nursery_queue._store._memory import MemoryStore
 from nursery_queue._task_type import TaskRequest, TaskType, as_request
 
@@ -157,7 +158,7 @@ async def _cancellable(stage: Stage, execution: Execution) -> End:
     async def attempt() -> None:
         nonlocal end
         stage.client.lifetime.lend()
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True), attempts_guarded():
             end = await stage.run(execution, _nothing_to_settle)
         execution.ended = True
         nursery.cancel_scope.cancel("the handler has ended")
