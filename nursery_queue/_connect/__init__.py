@@ -39,13 +39,13 @@ async def connect(
             `target_session_attrs`.
         schema: Where the tables are.
         pool_size: Connections at most that are lent to the application and to handlers; None: 10,
-            and with a worker as many more as it runs handlers at once, at most 32. They are
+            and with a worker as many more as it runs handlers at once, at most 8. They are
             opened when needed, and closed when they have been idle for five seconds (two of them:
             ten minutes). A worker adds four of its own, and all who wait for results or read
-            streams one. With a number, a
-            quarter of it, at least two, is kept from the transactions of handlers, so that these
-            get connections for whatever else they do; 3 is the least with which a handler may
-            open a transaction while it has `ctx.tx` open.
+            streams one. With a number, a quarter of it, at least two and at most ten, is kept
+            from the transactions of handlers, so that these get connections for whatever else
+            they do: 42 has room for 32 transactions at once, and 3 is the least with which a
+            handler may open a transaction while it has `ctx.tx` open.
         max_params_bytes: The largest params, and the largest context, of one task, in bytes of
             JSON.
         max_result_bytes: The largest result of one task that workers with this client store,

@@ -46,9 +46,11 @@ from ._sql import DEFAULT_SCHEMA, checked_schema, query
 log = logging.getLogger("nursery_queue")
 
 # How many connections the application's part may have: so many, and with a worker as many more
-# as it runs handlers, within bounds. Tests: tests/engine/test_connections.py.
+# as it runs handlers, within bounds: four workers at the defaults leave room in the 100 places of
+# a PostgreSQL as it comes. Handlers without a transaction need none of these
+# (tests/engine/test_connections.py).
 APPLICATION = 10
-MOST_FOR_HANDLERS = 32
+MOST_FOR_HANDLERS = 8
 # Of an explicit number, what the transactions of handlers leave to single statements, to
 # transactions within transactions and to the application: a quarter, within bounds.
 LEAST_KEPT = 2
@@ -63,7 +65,7 @@ CONTROL_CANCEL = 2.0  # seconds to cancel a statement of ours; then its connecti
 class Sessions:
     """The connections of an application, at most *pool_size*, and those of its workers.
 
-    None: 10, and as many more as workers run handlers at once, 32 at most for each. Workers add
+    None: 10, and as many more as workers run handlers at once, 8 at most for each. Workers add
     four: two to claim and settle, one for heartbeats, one to listen.
     """
 

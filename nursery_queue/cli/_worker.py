@@ -8,6 +8,7 @@ from typing import Any
 import click
 import trio
 
+from nursery_queue._core._outcome import MAX_LOST
 from nursery_queue._runtime._log_level import LEVELS
 
 from ._database import Database
@@ -98,6 +99,16 @@ _OPTIONS = (
         metavar="N|auto",
         help="Tasks to claim ahead.",
     ),
+    setting(
+        "--max-lost",
+        type=Whole(1),
+        default=MAX_LOST,
+        kinds=(int,),
+        show_default=True,
+        metavar="N",
+        help="With how many workers that die while they run it a task fails, unless its type"
+        " says so.",
+    ),
     setting("--name", metavar="NAME", help="In lists of workers; host and process by default."),
     setting(
         "--log-format",
@@ -161,7 +172,7 @@ class WorkerCommand(click.Command):
     type=Whole(1, 1000),
     kinds=(int,),
     metavar="N",
-    help="Connections for handlers, at most; by default as many as needed, 42 at most.",
+    help="Connections for handlers, at most; by default as many as needed, 18 at most.",
 )
 @click.option("--child", type=Lifeline.parse, hidden=True)
 @database

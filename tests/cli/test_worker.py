@@ -81,12 +81,30 @@ def test_settings_reach_the_worker(start: Start, migrated: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("args", "env"), [(["--max-lost", "7"], {}), ([], {"NURSERY_QUEUE_MAX_LOST": "7"})]
+)
+def test_max_lost_reaches_the_worker(
+    start: Start, migrated: str, args: list[str], env: dict[str, str]
+) -> None:
+    """--max-lost is for all task types that say nothing of their own, and others can read it."""
+    with start("worker", "shop:app", *args, env=env) as worker:
+        worker.line("ready: ")
+        ((allowed,),) = rows(migrated, "select max_lost from nursery_queue.worker")
+        worker.send(TERM)
+        assert worker.code() == 0
+
+    assert set(allowed) > {"hello", "waits"}
+    assert set(allowed.values()) == {7}
+
+
+@pytest.mark.parametrize(
     ("args", "said"),
     [
         (["--lease", "5"], "at most a third of lease"),
         (["-q", "mail", "-q", "mail:2"], "named twice"),
         (["-q", "mail:x"], "NAME:N"),
         (["-c", "0"], "--concurrency"),
+        (["--max-lost", "0"], "--max-lost"),
         (["--prefetch", "some"], "auto"),
         (["--processes", "0"], "--processes"),
         (["--log-format", "xml"], "--log-format"),

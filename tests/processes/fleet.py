@@ -33,7 +33,7 @@ async def count(i: int) -> int:
 
 async def main(dsn: str, concurrency: int) -> None:
     """Work until SIGTERM."""
-    # Four of them at the defaults may want more connections than the server has.
+    # Four of them, and what the test and its neighbours open, fit into one server.
     async with nq.connect(dsn, pool_size=10) as client, trio.open_nursery() as nursery:
         worker = nq.Worker(app, client, concurrency=concurrency)
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
