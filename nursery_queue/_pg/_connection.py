@@ -28,6 +28,7 @@ from nursery_queue._runtime._timekeeper import ClockStuck, really_move_on_after
 
 from ._cancelling import request_cancel
 from ._connecting import open_pgconn
+from ._cursors import OwnAsyncCursor
 from ._errors import CallTimeout
 from ._hosts import Hosts
 from ._notifications import receive, take_backlog
@@ -83,7 +84,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         self.server_cursor_factory = ServerCursor
         self._turn = Turn()
         self._in_finishing = 0
-        self._fetch_cursor: psycopg.AsyncCursor[TupleRow] | None = None
+        self._fetch_cursor: OwnAsyncCursor | None = None
 
     @classmethod
     async def connect(
@@ -364,15 +365,15 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         query: bytes | LiteralString,
         params: Sequence[Any] | Mapping[str, Any] | None = None,
     ) -> list[TupleRow]:
-        """Run *query* as a prepared statement and return its rows, none if it gives none.
+        """Run *query*, of ours, as a prepared statement and return its rows, none if it gives none.
 
-        A third cheaper than `execute()` for a small statement: the cursor is kept.
+        A third cheaper than `execute()` for a small statement: the cursor, an own one, is kept.
         """
         if self._pipeline is not None:  # each statement under way needs a cursor of its own
-            cursor = await self.execute(query, params, prepare=True)
+            cursor = await OwnAsyncCursor(self).execute(query, params, prepare=True)
             await self.sync_pipeline()
         else:
-            cursor = self._fetch_cursor = self._fetch_cursor or self.cursor()
+            cursor = self._fetch_cursor = self._fetch_cursor or OwnAsyncCursor(self)
             await cursor.execute(query, params, prepare=True)
         # No checkpoint between the answer and here: another task may use the cursor next.
         if cursor.pgresult is None or cursor.pgresult.status != pq.ExecStatus.TUPLES_OK:

@@ -10,6 +10,7 @@ from nursery_queue._core._model import NewTask, TaskRef
 
 from . import _plan
 from ._connection import Connection
+from ._cursors import OwnAsyncCursor
 from ._rows import backoff_text
 from ._sql import query
 
@@ -29,7 +30,7 @@ async def copy_tasks(conn: Connection, schema: str, tasks: Sequence[NewTask]) ->
         if ids[0] is None:
             return await _insert(conn, schema, tasks)
         ids.sort()
-        async with conn.cursor().copy(query("copy_tasks", schema)) as copy:
+        async with OwnAsyncCursor(conn).copy(query("copy_tasks", schema)) as copy:
             for task_id, task in zip(ids, tasks, strict=True):
                 await copy.write_row(
                     (

@@ -58,11 +58,9 @@ def migrations() -> Sequence[Migration]:
 
 async def applied(conn: Connection, schema: str = DEFAULT_SCHEMA) -> dict[int, str]:
     """Return the checksum of each version that has been applied; empty if there is no schema."""
-    cursor = await conn.execute(query("migration_table_exists", checked_schema(schema)))
-    if await cursor.fetchone() != (True,):
+    if await conn.fetch(query("migration_table_exists", checked_schema(schema))) != [(True,)]:
         return {}
-    cursor = await conn.execute(query("applied_migrations", schema))
-    return dict(await cursor.fetchall())
+    return dict(await conn.fetch(query("applied_migrations", schema)))
 
 
 async def check(conn: Connection, schema: str = DEFAULT_SCHEMA) -> None:
@@ -102,9 +100,8 @@ async def _check_encoding(conn: Connection) -> None:
     That is any but one in UTF8: others hold what cannot be told to a client, which then gets none
     of the rows of a statement, and refuse what JSON and errors have.
     """
-    cursor = await conn.execute(query("encoding", DEFAULT_SCHEMA))
-    if (answer := await cursor.fetchone()) != ("UTF8",):
-        found = answer and answer[0]
+    ((found,),) = await conn.fetch(query("encoding", DEFAULT_SCHEMA))
+    if found != "UTF8":
         msg = (
             f"the database {conn.info.dbname!r} has the encoding {found}, and tasks need UTF8:"
             " use a database in UTF8"
@@ -127,7 +124,7 @@ async def up(conn: Connection, schema: str = DEFAULT_SCHEMA) -> list[Migration]:
             if migration.version in have:
                 continue
             await conn.execute(render(migration.up, schema))
-            await conn.execute(
+            await conn.fetch(
                 query("record_migration", schema),
                 {
                     "version": migration.version,
@@ -151,7 +148,7 @@ async def down(conn: Connection, schema: str = DEFAULT_SCHEMA, *, to: int = 0) -
             if migration.version not in have:
                 continue
             await conn.execute(render(migration.down, schema))
-            await conn.execute(query("forget_migration", schema), {"version": migration.version})
+            await conn.fetch(query("forget_migration", schema), {"version": migration.version})
             done.append(migration)
     return done
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._cancelling import expendable
 from ._connection import Connection
+from ._cursors import OwnAsyncCursor
 from ._hosts import Hosts
 from ._sql import DEFAULT_SCHEMA, query
 
@@ -26,7 +27,7 @@ async def connect(conninfo: str, hosts: Hosts | None = None) -> Connection:
 
 async def _look(conn: Connection) -> None:
     """Compare who answers with who let us in: a pooler has invented the latter."""
-    cursor = await conn.execute(query("look", DEFAULT_SCHEMA), prepare=False)
+    cursor = await OwnAsyncCursor(conn).execute(query("look", DEFAULT_SCHEMA), prepare=False)
     answer = await cursor.fetchone()
     assert answer is not None
     pid, conn.isolation, conn.unusual = answer

@@ -15,10 +15,7 @@ import attrs
 import psycopg
 import trio
 
-from psycopg.types.json import set_json_loads
-
 from nursery_queue._core._errors import Closed, NotifyUnavailable, TransientError
-from nursery_queue._core._json import from_text
 from nursery_queue._runtime._connection_use import connection_use
 from nursery_queue._store import Bell, Ring
 
@@ -180,7 +177,6 @@ class Sessions:
 
     async def _connect(self) -> Connection:
         conn = await connect(self.conninfo, self._hosts)
-        set_json_loads(from_text, conn)
         if conn.pooled:  # then nothing may be set in the session, which is others' too
             self._warn_of_pooler()
             return conn
@@ -200,7 +196,7 @@ class Sessions:
     async def _set(self, conn: Connection, name: str) -> None:
         try:
             with expendable(conn):
-                await conn.execute(query(name, self.schema), {"once": False})
+                await conn.fetch(query(name, self.schema), {"once": False})
         except BaseException:
             conn.abort()
             raise
@@ -276,7 +272,7 @@ class Sessions:
         """
         async with conn.transaction():
             await conn.execute(READ_COMMITTED)
-            await conn.execute(query("pin_settings", self.schema), {"once": True})
+            await conn.fetch(query("pin_settings", self.schema), {"once": True})
             yield
 
 

@@ -41,6 +41,7 @@ from nursery_queue._core._streams import StreamPage, StreamRequest, StreamWrite
 from nursery_queue._store import Isolation, StoreTransaction, TellLost, tell_nobody
 
 from . import _migrate, _plan, _rows, _streams
+from ._cursors import OwnAsyncCursor
 from ._errors import translated
 from ._excusing import Excuses
 from ._isolation import ISOLATION, USUAL
@@ -260,7 +261,9 @@ class PostgresStore(Sessions):
                 rows = await conn.fetch(query("claim", self.schema), params)
                 return _rows.claimed(rows, at_once)
             async with conn.pipeline():  # one transaction, which is sent in one go
-                await conn.execute(query("keep_to_indexes", self.schema), {"once": True})
+                await OwnAsyncCursor(conn).execute(
+                    query("keep_to_indexes", self.schema), {"once": True}
+                )
                 rows = await conn.fetch(query("claim", self.schema), params)
                 return _rows.claimed(rows, at_once)
 

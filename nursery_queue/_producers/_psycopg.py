@@ -17,9 +17,9 @@ import attrs
 import psycopg
 
 from psycopg.pq import PipelineStatus, TransactionStatus
-from psycopg.rows import tuple_row
 
 from nursery_queue._pg._connection import Connection
+from nursery_queue._pg._cursors import OwnAsyncCursor, OwnCursor
 from nursery_queue._pg._errors import leaves_unknown, unknown
 from nursery_queue._pg._rows import Row
 
@@ -122,8 +122,7 @@ class _SyncWire:
             return is_alone(self.connection)
 
     async def execute(self, statement: LiteralString, params: Params = None) -> list[Row]:
-        # A cursor of our own: the connection's may be of any class and give rows of any kind.
-        with psycopg.Cursor(self.connection, row_factory=tuple_row) as cursor:
+        with OwnCursor(self.connection) as cursor:
             with self._synced():
                 cursor.execute(statement, params)
             return cursor.fetchall() if cursor.description else []
@@ -160,8 +159,7 @@ class _AsyncWire:
             return is_alone(self.connection)
 
     async def execute(self, statement: LiteralString, params: Params = None) -> list[Row]:
-        # A cursor of our own: the connection's may be of any class and give rows of any kind.
-        async with psycopg.AsyncCursor(self.connection, row_factory=tuple_row) as cursor:
+        async with OwnAsyncCursor(self.connection) as cursor:
             async with self._synced():
                 await cursor.execute(statement, params)
             return await cursor.fetchall() if cursor.description else []

@@ -15,7 +15,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from psycopg import connection_async, conninfo, errors, waiting
+from psycopg import connection_async, conninfo, errors, postgres, waiting
+from psycopg.types import array
 
 from nursery_queue._pg import _connection
 from nursery_queue._pg._connection import Connection
@@ -201,5 +202,8 @@ def test_undocumented_functions() -> None:
     assert conninfo.timeout_from_conninfo({"connect_timeout": "1"}) == 2
     assert conninfo.timeout_from_conninfo({}) == 130
     assert parameters(errors.finish_pgconn) == ["pgconn"]
+    assert parameters(postgres.register_default_types) == ["types"]
+    assert parameters(postgres.register_default_adapters) == ["context"]
+    assert parameters(array.register_all_arrays) == ["context"]
     assert (waiting.Wait.R, waiting.Wait.W, waiting.Wait.RW) == (1, 2, 3)
     assert (waiting.Ready.R, waiting.Ready.W, waiting.Ready.RW) == (1, 2, 3)
