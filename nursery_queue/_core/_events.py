@@ -27,7 +27,11 @@ class Enqueued:
 
 @attrs.frozen(kw_only=True)
 class Started:
-    """A handler is about to be called.
+    """An attempt has started: its handler is about to be called.
+
+    There is one for each attempt that the log of attempts has, and a `Completed` after it. A task
+    that is given back before its handler could be called, for want of a thread or of the database,
+    has not started.
 
     `lag`: seconds since the task was due: until its claim by the database's clock, and from
     then on, in the worker's hands, by trio's. A task that a worker has given back, or lost, was

@@ -119,6 +119,7 @@ class Crew:
             worker_id=lambda: self.tenancy.info.id,
             leased=lambda: self.tenancy.holds,
             threads=Threads(settings.concurrency, self._thread_freed),
+            begins=self._begins,
         )
         self.executor = Executor(
             stage=self.stage,
@@ -273,6 +274,9 @@ class Crew:
         if len(startable) < len(known):
             self.stage.threads.turn_away()
         return startable
+
+    def _begins(self, execution: Execution) -> None:
+        self.executor.begins(execution)
 
     def _thread_freed(self) -> None:
         self.poller.news()

@@ -70,8 +70,6 @@ class Executor:
         try:
             if execution.reason is None and not self.stage.lost(execution):
                 outcome = _INTERRUPTED
-                if self.starts.wanted:
-                    self.starts.tell(self._started(execution))
                 outcome = self._meaning(execution, await self.stage.run(execution, self._settle))
         except BaseException:
             # It ends the worker: the other handlers are to learn why they are cancelled.
@@ -122,9 +120,17 @@ class Executor:
             self._hand_in(execution, _of_reason(execution, reason) if started else _NOT_STARTED)
             execution.released = True
 
+    def begins(self, execution: Execution) -> None:
+        """Let it be known that a handler is about to be called, unless that has been told."""
+        if not execution.told and self.starts.wanted:
+            execution.told = True
+            self.starts.tell(self._started(execution))
+
     def _hand_in(self, execution: Execution, outcome: AttemptOutcome) -> None:
         # Even if others may have the task: the store knows whether they do, or we committed.
         if execution.in_doubt is not None or not self.stage.lost(execution):
+            if outcome is not _NOT_STARTED:
+                self.begins(execution)  # its end will be told, though it may not have been called
             self.settler.put(_entry(execution, outcome))
             return
         if outcome not in {_NOT_STARTED, _INTERRUPTED}:

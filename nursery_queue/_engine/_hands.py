@@ -46,6 +46,7 @@ class Execution:
     # The store has been told that it has started, so that it counts if this worker dies; of a
     # claim that starts at once it knows from the beginning.
     noted: bool = False
+    told: bool = False  # whoever wants to hear of its start has heard of it
     released: bool = False  # given back although the handler has not ended
     stored: bool = False  # its success has been committed with its transaction
     in_doubt: Doubt | None = None  # the COMMIT of its transaction got no answer

@@ -102,6 +102,7 @@ class Stage:
     worker_id: Callable[[], UUID]
     leased: Callable[[], bool]  # False: others may have the tasks in hand
     threads: Threads
+    begins: Callable[[Execution], None] = lambda _: None  # the handler is about to be called
     bridge: AsyncioBridge | None = None
     send: Send | None = None  # stores what handlers write to streams; None: the client's store does
 
@@ -118,6 +119,8 @@ class Stage:
                 try:
                     if execution.claim.wary and not await self._noted(execution):
                         return NotBegun()
+                    if execution.task_type.is_async:
+                        self.begins(execution)
                     return await self._perform(execution, settle)
                 except NoThread:
                     return NotBegun()
@@ -224,6 +227,7 @@ class Stage:
         if not task_type.is_async:
 
             def begun() -> None:
+                self.begins(execution)
                 _start_clock(execution)
                 if context is not None:
                     context.deadline = execution.scope.deadline

@@ -35,13 +35,19 @@ class Instrument:
         """A task is stored. In a transaction: after its commit, and not after a rollback."""
 
     def task_started(self, event: Started) -> None:
-        """A handler is about to be called."""
+        """An attempt has started: its handler is about to be called.
+
+        Once for each attempt, before `task_completed` of that one. If its params do not fit, or
+        if it is cancelled while it waits for a thread, its end comes without a call.
+        """
 
     def task_completed(self, event: Completed) -> None:
         """The outcome of an attempt is stored, one that goes round again included.
 
-        Also for attempts of dead workers that this one has found to be lost. Not if the answer
-        to storing it was lost with the connection.
+        Once for each attempt that has started. Of one whose worker has died or lost its lease
+        another worker tells, which finds it to be lost. Nobody tells if the worker died within a
+        heartbeat of a start from what it had claimed ahead, or after it had stored the outcome,
+        or ended before the database could say whether it was stored.
         """
 
     def report(self, event: Report) -> None:

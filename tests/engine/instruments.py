@@ -5,6 +5,9 @@ from __future__ import annotations
 import nursery_queue as nq
 
 
+ONCE = [("started", 1), ("completed", 1)]  # what there is to hear of one attempt
+
+
 class Recorder(nq.Instrument):
     """Keeps every event, in its order and by its kind."""
 
@@ -29,6 +32,14 @@ class Recorder(nq.Instrument):
 
     def report(self, event: nq.Report) -> None:
         self.reports.append(event)
+
+    def told_of(self, task: nq.TaskRef) -> list[tuple[str, int]]:
+        """What was heard of the attempts of a task: which event, and the attempt's number."""
+        return [
+            (type(each).__name__.lower(), each.attempt)
+            for each in self.events
+            if isinstance(each, nq.Started | nq.Completed) and each.task_id == task.id
+        ]
 
     @property
     def lags(self) -> dict[int, list[float]]:

@@ -19,7 +19,7 @@ import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
 from tests.contract.steps import claim, hire
-from tests.engine.instruments import Recorder
+from tests.engine.instruments import ONCE, Recorder
 from tests.engine.support import FlakyStore, Longest, final, outcomes, working
 
 
@@ -228,6 +228,22 @@ async def test_what_was_never_started_has_no_end(
 
     assert [each.task_id for each in heard.started] == [first.id]
     assert [each.task_id for each in heard.completed] == [first.id]
+
+
+async def test_an_attempt_whose_params_do_not_fit_is_told(
+    virtual_time: VirtualTime, app: nq.App, told: nq.Client, heard: Recorder
+) -> None:
+    """What is in the log of attempts has a start and an end, though no handler was called."""
+
+    @app.task(name="sync")
+    def sync(number: int) -> int:
+        return number
+
+    refs = [await told.enqueue("sleep", seconds="many"), await told.enqueue("sync", number="many")]
+    await nq.Worker(app, told).run_until_idle()
+
+    assert [await outcomes(told, ref) for ref in refs] == [["failed"]] * 2
+    assert [heard.told_of(ref) for ref in refs] == [ONCE] * 2
 
 
 @pytest.mark.leaves_claims("a worker that dies leaves them")

@@ -10,6 +10,7 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
+from tests.engine.instruments import ONCE, Recorder
 from tests.engine.support import FlakyStore, Longest, final, state, working
 
 
@@ -122,6 +123,33 @@ async def test_a_start_that_cannot_be_noted_does_not_happen(
             assert (status.state, status.attempt) == ("succeeded", 1)
 
     assert len(calls) == 2
+
+
+async def test_a_start_that_does_not_happen_is_not_told(
+    virtual_time: VirtualTime, app: nq.App, anywhere: FlakyStore
+) -> None:
+    """Instruments hear of the start of a suspected task when it really starts, and only then."""
+    heard = Recorder()
+    client = nq.Client(anywhere, instruments=[heard])
+
+    @app.task
+    async def work() -> None: ...
+
+    stuck = nq.App()
+    stuck.task(name=work.name)(trio.sleep_forever)
+    refs = [await client.enqueue(work) for _ in range(3)]
+    async with working(make_worker(stuck, client, concurrency=1, prefetch=5)):
+        await trio.sleep(0.5)
+        await die(anywhere, client)
+    heard.events.clear()
+    anywhere.down = {"note_started"}
+    async with working(make_worker(app, client, concurrency=1, prefetch=5)):
+        await trio.sleep(1)
+        anywhere.down = set()
+        for ref in refs:
+            await final(client, ref)
+
+    assert [heard.told_of(ref) for ref in refs] == [ONCE] * 3
 
 
 async def test_a_task_type_says_how_often_it_may_be_lost(

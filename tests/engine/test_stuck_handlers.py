@@ -17,7 +17,8 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
-from nursery_queue.testing import VirtualTime
+from nursery_queue.testing import MemoryStore, VirtualTime
+from tests.engine.instruments import ONCE, Recorder
 from tests.engine.support import final, outcomes, state, working
 
 
@@ -286,6 +287,58 @@ async def test_waiting_for_a_thread_has_an_end(
         for ref in refs:
             assert (await final(client, ref)).state == "succeeded"
             assert await outcomes(client, ref) == ["succeeded"]
+
+
+async def test_a_start_is_told_when_there_is_a_thread(
+    virtual_time: VirtualTime, app: nq.App, stuck: Stuck
+) -> None:
+    """An attempt that waits for a thread in vain has not started; one that is cancelled has."""
+    heard = Recorder()
+    client = nq.Client(MemoryStore(), instruments=[heard])
+    second = Stuck()
+
+    @app.task(name="slow", retry=None)
+    def slow() -> None:
+        second()
+
+    worker = nq.Worker(app, client, concurrency=2, lease=1000)
+    async with working(worker):
+        await abandon(virtual_time, client, stuck, 1)
+        refs = await client.enqueue_many([slow.bind(), slow.bind()])
+        await until(virtual_time, worker, ["abandoned", "running", "waiting"])
+        runs, waits = sorted(refs, key=lambda ref: ref.id == who(worker, "waiting"))
+        virtual_time.advance(1.1)
+        assert await eventual_state(virtual_time, client, waits) == "ready"
+        assert [heard.told_of(ref) for ref in (runs, waits)] == [[("started", 1)], []]
+        await client.cancel(waits)
+        other = await client.enqueue("slow")
+        second.go.set()
+        for ref in (runs, other):
+            await final(client, ref)
+
+    assert [heard.told_of(ref) for ref in (runs, waits, other)] == [ONCE, [], ONCE]
+
+
+async def test_an_attempt_cancelled_before_it_has_a_thread_is_told(
+    virtual_time: VirtualTime, app: nq.App, stuck: Stuck
+) -> None:
+    """It is in the log of attempts, so its start and its end are heard of."""
+    heard = Recorder()
+    client = nq.Client(MemoryStore(), instruments=[heard])
+    worker = nq.Worker(app, client, concurrency=2, lease=1000)
+    async with working(worker):
+        await abandon(virtual_time, client, stuck, 1)
+        refs = [await client.enqueue("stuck") for _ in range(2)]
+        await until(virtual_time, worker, ["abandoned", "running", "waiting"])
+        waits = nq.TaskRef(who(worker, "waiting"))
+        await client.cancel(waits)
+        await final(client, waits)
+        stuck.go.set()
+        for ref in refs:
+            await final(client, ref)
+
+    assert await outcomes(client, waits) == ["cancelled"]
+    assert [heard.told_of(ref) for ref in refs] == [ONCE] * 2
 
 
 async def eventual_state(virtual_time: VirtualTime, client: nq.Client, ref: nq.TaskRef) -> str:
