@@ -14,6 +14,7 @@ from ._database import Database
 from ._errors import say
 from ._options import database, json_lines
 from ._output import on_terminal, plain, write_json, write_rows
+from ._overview import limit_of, open_or_paused
 from ._types import Label, Whole
 
 
@@ -141,10 +142,8 @@ def _show(found: Sequence[QueueStatus], *, as_json: bool) -> None:
 
 
 def _short_line(queue: QueueStatus) -> Sequence[object]:
-    state = "paused" if queue.paused or queue.max_running == 0 else "open"
-    limit = "·" if queue.max_running is None else queue.max_running
-    counts = (queue.scheduled, queue.ready, queue.running)
-    return queue.name, state, limit, *(count or "·" for count in counts), _on_off(queue.notify)
+    counts = (count or "·" for count in (queue.scheduled, queue.ready, queue.running))
+    return queue.name, open_or_paused(queue), limit_of(queue), *counts, _on_off(queue.notify)
 
 
 def _on_off(switch: bool) -> str:

@@ -11,7 +11,7 @@ import click
 import trio
 
 from nursery_queue._core._counters import Counters
-from nursery_queue._core._model import Stats, WorkerStatus
+from nursery_queue._core._model import QueueStatus, WorkerStatus
 from nursery_queue._core._states import State
 
 from ._database import Database
@@ -27,6 +27,7 @@ from ._output import (
     write_json,
     write_rows,
 )
+from ._overview import Overview, limit_of, open_or_paused, overview
 from ._types import Duration
 from ._watch import Log, Screen, watch
 
@@ -53,20 +54,36 @@ EVERY = 2.0  # seconds from one look to the next
 def status(database: Database, every: float | None, as_json: bool) -> None:
     """Count tasks by queue and state, list workers, name task types nobody knows.
 
-    With --json each object has a "kind": queue, worker, unknown_task_type or attempts. Without
-    a terminal the kind is the first of the tab-separated cells.
+    A queue that is paused starts nothing; one with a limit (max_running) at most so many tasks
+    over all workers. A worker is alive, draining (it claims nothing more) or dead (its lease has
+    run out, and others take its tasks). Tasks of an unknown task type are ready and wait for a
+    worker that knows it. Attempts are those of tasks that are still stored: of those that were
+    completed each succeeded, failed for good, was cancelled, or failed and is followed by another
+    (retries); besides, some were lost with their worker, some run, and the backlog is what is due.
+    The failure rate is that of attempts, the permanent one leaves retries out.
+
+    With --json each object has a "kind". Without a terminal the kind is the first of the
+    tab-separated cells, and the others are, in this order, as the keys of the object are called:
+
+    \b
+    queue: queue, scheduled, ready, running, succeeded, failed, cancelled, paused, max_running
+    worker: id, name, host, pid, queues, task_types, started_at, heartbeat_at, draining, alive,
+        running
+    unknown_task_type: task_type, ready, since
+    attempts: queue, completed, succeeded, failed, cancelled, retries, lost, running, backlog,
+        failure_rate, permanent_failure_rate
 
     With --watch, a terminal shows the present state; without one, an empty line follows each
     block, and JSON objects have the instant instead, as "at". While the database is away, it
     says so and goes on.
-    """
+    """  # noqa: D301  # click needs the control character itself
     if every is not None:
         _watch(database, every, as_json=as_json)
         return
 
-    async def fetch() -> Stats:
+    async def fetch() -> Overview:
         async with database.client() as client:
-            return await client.stats()
+            return await overview(client)
 
     _write(trio.run(fetch), as_json=as_json)
 
@@ -77,8 +94,8 @@ def _watch(database: Database, every: float, *, as_json: bool) -> None:
             trio.run(watch, database, every, screen)
         return
 
-    def write_block(stats: Stats) -> None:
-        _write(stats, as_json=as_json, at=dt.datetime.now(dt.UTC))
+    def write_block(seen: Overview) -> None:
+        _write(seen, as_json=as_json, at=dt.datetime.now(dt.UTC))
         if not as_json:
             write("")
         flush()
@@ -86,22 +103,24 @@ def _watch(database: Database, every: float, *, as_json: bool) -> None:
     trio.run(watch, database, every, Log(write_block))
 
 
-def _write(stats: Stats, *, as_json: bool, at: dt.datetime | None = None) -> None:
+def _write(seen: Overview, *, as_json: bool, at: dt.datetime | None = None) -> None:
     if as_json:
-        for record in _records(stats):
+        for record in records(seen):
             write_json(record if at is None else {"at": at} | record)
     elif on_terminal():
-        to_terminal(_picture(stats))
+        to_terminal(_picture(seen))
     else:
-        for record in _records(stats):
+        for record in records(seen):
             write_rows((), [_cells(record)])
 
 
-def _records(stats: Stats) -> Iterator[dict[str, Any]]:
-    for queue, counts in stats.queues.items():
-        yield {"kind": "queue", "queue": queue} | {
-            state.value: counts.get(state, 0) for state in State
-        }
+def records(seen: Overview) -> Iterator[dict[str, Any]]:
+    """Yield what a program gets to read, a line each."""
+    stats = seen.stats
+    for name, queue in seen.queues.items():
+        counts = {state.value: seen.count(name, state) for state in State}
+        settings = {"paused": queue.paused, "max_running": queue.max_running}
+        yield {"kind": "queue", "queue": name} | counts | settings
     for worker in stats.workers:
         yield {"kind": "worker"} | plain(worker)
     for task_type, stranded in stats.unknown_task_types.items():
@@ -111,9 +130,9 @@ def _records(stats: Stats) -> Iterator[dict[str, Any]]:
             "ready": stranded.count,
             "since": stranded.since,
         }
-    for queue, counters in stats.counters.items():
+    for name, counters in stats.counters.items():
         yield (
-            {"kind": "attempts", "queue": queue, "completed": counters.completed}
+            {"kind": "attempts", "queue": name, "completed": counters.completed}
             | plain(counters)
             | {
                 "failure_rate": counters.failure_rate,
@@ -129,17 +148,15 @@ def _cells(record: dict[str, Any]) -> list[object]:
     ]
 
 
-def _picture(stats: Stats) -> Group:
+def _picture(seen: Overview) -> Group:
     """Return the tables that a person sees."""
     from rich.console import Group
     from rich.text import Text
 
+    stats = seen.stats
     queues = as_table(
-        ["queue", *(f"#{state}" for state in State)],
-        [
-            (queue, *(counts.get(state) or "·" for state in State))
-            for queue, counts in stats.queues.items()
-        ],
+        ["queue", "state", "#limit", *(f"#{state}" for state in State)],
+        [_queue_cells(seen, queue) for queue in seen.queues.values()],
     )
     workers = as_table(
         ["worker", "queues", "#types", "#running", "started", "heartbeat", "state"],
@@ -153,13 +170,18 @@ def _picture(stats: Stats) -> Group:
         ["attempts", *(f"#{name}" for name in _ATTEMPTS), "failure rate", "permanent"],
         [_attempt_cells(queue, counters) for queue, counters in stats.counters.items()],
     )
-    parts: list[RenderableType] = [queues if stats.queues else "no tasks"]
+    parts: list[RenderableType] = [queues if seen.queues else "no tasks"]
     if stats.total.completed or stats.total.lost:
         parts += [Text(), attempts]
     parts += [Text(), workers if stats.workers else "no workers"]
     if stats.unknown_task_types:
         parts += [Text(), unknown]
     return Group(*parts)
+
+
+def _queue_cells(seen: Overview, queue: QueueStatus) -> list[object]:
+    counts = [seen.count(queue.name, state) or "·" for state in State]
+    return [queue.name, open_or_paused(queue), limit_of(queue), *counts]
 
 
 _ATTEMPTS = ("completed", "succeeded", "failed", "cancelled", "retries", "lost", "backlog")

@@ -13,11 +13,11 @@ import attrs
 import trio
 
 from nursery_queue._core._errors import TransientError
-from nursery_queue._core._model import Stats
 
 from ._database import Database
 from ._errors import say
 from ._output import terminal
+from ._overview import Overview, overview
 
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Display(Protocol):
     """Where a person or a program sees what we see."""
 
-    def show(self, stats: Stats) -> None:
+    def show(self, seen: Overview) -> None:
         """Show what there is now."""
         ...
 
@@ -47,11 +47,11 @@ async def watch(database: Database, every: float, display: Display) -> None:
         async with database.client() as client:
             while True:
                 try:
-                    stats = await client.stats()
+                    seen = await overview(client)
                 except TransientError as exc:
                     display.away(str(database.unreachable(exc)))
                 else:
-                    display.show(stats)
+                    display.show(seen)
                 await trio.sleep(every)
 
 
@@ -68,15 +68,15 @@ async def end_with_a_signal(scope: trio.CancelScope, *, task_status: trio.TaskSt
 class Log:
     """Writes one block after the other; outages are told on stderr, once each."""
 
-    write: Callable[[Stats], None]
+    write: Callable[[Overview], None]
     _away: bool = attrs.field(default=False, init=False)
 
-    def show(self, stats: Stats) -> None:
+    def show(self, seen: Overview) -> None:
         """Write a block."""
         if self._away:
             say("the database answers again")
         self._away = False
-        self.write(stats)
+        self.write(seen)
 
     def away(self, why: str) -> None:
         """Say so, the first time."""
@@ -89,23 +89,23 @@ class Log:
 class Screen:
     """Draws over what it has drawn; an outage is told below the last that was known."""
 
-    render: Callable[[Stats], RenderableType]
+    render: Callable[[Overview], RenderableType]
     _live: Live
-    _last: Stats | None = attrs.field(default=None, init=False)
+    _last: Overview | None = attrs.field(default=None, init=False)
     _asked: dt.datetime | None = attrs.field(default=None, init=False)
 
     @classmethod
     @contextlib.contextmanager
-    def opened(cls, render: Callable[[Stats], RenderableType]) -> Generator[Screen]:
+    def opened(cls, render: Callable[[Overview], RenderableType]) -> Generator[Screen]:
         """Draw while the block lasts; the last picture stays."""
         from rich.live import Live
 
         with Live(console=terminal(), auto_refresh=False) as live:
             yield cls(render, live)
 
-    def show(self, stats: Stats) -> None:
+    def show(self, seen: Overview) -> None:
         """Draw anew."""
-        self._last, self._asked = stats, dt.datetime.now().astimezone()
+        self._last, self._asked = seen, dt.datetime.now().astimezone()
         self._draw()
 
     def away(self, why: str) -> None:

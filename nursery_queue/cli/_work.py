@@ -29,6 +29,7 @@ from nursery_queue._worker import Worker
 from ._database import Database
 from ._deadline import Deadline
 from ._errors import CLEAN, PROBLEM, USAGE, ProblemError
+from ._left import tell_what_is_left
 from ._logging import say_at_once
 
 
@@ -82,6 +83,7 @@ class Stopping:
     deadline: Deadline
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     worker: Worker | None = None
+    asked: bool = False  # a signal has asked for the end
     forced: bool = False
     claims: bool = True
 
@@ -92,6 +94,7 @@ class Stopping:
 
     def drain(self, signum: signal.Signals) -> None:
         """Claim nothing more, let handlers finish."""
+        self.asked = True
         if self.worker is None:
             self.deadline.within(MARGIN)
             self.scope.cancel(f"{signum.name} before there was anything to do")
@@ -176,6 +179,9 @@ async def work(shift: Shift) -> int:
                     worker = _employ(shift, client, stopping)
                     watching.start_soon(_leave_without, worker, look, name="abandoned")
                     await _serve(shift, worker)
+                    if shift.drain and stopping.claims and not stopping.asked:
+                        served = shift.settings["queues"]
+                        await tell_what_is_left(client, served, shift.where)
             log.info("stopped")
             watching.cancel_scope.cancel("the work is done")
     return stopping.code

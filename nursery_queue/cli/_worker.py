@@ -157,7 +157,12 @@ class WorkerCommand(click.Command):
 @click.command(cls=WorkerCommand)
 @click.argument("app")
 @worker_options
-@setting("--drain", is_flag=True, kinds=(bool,), help="End when there is nothing to do.")
+@setting(
+    "--drain",
+    is_flag=True,
+    kinds=(bool,),
+    help="End when there is nothing to do; says what is left.",
+)
 @setting(
     "--processes",
     type=Whole(1, 1000),

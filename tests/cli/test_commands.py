@@ -2,13 +2,19 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from psycopg.conninfo import make_conninfo
 
+from nursery_queue import Stats, Stranded, WorkerStatus
+from nursery_queue._core._counters import Counters
+from nursery_queue.cli._overview import Overview
+from nursery_queue.cli._status import records
 from tests.cli.conftest import Run
 from tests.cli.processes import rows
 
@@ -318,8 +324,8 @@ class TestSomeTasks:
         table = lines(quick("status").stdout)
 
         assert [row[:3] if row[0] == "unknown_task_type" else row for row in table] == [
-            ["queue", "default", "1", "0", "0", "1", "1", "0"],
-            ["queue", "mail", "0", "1", "0", "0", "0", "0"],
+            ["queue", "default", "1", "0", "0", "1", "1", "0", "no", ""],
+            ["queue", "mail", "0", "1", "0", "0", "0", "0", "no", ""],
             ["unknown_task_type", "nobody", "1"],
             ["attempts", "default", "2", "1", "1", "0", "0", "0", "0", "0", "0.5", "0.5"],
             ["attempts", "mail", "0", "0", "0", "0", "0", "0", "0", "1", "0.0", "0.0"],
@@ -332,8 +338,64 @@ class TestSomeTasks:
         kinds = ["queue", "queue", "unknown_task_type", "attempts", "attempts"]
         assert [each["kind"] for each in found] == kinds
         assert found[0]["failed"] == 1
+        assert (found[0]["paused"], found[0]["max_running"]) == (False, None)
         assert dt.datetime.fromisoformat(found[2]["since"]).tzinfo is not None
         assert found[3]["failure_rate"] == 0.5
+
+
+def test_status_says_which_queues_are_held_back(quick: Run, migrated: str) -> None:
+    """A queue that is paused or limited is shown as such, also one without tasks."""
+    rows(migrated, "insert into nursery_queue.task (task_type, queue) values ('hello', 'mail')")
+    quick("queues", "pause", "mail")
+    quick("queues", "limit", "idle", "3")
+
+    held = {
+        each["queue"]: (each["paused"], each["max_running"], each["ready"])
+        for each in objects(quick("status", "--json").stdout)
+        if each["kind"] == "queue"
+    }
+    assert held == {"idle": (False, 3, 0), "mail": (True, None, 1)}
+    assert [row[:2] + row[-2:] for row in lines(quick("status").stdout)[:2]] == [
+        ["queue", "idle", "no", "3"],
+        ["queue", "mail", "yes", ""],
+    ]
+
+
+def test_status_explains_what_it_prints(quick: Run) -> None:
+    """Its help names every cell of each line, in their order, and every key of each object."""
+    text = quick("status", "--help").stdout
+    told = {
+        kind: re.split(r"[,\s]+", explained.strip(" .\n"))
+        for kind, explained in re.findall(
+            r"^  (\w+): ((?:.+\n)+?)(?=^  \w+: |^$)", text, re.MULTILINE
+        )
+    }
+    stats = Stats(
+        queues={"mail": {}},
+        workers=[a_worker()],
+        unknown_task_types={"nobody": Stranded(1, dt.datetime.now(dt.UTC))},
+        counters={"mail": Counters()},
+    )
+    for record in records(Overview.of(stats, ())):
+        kind, *keys = record
+        assert told[record[kind]] == keys
+
+
+def a_worker() -> WorkerStatus:
+    now = dt.datetime.now(dt.UTC)
+    return WorkerStatus(
+        id=uuid4(),
+        name="ada",
+        host="here",
+        pid=1,
+        queues=None,
+        task_types=["hello"],
+        started_at=now,
+        heartbeat_at=now,
+        draining=False,
+        alive=True,
+        running=0,
+    )
 
 
 def test_nothing_to_list(quick: Run) -> None:

@@ -51,6 +51,41 @@ def test_drain_does_what_there_is_and_ends(cli: Run, migrated: str, mark: Path) 
     assert rows(migrated, counts) == [("ready", 1), ("succeeded", 50)]
 
 
+def test_drain_says_what_it_has_left_and_why(cli: Run, migrated: str) -> None:
+    """Tasks of queues that are paused, full or hold only what it does not know: in one line."""
+    new = "insert into nursery_queue.task (task_type, queue) values (%s, %s)"
+    for name, queue in (
+        *[("hello", "mail")] * 3,
+        *[("hello", "shut")] * 2,
+        ("hello", "done"),
+        ("nobody", "other"),
+        ("hello", "elsewhere"),
+    ):
+        rows(migrated, new, [name, queue])
+    cli("queues", "pause", "mail", "elsewhere")
+    cli("queues", "limit", "shut", "0")
+    queues = [part for each in ("mail", "shut", "done", "other") for part in ("-q", each)]
+
+    done = cli("worker", "shop:app", "--drain", *queues)
+
+    assert done.returncode == 0
+    (said,) = [line for line in done.stderr.splitlines() if " left " in line]
+    assert "WARNING" in said
+    assert said.endswith(
+        "left 6 ready tasks: 3 of queue mail, which is paused; 1 of queue other, of task types"
+        " that shop:app does not know, or new; 2 of queue shut, where at most 0 may run"
+    )
+
+
+def test_drain_that_leaves_nothing_says_nothing_of_it(cli: Run, migrated: str) -> None:
+    """Nor does one that was stopped before it was idle."""
+    enqueue(migrated, "hello")
+
+    done = cli("worker", "shop:app", "--drain")
+
+    assert (done.returncode, " left " in done.stderr) == (0, False)
+
+
 def test_only_the_queues_that_were_named(cli: Run, migrated: str) -> None:
     """-q keeps the worker to its queues."""
     for queue in ("mail", "default", "other"):
