@@ -13,6 +13,28 @@ DEFAULT_SCHEMA = "nursery_queue"
 # Names of channels begin with the schema's name and may add 13 characters to it.
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,49}(?<!_cancel)(?<!_finished)(?<!_stream)")
 _TOKEN = re.compile(r"\bnursery_queue(?=\b|_(?:cancel|finished|stream)\b)")
+# Words that cannot be names everywhere without quotes (tests/pg/test_schemas.py asks the server).
+# Our files have the schema's name in identifiers, in names of settings and in texts: it is never
+# quoted.
+_WORDS = """
+    all analyse analyze and any array as asc asymmetric authorization between bigint binary bit
+    boolean both case cast char character check coalesce collate collation column concurrently
+    constraint create cross current_catalog current_date current_role current_schema
+    current_time current_timestamp current_user dec decimal default deferrable desc distinct do
+    else end except exists extract false fetch float for foreign freeze from full grant greatest
+    group grouping having ilike in initially inner inout int integer intersect interval into is
+    isnull join json json_array json_arrayagg json_exists json_object json_objectagg json_query
+    json_scalar json_serialize json_table json_value lateral leading least left like limit
+    localtime localtimestamp merge_action national natural nchar none normalize not notnull null
+    nullif numeric offset on only or order out outer overlaps overlay placing position precision
+    primary real references returning right row select session_user setof similar smallint some
+    substring symmetric system_user table tablesample then time timestamp to trailing treat trim
+    true union unique user using values varchar variadic verbose when where window with
+    xmlattributes xmlconcat xmlelement xmlexists xmlforest xmlnamespaces xmlparse xmlpi xmlroot
+    xmlserialize xmltable
+"""
+# PostgreSQL refuses some as schemas, and PL/pgSQL has the settings that begin with its name.
+_SERVERS = re.compile(r"pg_.*|information_schema|plpgsql")
 
 
 def checked_schema(schema: str) -> str:
@@ -24,6 +46,12 @@ def checked_schema(schema: str) -> str:
             " do;"
             f" not {schema!r}"
         )
+        raise ValueError(msg)
+    if schema in _WORDS.split():
+        msg = f"schema must be a name that SQL takes without quotes: {schema!r} is a word of SQL"
+        raise ValueError(msg)
+    if _SERVERS.fullmatch(schema):
+        msg = f"schema must be a name of your own: {schema!r} is a name of PostgreSQL's own"
         raise ValueError(msg)
     return schema
 

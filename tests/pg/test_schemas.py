@@ -17,6 +17,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+import nursery_queue as nq
 import tests.contract
 
 from nursery_queue._core._filters import TaskFilter
@@ -101,6 +102,12 @@ async def pair(dsn: str) -> AsyncGenerator[tuple[PostgresStore, PostgresStore]]:
     await two.aclose()
 
 
+@pytest.fixture
+def conn_sync(dsn: str) -> Generator[psycopg.Connection]:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        yield connection
+
+
 def test_there_are_contracts() -> None:
     """The tests of the contract have been found."""
     assert len(CONTRACTS) > 40
@@ -153,7 +160,7 @@ async def test_sweeping_one_leaves_the_other(pair: tuple[PostgresStore, Postgres
     assert (await two.heartbeat(twin.worker, draining=False)).registered
 
 
-async def make_all_kinds_of_news(store: PostgresStore) -> None:
+async def make_all_kinds_of_news(store: Store) -> None:
     task, worker = await add(store), await hire(store)
     fence = (await claim_one(store, worker)).fence
     await store.write_stream(StreamWrite(fence=fence, name="s", close=True))
@@ -214,6 +221,54 @@ async def test_bad_names(conn: Connection, dsn: str, name: str) -> None:
             await verb(conn, name)
     with pytest.raises(ValueError, match="schema must be"):
         _migrate.sql(name)
+
+
+def plain_statements(schema: str) -> bytes:
+    """Return what our files write around the name of the schema, without quotes."""
+    return f"""
+        create schema {schema};
+        create table {schema}.task (id integer);
+        create function {schema}.now() returns integer language sql return 1;
+        set local {schema}.now = '1';
+        insert into {schema}.task values (coalesce({schema}.now(), 2) + {schema}.now());
+        do $$ declare found {schema}.task; begin
+            perform {schema}.now(); delete from {schema}.task where id = {schema}.now();
+        end $$;
+    """.encode()
+
+
+def test_words_of_sql_are_refused(conn_sync: psycopg.Connection) -> None:
+    """A name is refused if it would have to be quoted somewhere."""
+    words = conn_sync.execute("select word from pg_get_keywords() order by word").fetchall()
+    assert len(words) > 400
+    for (word,) in words:
+        try:
+            with conn_sync.transaction(force_rollback=True):
+                conn_sync.execute(plain_statements(word))
+        except psycopg.errors.SyntaxError:
+            with pytest.raises(ValueError, match=f"'{word}' is a word of SQL"):
+                checked_schema(word)
+
+
+@pytest.mark.parametrize("name", ["pg_jobs", "information_schema", "plpgsql"])
+def test_schemas_of_the_server_are_refused(name: str) -> None:
+    """Names that PostgreSQL keeps to itself are refused, as schemas and as names of settings."""
+    with pytest.raises(ValueError, match=f"'{name}' is a name of PostgreSQL's own"):
+        checked_schema(name)
+
+
+@pytest.mark.parametrize("name", ["new", "set", "stored", "task", "text", "queue"])
+async def test_confusing_names(dsn: str, name: str) -> None:
+    """A schema may be called like a table, a column, a type or a variable of ours."""
+    await migrate(dsn, name)
+    async with nq.Client(PostgresStore(dsn, schema=name)) as client:
+        store = client.store
+        task, worker = await add(store, dedup_key="k"), await hire(store)
+        assert (await claim_one(store, worker)).fence.task_id == task
+        await make_all_kinds_of_news(store)
+        assert await store.sweep(max_lost=1) == await store.prune() == 0
+    async with await Connection.connect(dsn) as conn:
+        assert await _migrate.down(conn, name)
 
 
 @pytest.mark.parametrize("name", ["_", "a", "jobs_", "cancel", "jobs_cancelled", "a" * 50])
