@@ -12,6 +12,7 @@ import attrs
 import trio
 
 from nursery_queue._app import App
+from nursery_queue._core._error_text import error_record, one_line
 from nursery_queue._core._errors import TransientError
 from nursery_queue._core._model import Held, Settlement
 from nursery_queue._runtime._patience import answered_within
@@ -24,6 +25,9 @@ log = logging.getLogger("nursery_queue")
 SWEEP_EVERY = 10  # heartbeats; sooner when one sees a worker overdue
 PRUNE_EVERY = 20  # heartbeats
 TIMEOUT = 30.0  # seconds for one statement
+# The parts, as errors and the log call them.
+UNPARK, SWEEP = "bringing back what was put aside", "a sweep"
+PARK, PRUNE = "putting aside tasks of types nobody knows", "pruning"
 MANY = 1000  # tasks parked in one go, from which on we go on at once
 
 
@@ -50,6 +54,7 @@ class Janitor:
     _prune_at: float = attrs.field(default=math.inf, init=False)
     _parked_at: float = attrs.field(default=-math.inf, init=False)
     _well: bool = attrs.field(default=True, init=False)
+    _failing: set[str] = attrs.field(factory=set[str], init=False)  # parts, until they succeed
 
     def hold_off(self) -> None:
         """Give living workers the time to show that they are alive: there was an outage."""
@@ -72,7 +77,12 @@ class Janitor:
         self._bell.ring()
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Tidy up until cancelled. Ready means: as far as we know, or the store has swept."""
+        """Tidy up until cancelled. Ready means: as far as we know, or the store has swept.
+
+        And every part that failed has succeeded since. Otherwise a part that is refused while the
+        others go well would be told as failed and as back in turns, for as long as it lasts
+        (tests/faults/test_refusals.py, the parts of the tidying up).
+        """
         if told := self._well:
             task_status.started()
         self._prune_at = min(self._prune_at, self._in(PRUNE_EVERY))
@@ -81,7 +91,7 @@ class Janitor:
         while True:
             well, self._well = self._well, False
             await self._turn()
-            self._well = well or self._sweep_at > trio.current_time()
+            self._well = (well or self._sweep_at > trio.current_time()) and not self._failing
             if self._well and not told:
                 told = True
                 task_status.started()
@@ -99,11 +109,11 @@ class Janitor:
         Nor for its success: what fails is done again after a while, and raised at the end.
         """
         trouble: Exception | None = None
-        for due, step in [
-            (self._unpark_at <= trio.current_time(), self._unpark),
-            (self._is_time(self._sweep_at), self._sweep),
-            (self._is_time(self._park_at), self._park),
-            (self._is_time(self._prune_at), self._prune),
+        for due, part, step in [
+            (self._unpark_at <= trio.current_time(), UNPARK, self._unpark),
+            (self._is_time(self._sweep_at), SWEEP, self._sweep),
+            (self._is_time(self._park_at), PARK, self._park),
+            (self._is_time(self._prune_at), PRUNE, self._prune),
         ]:
             if due:
                 try:
@@ -112,8 +122,27 @@ class Janitor:
                     raise  # the others would fare no better
                 except Exception as exc:  # noqa: BLE001  # raised below, when the others are done
                     trouble = trouble or exc
+                    self._fails(part, exc)
+                else:
+                    self._succeeds(part)
         if trouble is not None:
             raise trouble
+
+    def _fails(self, part: str, error: Exception) -> None:
+        """Note that *part* fails; if others do, too, the log has to say so, for nobody else does.
+
+        The supervisor logs the first of them, and when all is well again.
+        """
+        if self._failing and part not in self._failing:
+            why = one_line(f"{type(error).__name__}: {error_record(error).message}")
+            log.error("janitor: %s fails, too: %s", part, why)
+        self._failing.add(part)
+
+    def _succeeds(self, part: str) -> None:
+        if part in self._failing:
+            self._failing.remove(part)
+            if self._failing:
+                log.info("janitor: %s works again", part)
 
     def _is_time(self, at: float) -> bool:
         return max(at, self._not_before) <= trio.current_time()  # which may have been put off
@@ -121,7 +150,7 @@ class Janitor:
     async def _sweep(self) -> None:
         # Before it begins, so that nobody who rings meanwhile is forgotten.
         self._sweep_at = math.inf
-        with answered_within(TIMEOUT, "a sweep"):
+        with answered_within(TIMEOUT, SWEEP):
             swept = await self.store.sweep(
                 max_lost=self.max_lost, max_lost_of=self.app.max_lost, tell=self.on_lost
             )
@@ -133,8 +162,12 @@ class Janitor:
 
     async def _park(self) -> None:
         self._park_at = math.inf
-        with answered_within(TIMEOUT, "putting aside tasks of types nobody knows"):
-            parked = await self.store.park()
+        try:
+            with answered_within(TIMEOUT, PARK):
+                parked = await self.store.park()
+        except Exception:
+            self._park_at = -math.inf  # nobody may ask again, and it is to be known when it works
+            raise
         self._parked_at = trio.current_time()
         if parked:
             log.info("put aside %d tasks of types that no worker knows", parked)
@@ -143,7 +176,7 @@ class Janitor:
 
     async def _unpark(self) -> None:
         self._unpark_at = math.inf
-        with answered_within(TIMEOUT, "bringing back what was put aside"):
+        with answered_within(TIMEOUT, UNPARK):
             brought = await self.store.unpark(list(self.app.task_types))
         if brought:
             log.info("brought back %d tasks that had been put aside", brought)
@@ -152,7 +185,7 @@ class Janitor:
 
     async def _prune(self) -> None:
         # If it fails it stays due, so that it is not called well before it has succeeded.
-        with answered_within(TIMEOUT, "pruning"):
+        with answered_within(TIMEOUT, PRUNE):
             pruned = await self.store.prune()
         if pruned:
             log.info("pruned %d tasks", pruned)

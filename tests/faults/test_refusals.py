@@ -207,6 +207,60 @@ async def test_refused_until_the_end(
     assert admin.ask("select attempt from nursery_queue.running") == [(1,)]
 
 
+async def test_a_part_of_the_tidying_up_is_refused(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    admin: Admin,
+    limited: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One line when it begins and one when it ends, though the other parts go well meanwhile."""
+    what = "delete on nursery_queue.parked"
+    async with nq.connect(limited) as client:
+        await client.enqueue("nobody")
+        worker = nq.Worker(app, client)
+        async with working(worker):
+            with logged(caplog):
+                admin.do(f"revoke {what} from {{role}}")
+                for _ in range(20):
+                    await client.enqueue("nobody")
+                    await trio.sleep(100)
+                assert [*unwell(worker)] == ["janitor"]
+                admin.do(f"grant {what} to {{role}}")
+                await trio.sleep(300)
+                assert not unwell(worker)
+    begin, end = lines(caplog, "janitor")
+    assert begin.startswith("ERROR janitor failed, and will until somebody mends it: ")
+    assert end == "INFO janitor is back"
+
+
+async def test_another_part_of_the_tidying_up_is_refused(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    admin: Admin,
+    limited: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Another line when another part is refused, too, and one when one of them is not any more."""
+    unpark, prune = "delete on nursery_queue.parked", "delete on nursery_queue.task"
+    async with nq.connect(limited) as client, working(nq.Worker(app, client)):
+        with logged(caplog):
+            for order in (
+                f"revoke {unpark} from {{role}}",
+                f"revoke {prune} from {{role}}",
+                f"grant {unpark} to {{role}}",
+                f"grant {prune} to {{role}}",
+            ):
+                admin.do(order)
+                await trio.sleep(600)
+    assert [line.partition(": DatabaseRefused")[0] for line in lines(caplog, "janitor")] == [
+        "ERROR janitor failed, and will until somebody mends it",
+        "ERROR janitor: pruning fails, too",
+        "INFO janitor: bringing back what was put aside works again",
+        "INFO janitor is back",
+    ]
+
+
 async def test_refused_at_the_start(app: nq.App, admin: Admin, limited: str) -> None:
     """A worker that may not register says so at once."""
     admin.do("revoke insert on nursery_queue.worker from {role}")
