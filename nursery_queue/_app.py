@@ -208,9 +208,9 @@ class App:
     ) -> Any:
         """Make a function a task type; a decorator, with or without arguments.
 
-        Params are a JSON object by parameter name, converted by the annotations, which are
-        looked up when they are first needed. A first parameter annotated `TaskContext`
-        gets the attempt's context and is no part of the params.
+        Params are a JSON object by parameter name, converted by the annotations. Those that
+        name what is defined later are looked up when they are first needed. A first parameter
+        annotated `TaskContext` gets the attempt's context and is no part of the params.
 
         A sync function runs in a thread, where no time limit or cancellation can interrupt it.
 
@@ -233,8 +233,8 @@ class App:
             nursery: Give each attempt a nursery of its own, ``ctx.nursery``.
 
         Raises:
-            TypeError: What is given is no handler, or *on_complete* cannot be told; the
-                message says what to write.
+            TypeError: What is given is no handler, JSON does not convert to the annotation of
+                a parameter, or *on_complete* cannot be told; the message says what to write.
             ValueError: An option out of its bounds, or a name that is taken.
         """
         declaration = _Declaration(
@@ -274,6 +274,7 @@ class App:
             is_async=is_async,
             signature=Signature(handler, name, names_in(handler, scope)),
         )
+        task_type.signature.check()
         other = self._task_types.setdefault(name, task_type)
         if other is not task_type:
             msg = (

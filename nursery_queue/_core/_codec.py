@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from ._converter import CONVERTER, reasons
+from ._converter import CONVERTER, no_way, reasons
 from ._errors import ParamsError, ResultError
 from ._json import SCALARS, NotJsonError, object_from_text, to_text
 from ._leaves import Dump, Load, named
@@ -50,7 +50,7 @@ class Params:
         try:
             return CONVERTER.get_unstructure_hook(hint), CONVERTER.get_structure_hook(hint)
         except Exception as error:  # building them evaluates users' annotations: any error
-            msg = f"{self.owner}: parameter {name}: no way from JSON to {named(hint)}: {error}"
+            msg = f"{self.owner}: parameter {name}: {no_way(error, hint)}"
             raise ParamsError(msg) from error
 
     @classmethod

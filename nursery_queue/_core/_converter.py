@@ -1,7 +1,8 @@
 """Python values to what JSON has, and back, by annotation.
 
-Bytes become base64, instants ISO 8601, durations seconds, Decimal and UUID strings, sets
-arrays. The way back is strict: an array comes from an array, an object from an object.
+Bytes become base64, instants ISO 8601, durations seconds, sets arrays; Decimal, UUID, paths, IP
+addresses and networks become strings. The way back is strict: an array comes from an array, an
+object from an object.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import functools
 
 from collections import abc
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, get_origin
+from typing import Any, Literal, LiteralString, TypeVar, get_origin
 
 import cattrs
 
@@ -25,7 +26,18 @@ from ._completion import (
     load_any_result,
     load_ending,
 )
-from ._leaves import DUMPS, LOADS, Dump, Load, MisfitError, load_enum, load_literal, shortened
+from ._leaves import (
+    DUMPS,
+    LOADS,
+    Dump,
+    Load,
+    MisfitError,
+    load_enum,
+    load_literal,
+    load_literal_string,
+    named,
+    shortened,
+)
 from ._shapes import (
     dump_array,
     dump_fixed,
@@ -68,6 +80,17 @@ def _reason(error: BaseException, _: Any) -> str:
             return f"{type(error).__qualname__}: {shortened(str(error))[1:-1]}"
 
 
+def no_way(error: BaseException, hint: Any) -> str:
+    """Say why there is no way from JSON to *hint*, and what to write instead."""
+    if not isinstance(error, cattrs.StructureHandlerNotFoundError):
+        return f"no way from JSON to {named(hint)}: {error}"
+    inside = "" if error.type_ is hint else f" ({named(error.type_)})"
+    return (
+        f"no way from JSON to {named(hint)}{inside}: annotate it with what JSON has, a dataclass,"
+        f" an attrs class or a TypedDict, or with str or Any, and convert it in the handler"
+    )
+
+
 class _Converter(cattrs.Converter):
     """cattrs, where an object is structured from a JSON object and from nothing else."""
 
@@ -93,6 +116,10 @@ def _is_literal(hint: Any) -> bool:
     return get_origin(hint) is Literal
 
 
+def _is_literal_string(hint: Any) -> bool:
+    return hint is LiteralString
+
+
 def _make() -> cattrs.Converter:
     converter = _Converter(forbid_extra_keys=True, unstruct_collection_overrides={abc.Set: list})
     for cls, load in LOADS.items():
@@ -109,6 +136,7 @@ def _make() -> cattrs.Converter:
     loads: list[tuple[Callable[[Any], bool], Callable[[Any, cattrs.Converter], Load]]] = [
         (_is_anything, _load_anything),
         (_is_literal, load_literal),
+        (_is_literal_string, lambda _hint, _converter: load_literal_string),
         (is_array, load_array),
         (is_fixed, load_fixed),
         (is_object, load_mapping),

@@ -13,6 +13,14 @@ import reprlib
 
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
 from pathlib import Path, PurePath
 from typing import Any, Literal, get_args, get_origin
 from uuid import UUID
@@ -140,6 +148,20 @@ def _decimal(value: Any, hint: Any) -> Any:
 _decimal_text = _parsed(Decimal, "a decimal number")
 
 
+def load_literal_string(value: Any, _: Any) -> Any:
+    return exactly(str)(value, str)  # only a type checker can tell a literal
+
+
+_IP: Mapping[type[Any], str] = {
+    IPv4Address: "an IPv4 address",
+    IPv6Address: "an IPv6 address",
+    IPv4Interface: "an IPv4 address with its network",
+    IPv6Interface: "an IPv6 address with its network",
+    IPv4Network: "an IPv4 network",
+    IPv6Network: "an IPv6 network",
+}
+
+
 def _base64(value: bytes) -> str:
     return base64.b64encode(value).decode("ascii")
 
@@ -163,6 +185,7 @@ LOADS: Mapping[type[Any], Load] = {
     UUID: _parsed(UUID, "a UUID"),
     PurePath: _path,
     Path: _path,
+    **{cls: _parsed(cls, expected) for cls, expected in _IP.items()},
 }
 DUMPS: Mapping[type[Any], Dump] = {
     bytes: _base64,
@@ -174,4 +197,5 @@ DUMPS: Mapping[type[Any], Dump] = {
     UUID: str,
     PurePath: str,
     Path: str,
+    **dict.fromkeys(_IP, str),
 }

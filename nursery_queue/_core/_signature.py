@@ -1,4 +1,4 @@
-"""What a handler takes and returns, read from its signature when it is first needed."""
+"""What a handler takes and returns, read from its signature as soon as its annotations allow."""
 
 from __future__ import annotations
 
@@ -71,6 +71,18 @@ class Signature:
             if _looks_like_context(parameter.annotation) and self._is_context(parameter):
                 _check_context(self.owner, parameter, position)
         object.__setattr__(self, "_raw", raw)
+
+    def check(self) -> None:
+        """Look the annotations up, unless they name what is not there yet: then at first use.
+
+        Raises:
+            TypeError: One that JSON does not convert to.
+        """
+        try:
+            self.resolve()
+        except ParamsError as error:
+            if not isinstance(error.__cause__, NameError):
+                raise TypeError(str(error)) from error.__cause__
 
     def resolve(self) -> Resolved:
         """Return the signature with its annotations looked up.

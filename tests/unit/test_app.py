@@ -25,7 +25,7 @@ from nursery_queue._task_type import TaskRequest, TaskType, as_request
 
 
 if TYPE_CHECKING:
-    from fractions import Fraction as Nowhere
+    from fractions import Fraction as Inner, Fraction as Nowhere
 
     import nursery_queue._context as somewhere
 
@@ -431,6 +431,53 @@ def test_an_annotation_that_names_nothing(app: App, handler: Any) -> None:
     for use in (lambda: task_type.bind(1), lambda: task_type.load("{}")):
         with pytest.raises(ParamsError, match=r"mail: the annotation .* cannot be resolved: name"):
             use()
+
+
+class Plain: ...
+
+
+@pytest.mark.parametrize(
+    ("annotation", "name"),
+    [
+        (complex, "complex"),
+        (list[Plain], r"list\[.*Plain\] \(Plain\)"),
+        (type, "type"),
+        (User | Plain, r".*User \| .*Plain \(Plain\)"),
+        ("Plain | None", r".*Plain \| None \(Plain\)"),
+    ],
+)
+def test_what_json_does_not_convert_to_is_refused_at_the_declaration(
+    app: App, annotation: Any, name: str
+) -> None:
+    """It says which parameter, which type, and what to write instead; nothing is declared."""
+
+    async def handler(count: int, it: Any) -> None: ...
+
+    handler.__annotations__["it"] = annotation
+    expected = f"mail: parameter it: no way from JSON to {name}: .*str or Any"
+
+    with pytest.raises(TypeError, match=expected) as caught:
+        app.task(name="mail")(handler)
+    assert "mail" not in app
+    assert "Register" not in str(caught.value)
+
+
+@attrs.frozen
+class Outer:
+    inner: Inner
+
+
+def test_a_class_whose_fields_are_defined_later(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an annotation names need not be there at the declaration, at whatever depth."""
+
+    @app.task
+    async def handler(it: list[Outer]) -> None: ...
+
+    with pytest.raises(ParamsError, match=r"parameter it: .*'Inner' is not defined"):
+        handler.load('{"it": []}')
+    monkeypatch.setitem(globals(), "Inner", User)
+
+    assert str(handler.load('{"it": [{"inner": {"name": "x"}}]}')["it"][0].inner) == str(User("x"))
 
 
 def test_a_result_annotation_that_names_nothing(app: App) -> None:

@@ -11,9 +11,28 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_interface,
+    ip_network,
+)
 from pathlib import PurePosixPath
 from types import FrameType
-from typing import Annotated, Any, Literal, NamedTuple, NewType, NotRequired, TypedDict
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    LiteralString,
+    NamedTuple,
+    NewType,
+    NotRequired,
+    TypedDict,
+)
 
 import attrs
 import pytest
@@ -142,6 +161,12 @@ BY_HINT: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (UserId, st.integers()),
     (Annotated[int, "unit"], st.integers()),
     (PurePosixPath, st.just(PurePosixPath("/a/b"))),
+    (LiteralString, TEXT),
+    (IPv4Address, st.ip_addresses(v=4)),
+    (IPv6Address | None, st.none() | st.ip_addresses(v=6)),
+    (IPv4Address | IPv6Address, st.ip_addresses()),
+    (IPv4Interface | IPv6Interface, st.ip_addresses().map(ip_interface)),
+    (IPv4Network | IPv6Network, st.ip_addresses().map(ip_network)),
 ]
 
 
