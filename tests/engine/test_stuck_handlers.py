@@ -140,6 +140,57 @@ async def test_a_handler_that_ignores_its_cancellation_is_shown(
     )
 
 
+@pytest.mark.parametrize("why", ["timeout", "cancel"])
+async def test_a_handler_that_ignores_its_cancellation_keeps_its_place(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client, why: str
+) -> None:
+    """As long as it has not ended no other handler starts in its place, claimed ahead or not."""
+    starts: list[float] = []
+
+    @app.task(name="stubborn", timeout=40 if why == "timeout" else None)
+    async def stubborn() -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(100)
+
+    @app.task(name="next")
+    async def next_() -> None:
+        starts.append(trio.current_time())
+        await trio.lowlevel.checkpoint()
+
+    began = trio.current_time()
+    first = await client.enqueue(stubborn)
+    worker = nq.Worker(app, client, concurrency=1, prefetch=1)
+    async with working(worker):
+        await trio.sleep(40)
+        if why == "cancel":
+            await client.cancel(first)
+        await trio.sleep(10)
+        ref = await client.enqueue(next_)
+        await trio.sleep(40)
+        assert [each.state for each in worker.health().handlers] == ["cancelled"]
+        assert (await final(client, ref, within=60)).state == "succeeded"
+
+    assert starts == [pytest.approx(began + 100, abs=1)]
+
+
+async def test_a_handler_is_shown_since_its_start(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client
+) -> None:
+    """`health()` counts from the start of an attempt, not from a claim ahead of it."""
+
+    @app.task(name="work")
+    async def work() -> None:
+        await trio.sleep(0.5)
+
+    await client.enqueue_many([work.bind(), work.bind()])
+    worker = nq.Worker(app, client, concurrency=1, prefetch=1)
+    async with working(worker):
+        await trio.sleep(0.75)
+        (handler,) = worker.health().handlers
+
+    assert handler.seconds == pytest.approx(0.25, abs=0.05)
+
+
 async def test_why_it_was_cancelled(
     autojump_clock: MockClock, app: nq.App, client: nq.Client
 ) -> None:
