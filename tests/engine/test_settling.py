@@ -16,9 +16,11 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue._core._model import Fence, Refusal, Settlement
+from nursery_queue._core._states import Event
 from nursery_queue._engine import _stage
 from nursery_queue._store import Isolation, StoreTransaction
 from nursery_queue.testing import VirtualTime
+from tests.contract.steps import claim, hire, settle
 from tests.engine.support import FlakyStore, eventually, final, outcomes, state, working
 from tests.pg.proxy import Proxy, proxied
 
@@ -101,6 +103,35 @@ async def test_what_a_sweep_has_written_is_not_a_success(
     assert await outcomes(client, ref) == ["lost"]
     assert called == []
     assert ends.succeeded == 0
+    assert "its outcome is dropped" in caplog.text
+
+
+@pytest.mark.leaves_claims("another worker has settled it")
+async def test_what_another_worker_has_ended_is_not_our_success(
+    virtual_time: VirtualTime, app: nq.App, anywhere: FlakyStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where even the task is gone, a worker whose lease was lost does not take it for its own."""
+    called, client = list[int](), nq.Client(anywhere)
+
+    @app.task(name="work", keep_for=0)
+    async def work(ctx: nq.TaskContext) -> None:
+        ctx.after(called.append, 1)
+
+    async with working(nq.Worker(app, client)):
+        anywhere.down = {"settle"}
+        ref = await client.enqueue(work)
+        await eventually(lambda: _asked(anywhere, "settle"))
+        (info,) = await client.workers()
+        await anywhere.deregister(info.id)  # others take it for dead
+        await anywhere.sweep(max_lost=2)
+        (again,) = await claim(anywhere.inner, await hire(anywhere.inner), task_types=["work"])
+        await settle(anywhere.inner, again, Event.SUCCEED, keep_for=0.0)
+        await trio.sleep(10)  # until it has heard that it is not known any more
+        anywhere.down = set()
+        await trio.sleep(12)
+
+    assert await client.status(ref) is None
+    assert called == []
     assert "its outcome is dropped" in caplog.text
 
 
@@ -188,11 +219,22 @@ def notes(db: psycopg.Connection) -> list[str]:
     return [body for (body,) in db.execute("select body from note order by body").fetchall()]
 
 
-LOCKS: dict[str, Callable[[nq.Transaction, nq.TaskRef], Awaitable[object]]] = {
-    "cancel": lambda tx, ref: tx.cancel(ref, running=False),
-    "configure_queue": lambda tx, _: tx.execute(
+Lock = Callable[[nq.Client, nq.Transaction, nq.TaskRef], Awaitable[object]]
+ROW = "select from nursery_queue.running where task_id = %s for update"
+
+
+async def cancel_and_lock(other: nq.Client, tx: nq.Transaction, ref: nq.TaskRef) -> None:
+    """Have a cancel committed before the lock: it is no reason to refuse a success either."""
+    await other.cancel(ref, running=False)
+    await tx.execute(ROW, [ref.id])
+
+
+LOCKS: dict[str, Lock] = {
+    "cancel": lambda _, tx, ref: tx.cancel(ref, running=False),
+    "configure_queue": lambda _, tx, __: tx.execute(
         "insert into nursery_queue.queue (name, max_running) values ('default', 5)"
     ),
+    "a lock after a cancel": cancel_and_lock,
 }
 
 
@@ -214,7 +256,7 @@ async def test_a_handler_that_has_returned_waits_for_a_lock(
     async with working(nq.Worker(app, pg)):
         await running.wait()
         async with other.transaction() as tx:
-            await LOCKS[lock](tx, ref)
+            await LOCKS[lock](other, tx, ref)
             go.set()
             await returned.wait()
             await trio.sleep(0.1)  # time to be refused; too little of it makes the test weaker
@@ -248,9 +290,7 @@ async def test_a_lock_that_outlasts_the_patience_uses_up_no_attempt(
     async with working(worker):
         await running.wait()
         async with other.transaction() as tx:
-            await tx.execute(
-                "select from nursery_queue.running where task_id = %s for update", [ref.id]
-            )
+            await tx.execute(ROW, [ref.id])
             go.set()
             await eventually(lambda: _idle(worker))
         await final(pg, ref)
@@ -262,6 +302,50 @@ async def test_a_lock_that_outlasts_the_patience_uses_up_no_attempt(
 
 async def _idle(worker: nq.Worker) -> bool:
     return worker.health().running == 0
+
+
+@attrs.define(eq=False)
+class Held(FlakyStore):
+    """A store of which an open transaction holds one claim for a while."""
+
+    task_id: int = 0
+    until: float = 0.0
+    asked: int = 0
+
+    async def settle(self, settlements: Sequence[Settlement]) -> dict[Fence, Refusal]:
+        held = [
+            each.fence
+            for each in settlements
+            if each.fence.task_id == self.task_id and trio.current_time() < self.until
+        ]
+        self.asked += len(held)
+        assert self.asked < 1000
+        free = [each for each in settlements if each.fence not in held]
+        return await FlakyStore.settle(self, free) | dict.fromkeys(held, Refusal.LOCKED)
+
+
+async def test_a_lock_costs_little_while_it_lasts(virtual_time: VirtualTime, app: nq.App) -> None:
+    """It is asked for ten times a second at most, and the others are stored meanwhile."""
+    store = Held()
+    client = nq.Client(store)
+
+    @app.task(name="returns")
+    async def returns() -> str:
+        return "done"
+
+    async with working(nq.Worker(app, client)):
+        store.until = trio.current_time() + 10
+        held = await client.enqueue(returns)
+        store.task_id = held.id
+        await trio.sleep(1)
+        for _ in range(5):
+            await final(client, await client.enqueue(returns), within=0.1)
+            await trio.sleep(1)
+        assert await state(client, held) == "running"
+        await final(client, held)
+
+    assert 50 < store.asked <= 120
+    assert await outcomes(client, held) == ["succeeded"]
 
 
 # -- a COMMIT without an answer ------------------------------------------------------------------
@@ -308,6 +392,27 @@ async def test_a_commit_without_an_answer_is_looked_up(
 
 async def _all_called(called: list[str]) -> bool:
     return len(called) >= 2
+
+
+async def test_a_settlement_that_never_arrives_uses_up_no_attempt(
+    app: nq.App, pg: nq.Client, db: psycopg.Connection, proxy: Proxy
+) -> None:
+    """A returned handler whose connection is lost before COMMIT is rolled back, and runs again."""
+    runs: list[int] = []
+
+    @app.task(name="write", transactional=True, retry=None)
+    async def write(ctx: nq.TaskContext) -> None:
+        runs.append(ctx.attempt)
+        await ctx.tx.execute("insert into note values ('a')")
+        if len(runs) == 1:
+            proxy.drop_at(b"with settled as", answered=False)
+
+    async with nq.connect(proxy.dsn) as client, working(nq.Worker(app, client)):
+        await final(pg, ref := await pg.enqueue(write))
+
+    assert runs == [1, 1]
+    assert await outcomes(pg, ref) == ["interrupted", "succeeded"]
+    assert notes(db) == ["a"]
 
 
 # -- the end of the worker -----------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from collections.abc import AsyncGenerator
 
 import psycopg
@@ -117,6 +119,29 @@ async def test_a_cancel_rolls_back(app: nq.App, pg: nq.Client, db: Connection) -
 
     assert await notes(db) == []
     assert await outcomes(pg, ref) == ["cancelled"]
+
+
+async def test_a_handler_that_returns_although_cancelled_commits(
+    app: nq.App, pg: nq.Client, db: Connection
+) -> None:
+    """It has done its work: neither its settlement nor its commit is cancelled with it."""
+    running = trio.Event()
+
+    @app.task(name="write", transactional=True, retry=None)
+    async def write(ctx: nq.TaskContext) -> None:
+        await ctx.tx.execute(WRITE, ["a"])
+        running.set()
+        with contextlib.suppress(trio.Cancelled):
+            await trio.sleep_forever()
+
+    ref = await pg.enqueue(write)
+    async with working(nq.Worker(app, pg)):
+        await running.wait()
+        await pg.cancel(ref)
+        await final(pg, ref)
+
+    assert await outcomes(pg, ref) == ["succeeded"]
+    assert await notes(db) == ["a"]
 
 
 async def test_a_stale_claim_cannot_commit(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
 
 import psycopg
 import pytest
 
-from nursery_queue._core._errors import DatabaseRefused
+from nursery_queue._core._errors import DatabaseRefused, TransientError
 from nursery_queue._core._states import Event, State
 from nursery_queue._pg._store import PostgresStore
+from nursery_queue._store import Bell
 from nursery_queue.testing import VirtualTime
 from tests.contract.steps import LEASE, TYPE, a_task, add, claim, ends, hire, settle, state, status
+from tests.contract.test_listen import listening
 from tests.pg.queries import Session, rows
 
 
@@ -182,6 +185,33 @@ async def test_a_scheduled_task_that_cannot_become_ready(
     assert await store.promote() == 0
 
 
+async def test_a_task_that_is_set_aside_has_ended(
+    store: PostgresStore, session: Session, virtual_time: VirtualTime
+) -> None:
+    """Its key is free, who is to be told is told, who waits hears of it, and it can be looked at.
+
+    So also of a task that was to be kept for a moment only.
+    """
+    asked = {"dedup_key": "k", "on_complete": json.dumps({"task_type": "tell"}), "keep_for": 1}
+    bad = await add(store, run_after=5, **asked)
+    refuse(session, bad, "ready")
+    virtual_time.advance(7)
+    async with listening(store, [Bell.FINISHED]) as ear:
+        before = ear.heard[Bell.FINISHED]
+        assert await store.promote() == 0
+        await ear.hears(Bell.FINISHED, after=before)
+    told = "select task_type from nursery_queue.task where completes = %s"
+
+    assert session.execute(told, [bad]).fetchall() == [("tell",)]
+    assert (await store.enqueue([a_task(dedup_key="k")]))[0].created
+    virtual_time.advance(86_000)
+    await store.prune()
+    assert await state(store, bad) is State.FAILED
+    virtual_time.advance(1000)
+    await store.prune()
+    assert await state(store, bad) is None
+
+
 async def test_a_task_that_cannot_be_put_aside(store: PostgresStore, session: Session) -> None:
     """It stays ready, and the others are put aside."""
     bad, _, _ = [await add(store, task_type="odd") for _ in range(3)]
@@ -284,6 +314,132 @@ async def test_an_end_does_not_depend_on_who_is_to_be_told(
     ).fetchall() == [("note",)]
 
 
+NOISE = random.Random(7).randbytes(20_000).hex()  # more than an index takes, also compressed
+
+# What an application may add to the table of tasks, and what then refuses a task named tell.
+ADDED = {
+    "check": "alter table nursery_queue.task add constraint mine check (task_type <> 'tell')",
+    "unique": "alter table nursery_queue.task add constraint mine unique (task_type)",
+    "exclude": (
+        "alter table nursery_queue.task add constraint mine"
+        " exclude using btree (task_type with =) where (task_type = 'tell')"
+    ),
+    "unique index": "create unique index mine on nursery_queue.task (task_type)",
+    "index": "create index mine on nursery_queue.task (((params ->> 'context')::integer))",
+    "foreign key": (
+        "create table public.mine (name text primary key); insert into public.mine values ('work');"
+        " alter table nursery_queue.task add constraint mine foreign key (task_type)"
+        " references public.mine"
+    ),
+    "long index": "create index mine on nursery_queue.task (context)",
+    "generated column": (
+        "alter table nursery_queue.task add column mine integer"
+        " generated always as ((params ->> 'context')::integer) stored"
+    ),
+    "column": (
+        "alter table nursery_queue.task add column mine text not null default '';"
+        " alter table nursery_queue.task alter column mine drop default"
+    ),
+}
+
+
+@pytest.mark.parametrize("how", ["settle", "cancel"])
+@pytest.mark.parametrize("added", ADDED)
+async def test_an_end_does_not_depend_on_what_was_added(
+    store: PostgresStore, session: Session, added: str, how: str
+) -> None:
+    """Whatever an application has added to the table, an end is stored, and says so."""
+    tell = json.dumps({"task_type": "tell", "context": NOISE})
+    task_id = await add(store, on_complete=tell, context=json.dumps("word"), priority=1)
+    if added in {"unique", "unique index", "exclude"}:
+        await add(store, task_type="tell")
+    worker = await hire(store)
+    claimed = await claim(store, worker) if how == "settle" else []
+    session.execute(ADDED[added].encode())
+    session.commit()
+
+    for one in claimed:
+        await settle(store, one, Event.SUCCEED, on_complete=True)
+    assert how == "settle" or await store.cancel(task_id)
+
+    found = await status(store, task_id)
+    assert found.state is (State.CANCELLED if how == "cancel" else State.SUCCEEDED)
+    assert found.completion_error is not None
+
+
+def test_a_policy_may_refuse_as_well(session: Session) -> None:
+    """What a policy hides depends on who asks: with one on the table nothing is certain."""
+    asked = "select nursery_queue.task_may_refuse()"
+    assert session.execute(asked).fetchall() == [(False,)]
+    session.execute("alter table nursery_queue.task enable row level security")
+    assert session.execute(asked).fetchall() == [(True,)]
+
+
+@pytest.mark.parametrize("keep_for", [60, 0])
+async def test_what_could_not_be_told_is_kept_as_long_as_its_task(
+    store: PostgresStore, session: Session, keep_for: float
+) -> None:
+    """It is noted of a task that is kept, until that ends anew and can be told."""
+    session.execute("alter table nursery_queue.task add constraint mine check (completes is null)")
+    session.commit()
+    tell = json.dumps({"task_type": "tell"})
+    task_id = await add(store, on_complete=tell, keep_for=keep_for)
+    (one,) = await claim(store, await hire(store))
+    await settle(store, one, Event.FAIL, on_complete=True, keep_for=float(keep_for))
+
+    assert rows(session, "untold") == bool(keep_for)
+    if not keep_for:
+        return
+    assert (await status(store, task_id)).completion_error is not None
+    session.execute("alter table nursery_queue.task drop constraint mine")
+    session.commit()
+    assert await store.retry(task_id)
+    assert await store.cancel(task_id)
+    assert (await status(store, task_id)).completion_error is None
+    assert rows(session, "untold") == 0
+
+
+async def test_an_end_waits_for_what_passes(store: PostgresStore, session: Session) -> None:
+    """If the database is only busy, the end and the task that tells of it are stored later."""
+    session.execute(
+        "create function public.busy() returns trigger language plpgsql as $$ begin"
+        " if new.completes is not null then"
+        " raise lock_not_available using message = 'busy'; end if; return new; end $$"
+    )
+    session.execute(
+        "create trigger busy before insert on nursery_queue.task"
+        " for each row execute function public.busy()"
+    )
+    session.commit()
+    task_id = await add(store, on_complete=json.dumps({"task_type": "tell"}))
+    with pytest.raises(TransientError, match="busy"):
+        await store.cancel(task_id)
+    assert await state(store, task_id) is State.READY
+    session.execute("drop trigger busy on nursery_queue.task")
+    session.commit()
+
+    assert await store.cancel(task_id)
+    assert (await status(store, task_id)).completion_error is None
+    assert rows(session, "task") == 2
+
+
+async def test_an_end_that_is_too_large_to_be_told(store: PostgresStore, session: Session) -> None:
+    """A context and a result that are too large together: the end is stored, and says so."""
+    session.execute(
+        "insert into nursery_queue.task (task_type, on_complete, context)"
+        " values (%s, '{\"task_type\": \"tell\"}', to_jsonb(repeat('x', 62 * 1024 * 1024)))",
+        [TYPE],
+    )
+    session.commit()
+    (one,) = await claim(store, await hire(store))
+    result = json.dumps("x" * (3 * 2**20))
+    await settle(store, one, Event.SUCCEED, on_complete=True, result=result)
+    found = await status(store, one.fence.task_id)
+
+    assert found.state is State.SUCCEEDED
+    assert "task_params_of_at_most_64_megabytes" in str(found.completion_error)
+
+
 TOLD: list[tuple[dict[str, object], bool]] = [
     ({"priority": 1.0, "max_attempts": 2.0}, True),
     ({"keep_for": 0.0, "run_after": 0}, True),
@@ -292,12 +448,29 @@ TOLD: list[tuple[dict[str, object], bool]] = [
     ({"queue": "q" * 256}, False),
     ({"task_type": "t" * 256}, False),
     ({"on_complete": {"task_type": "t" * 256}}, False),
+    # Both sides of every bound.
+    ({"priority": -(2**31), "max_attempts": 2**31 - 1}, True),
+    ({"priority": 2**31 - 1, "max_attempts": 1}, True),
+    ({"priority": -(2**31) - 1}, False),
+    ({"priority": 2**31}, False),
+    ({"max_attempts": 2**31}, False),
+    ({"max_attempts": 1.5}, False),
+    ({"run_after": 3_155_760_000, "keep_for": 3_155_760_000, "timeout": 1e300}, True),
+    ({"run_after": 3_155_760_001}, False),
+    ({"keep_for": 3_155_760_001}, False),
+    ({"timeout": "infinity"}, True),
+    ({"queue": None}, True),
+    ({"queue": ""}, False),
+    ({"priority": None}, False),
+    ({"backoff": {"initial": 1, "maximum": 1e10}}, False),
+    ({"backoff": None}, False),
 ]
 TINY = [
     ('{"task_type": "t", "keep_for": 1e-400}', False),
     ('{"task_type": "t", "run_after": 1e-400}', False),
     ('{"task_type": "t", "priority": 1.0}', True),
     ('{"task_type": "t", "timeout": 1e-400}', False),
+    ('{"task_type": "t", "timeout": 1e400}', False),
 ]
 
 
@@ -331,6 +504,11 @@ LONG = [
     ("dedup_key", "k" * 256, "task_dedup_key_of_at_most_255_characters"),
     ("params", json.dumps({"a": "x" * (64 * 2**20)}), "task_params_of_at_most_64_megabytes"),
     ("context", json.dumps("x" * (64 * 2**20)), "task_context_of_at_most_64_megabytes"),
+    (
+        "on_complete",
+        json.dumps({"task_type": "t", "context": "x" * (64 * 2**20)}),
+        "task_on_complete_of_at_most_64_megabytes",
+    ),
 ]
 
 
@@ -347,6 +525,14 @@ def test_what_is_too_long_is_refused_at_the_insert(
             f" values ({', '.join(['%s'] * len(given))})".encode(),
             list(given.values()),
         )
+
+
+def test_a_queue_that_no_task_can_have_is_not_set(session: Session) -> None:
+    """The names in the table of queues are as long as those in the table of tasks."""
+    insert = "insert into nursery_queue.queue (name, paused) values (%s, true)"
+    session.execute(insert, ["é" * 255])
+    with pytest.raises(psycopg.errors.CheckViolation, match="queue_name_of_at_most_255_characters"):
+        session.execute(insert, ["q" * 256])
 
 
 async def test_the_longest_names_go_through_every_table(store: PostgresStore) -> None:

@@ -21,6 +21,7 @@ import nursery_queue as nq
 
 from nursery_queue._pg import _migrate
 from nursery_queue._pg._pooler import connect
+from nursery_queue._pg._sql import query
 from nursery_queue._pg._store import PostgresStore
 from tests.contract.steps import claim, hire
 from tests.pg.queries import Session
@@ -67,22 +68,41 @@ def test_only_what_an_insert_calls_is_for_everybody(session: Session) -> None:
     assert {name for (name,) in found} == PUBLIC_FUNCTIONS
 
 
-def test_the_trigger_is_for_its_own_table(session: Session, migrated: str) -> None:
-    """A trigger's function can be put on a table of one's own by nobody, not even the owner."""
-    attack = """
-        create temporary table mine (id bigint, task_type text, queue text, priority integer,
-                                     run_at timestamptz, dedup_key text);
+MINE = """
+    create temporary table mine (id bigint, task_type text, queue text, priority integer,
+                                 run_at timestamptz, dedup_key text);
+    insert into mine (id, task_type, queue, priority) select 1, 'a', 'default', 0;
+"""
+ATTACKS = {
+    "place": """
         create trigger again after insert on mine referencing new table as placed
             for each statement execute function nursery_queue.place();
         insert into mine (id, task_type, queue, priority) values (1, 'a', 'default', 0);
-    """
+    """,
+    "forget": """
+        create trigger again after delete on mine referencing old table as gone
+            for each statement execute function nursery_queue.forget();
+        delete from mine;
+    """,
+    "forget_all": """
+        create trigger again after truncate on mine
+            for each statement execute function nursery_queue.forget_all();
+        truncate mine;
+    """,
+}
+
+
+@pytest.mark.parametrize("function", ATTACKS)
+def test_the_trigger_is_for_its_own_table(session: Session, migrated: str, function: str) -> None:
+    """A trigger's function can be put on a table of one's own by nobody, not even the owner."""
+    attack = (MINE + ATTACKS[function]).encode()
     with refused(session):
         session.execute(attack)
     session.rollback()
     session.execute("create role intruder")
     session.execute("grant usage on schema nursery_queue to intruder; set role intruder")
     with pytest.raises(
-        errors.InsufficientPrivilege, match=r"permission denied for function .*place"
+        errors.InsufficientPrivilege, match=rf"permission denied for function .*{function}$"
     ):
         session.execute(attack)
     session.rollback()  # and the role with it
@@ -319,6 +339,18 @@ async def test_a_worker_does_all_that_workers_do(
             " referencing new table as placed for each statement"
             " execute function nursery_queue.place()",
         )
+
+
+def test_a_worker_vacuums_what_it_has_emptied(roles: Roles) -> None:
+    """From PostgreSQL 17 on the right to it can be granted; the server would skip it silently."""
+    heard: list[str | None] = []
+    with psycopg.connect(roles.login["worker"], autocommit=True) as session:
+        if session.info.server_version < 170000:
+            pytest.skip("there is no such right")
+        session.add_notice_handler(lambda notice: heard.append(notice.message_primary))
+        session.execute(query("vacuum", roles.schema))
+
+    assert heard == []
 
 
 async def test_limits_can_be_set_with_rights_on_queues_alone(

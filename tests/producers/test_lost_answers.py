@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from collections.abc import Callable
 from contextlib import closing
@@ -124,6 +125,19 @@ async def test_autocommit(outside: Outside, kind: Callable[..., None], answered:
     assert len(outside.tasks()) == answered
 
 
+KEYED = nq.TaskRequest.by_name(NAME).options(dedup_key="k")
+WRITES: dict[str, tuple[Any, ...]] = {"enqueue_many": ([KEYED],), "cancel": (1,)}
+
+
+@pytest.mark.parametrize("verb", WRITES)
+async def test_every_write_is_one(outside: Outside, verb: str) -> None:
+    """So does an enqueue with a dedup key, and a cancel."""
+    async with proxied(outside.dsn) as proxy:
+        proxy.drop_at(b"nursery_queue.", answered=False)
+        with pytest.raises(nq.CommitOutcomeUnknown, match="may or may not"):
+            await trio.to_thread.run_sync(on_psycopg, proxy.dsn, verb, *WRITES[verb])
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 async def test_reads(outside: Outside, kind: Callable[..., None]) -> None:
     """A question whose answer is lost raises the library's own error."""
@@ -141,5 +155,27 @@ async def test_before_the_commit(outside: Outside) -> None:
         proxy.drop_at(NAME.encode(), answered=True)
         with pytest.raises(django.db.Error):
             await trio.to_thread.run_sync(on_django, proxy.dsn, "enqueue", NAME)
+
+    assert outside.tasks() == []
+
+
+async def test_a_session_that_was_idle_too_long(outside: Outside) -> None:
+    """The server says that it had nothing to do: what was sent to it is lost for sure."""
+
+    def ended(pid: int) -> bool:
+        with psycopg.connect(outside.dsn) as session:
+            asked = "select from pg_stat_activity where pid = %s"
+            return session.execute(asked, [pid]).fetchone() is None
+
+    def enqueue() -> None:
+        with closing(psycopg.connect(outside.dsn, autocommit=True)) as conn:
+            conn.execute("set idle_session_timeout = 1")
+            deadline = time.monotonic() + 20
+            while not ended(conn.info.backend_pid):
+                assert time.monotonic() < deadline
+            nq.producer(conn).enqueue(NAME)
+
+    with pytest.raises(psycopg.errors.IdleSessionTimeout):
+        await trio.to_thread.run_sync(enqueue)
 
     assert outside.tasks() == []
