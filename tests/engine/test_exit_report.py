@@ -119,6 +119,37 @@ async def test_released(virtual_time: VirtualTime, app: nq.App, either: nq.Clien
     assert report.seconds == 7
 
 
+async def test_released_without_an_answer(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    anywhere: FlakyStore,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What was never started leaves no trace in the log; that it is given back is known anyway."""
+    client = nq.Client(anywhere)
+
+    async def claim_another(worker: nq.Worker) -> None:
+        await client.enqueue("returns")  # stays in the backlog
+        await trio.sleep(0.4)
+        anywhere.deaf = {"settle"}
+
+    async def hear_again() -> None:
+        await trio.sleep_until(5.2)
+        assert anywhere.calls["settle"] > 0
+        anywhere.deaf = set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hear_again)
+        report = await stopped_at_5(
+            app, client, "hangs", concurrency=1, prefetch=1, meanwhile=claim_another
+        )
+
+    assert fates(report) == [("hangs", "released"), ("returns", "released")]
+    assert [task.started for task in report.tasks] == [True, False]
+    assert report.clean
+    assert "dropped" not in caplog.text
+
+
 async def test_cancelled(virtual_time: VirtualTime, app: nq.App, either: nq.Client) -> None:
     """What somebody cancelled meanwhile is reported as cancelled."""
 

@@ -31,6 +31,10 @@ class Ends(nq.Instrument):
     def __init__(self) -> None:
         self.ends: list[str] = []
         self.succeeded = 0
+        self.enqueued: list[str] = []
+
+    def task_enqueued(self, event: nq.Enqueued) -> None:
+        self.enqueued.append(event.task_type)
 
     def task_completed(self, event: nq.Completed) -> None:
         self.ends.append(str(event.status))
@@ -369,6 +373,7 @@ async def test_a_commit_without_an_answer_is_looked_up(
     async def write(ctx: nq.TaskContext) -> None:
         runs.append(ctx.attempt)
         await ctx.tx.execute("insert into note values ('a')")
+        await ctx.tx.enqueue("other")
         ctx.after(called.append, "ctx")
         ctx.tx.after(called.append, "tx")
         if len(runs) == 1:
@@ -386,6 +391,7 @@ async def test_a_commit_without_an_answer_is_looked_up(
     log = ["succeeded"] if committed else ["interrupted", "succeeded"]
     assert ends.ends == log
     assert ends.succeeded == 1
+    assert ends.enqueued == ["other"]
     if keep_for:
         assert await outcomes(pg, ref) == log
 

@@ -185,6 +185,82 @@ async def test_a_scheduled_task_that_cannot_become_ready(
     assert await store.promote() == 0
 
 
+async def test_a_scheduled_task_that_can_not_even_fail(
+    store: PostgresStore,
+    session: Session,
+    virtual_time: VirtualTime,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It stays where it is, the log says why, and the others become ready."""
+    bad, other = await add(store, run_after=5), await add(store, run_after=6)
+    refuse(session, bad, "ready", "finished")
+    virtual_time.advance(7)
+
+    assert await store.promote() == 1
+    assert await state(store, bad) is State.SCHEDULED
+    assert await state(store, other) is State.READY
+    assert f"task {bad} is refused, and left out: not this one; nor can it be set" in caplog.text
+
+
+async def test_a_scheduled_task_that_a_transaction_holds(
+    store: PostgresStore, session: Session, virtual_time: VirtualTime
+) -> None:
+    """It is left for later, also where they are moved one by one; nobody waits for it."""
+    held, bad, other = [await add(store, run_after=5) for _ in range(3)]
+    refuse(session, bad, "ready")
+    virtual_time.advance(7)
+    session.execute("select from nursery_queue.scheduled where task_id = %s for update", [held])
+
+    assert await store.promote() == 1
+    assert await state(store, held) is State.SCHEDULED
+    assert await state(store, bad) is State.FAILED
+    assert await state(store, other) is State.READY
+
+    session.rollback()
+
+    assert await store.promote() == 1
+
+
+async def test_a_scheduled_task_that_has_ended(
+    store: PostgresStore, session: Session, virtual_time: VirtualTime
+) -> None:
+    """Somebody's insert by hand said that it was scheduled: its end stays what it was."""
+    ended, other = [await add(store) for _ in range(2)]
+    for one in await claim(store, await hire(store)):
+        await settle(store, one, Event.SUCCEED)
+    session.execute("insert into nursery_queue.scheduled values (%s, now())", [ended])
+    session.commit()
+    refuse(session, ended, "ready")
+    virtual_time.advance(7)
+    await store.promote()
+
+    assert await state(store, ended) is await state(store, other) is State.SUCCEEDED
+    assert rows(session, "scheduled") == 0
+
+
+async def test_a_table_that_is_not_as_expected_fails_no_task(
+    store: PostgresStore, session: Session, virtual_time: VirtualTime
+) -> None:
+    """What is refused to every row is said, and no row is blamed: it stays where it is."""
+    parked = await add(store, task_type="odd")
+    assert await store.park() == 1
+    scheduled = await add(store, run_after=5)
+    virtual_time.advance(7)
+    session.execute("alter table nursery_queue.ready rename column lost to other")
+    session.commit()
+    with pytest.raises(DatabaseRefused):
+        await store.promote()
+    session.execute("alter table nursery_queue.ready rename column other to lost")
+    session.execute("alter table nursery_queue.ready drop column suspect")
+    session.commit()
+    with pytest.raises(DatabaseRefused):
+        await store.unpark(["odd"])
+
+    assert await state(store, scheduled) is State.SCHEDULED
+    assert rows(session, "parked") == 1
+    assert await state(store, parked) is State.READY
+
+
 async def test_a_task_that_is_set_aside_has_ended(
     store: PostgresStore, session: Session, virtual_time: VirtualTime
 ) -> None:
@@ -213,13 +289,15 @@ async def test_a_task_that_is_set_aside_has_ended(
 
 
 async def test_a_task_that_cannot_be_put_aside(store: PostgresStore, session: Session) -> None:
-    """It stays ready, and the others are put aside."""
+    """It stays ready, and the others are put aside, but none of a type that somebody knows."""
     bad, _, _ = [await add(store, task_type="odd") for _ in range(3)]
+    await hire(store)
+    await add(store, priority=1)
     refuse(session, bad, "parked")
 
     assert await store.park() == 2
     assert await store.park() == 0
-    assert rows(session, "parked") == 2
+    assert rows(session, "parked") == rows(session, "ready") == 2
     assert await state(store, bad) is State.READY
 
 
@@ -253,7 +331,7 @@ async def test_a_task_that_cannot_be_deleted(
 
     assert await store.prune() == 2
     assert await store.prune() == 0
-    assert f"prune: task {ids[1]} is refused" in caplog.text
+    assert caplog.text.count(f"prune: task {ids[1]} is refused") == 1
     assert [await state(store, task_id) for task_id in ids] == [None, State.SUCCEEDED, None]
 
     session.execute("drop table public.bill")

@@ -159,6 +159,24 @@ async def test_before_the_commit(outside: Outside) -> None:
     assert outside.tasks() == []
 
 
+async def test_an_answer_is_an_answer_also_at_commit(outside: Outside) -> None:
+    """What the server refuses only when it commits is not stored, and no other is lost with it."""
+    outside.session.execute(
+        "create function refuse() returns trigger language plpgsql as"
+        " $$ begin raise check_violation using message = 'too late'; end $$"
+    )
+    outside.session.execute(
+        "create constraint trigger refuse after insert on nursery_queue.task"
+        " deferrable initially deferred for each row execute function refuse()"
+    )
+    for kind in KINDS:
+        with pytest.raises(Exception, match="too late") as raised:
+            await trio.to_thread.run_sync(kind, outside.dsn, "enqueue", NAME)
+        assert not isinstance(raised.value, nq.CommitOutcomeUnknown), kind
+
+    assert outside.tasks() == []
+
+
 async def test_a_session_that_was_idle_too_long(outside: Outside) -> None:
     """The server says that it had nothing to do: what was sent to it is lost for sure."""
 
