@@ -468,6 +468,29 @@ async def test_a_committed_success_is_reported_as_one(
     assert "dropped" not in caplog.text
 
 
+@pytest.mark.leaves_claims("the store takes no heartbeat, so the worker cannot deregister")
+async def test_a_committed_success_is_reported_as_one_although_the_lease_is_lost(
+    virtual_time: VirtualTime, app: nq.App
+) -> None:
+    """What is stored is true, whatever the worker has been told meanwhile."""
+    store = SlowToAnswer(after=20)
+    client = nq.Client(store)
+
+    @app.task(name="write", transactional=True)
+    async def write(ctx: nq.TaskContext) -> None:
+        await ctx.tx.enqueue("other")
+
+    ref = await client.enqueue(write)
+    worker = nq.Worker(app, client, lease=9, heartbeat=3, grace=60)
+    async with working(worker):
+        await trio.sleep(0.1)
+        store.down = {"heartbeat"}
+
+    assert await outcomes(client, ref) == ["succeeded"]
+    assert worker.exit_report is not None
+    assert worker.exit_report.counts == {nq.Fate.SUCCEEDED: 1}
+
+
 @attrs.define(eq=False)
 class Forgetful(FlakyStore):
     """A store whose COMMIT gets no answer, whether or not it is made."""

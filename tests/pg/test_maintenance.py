@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from nursery_queue._core._errors import DatabaseRefused, TransientError
+from nursery_queue._core._model import Held, Outcome, Settlement
 from nursery_queue._core._states import Event, State
 from nursery_queue._pg._store import PostgresStore
 from nursery_queue._store import Bell
@@ -63,8 +64,13 @@ async def test_a_lost_task_that_cannot_go_back(
     """It fails with the reason, and costs the other tasks of its worker nothing."""
     bad, *others = await orphaned(store, virtual_time, 20)
     refuse(session, bad, "ready")
+    lost: dict[int, Outcome | None] = {}
 
-    assert await store.sweep(max_lost=3) == 20
+    def tell(held: Held, settlement: Settlement) -> None:
+        lost[held.fence.task_id] = settlement.outcome
+
+    assert await store.sweep(max_lost=3, tell=tell) == 20
+    assert lost == dict.fromkeys([bad, *others], Outcome.LOST)
 
     found = await status(store, bad)
 
@@ -339,6 +345,52 @@ async def test_a_task_that_cannot_be_deleted(
     virtual_time.advance(86_400)
 
     assert await store.prune() == 1
+
+
+@pytest.mark.parametrize("verb", ["promote", "prune", "park", "unpark"])
+async def test_what_a_transaction_holds_keeps_no_other_waiting(
+    store: PostgresStore, session: Session, virtual_time: VirtualTime, verb: str
+) -> None:
+    """Each step leaves out what somebody's open transaction holds, and has it the next time."""
+    later = 5 if verb == "promote" else 0
+    name = TYPE if verb in {"promote", "prune"} else "odd"
+    held, _ = [await add(store, run_after=later, task_type=name, keep_for=5) for _ in range(2)]
+    if verb == "prune":
+        for one in await claim(store, await hire(store)):
+            await settle(store, one, Event.SUCCEED, keep_for=5.0)
+    if verb == "unpark":
+        assert await store.park() == 2
+    virtual_time.advance(6)
+    table = {"promote": "scheduled", "prune": "finished", "park": "ready", "unpark": "parked"}[verb]
+    arguments = [["odd"]] if verb == "unpark" else []
+    session.execute(
+        f"select from nursery_queue.{table} where task_id = %s for update".encode(), [held]
+    )
+
+    assert await getattr(store, verb)(*arguments) == 1
+
+    session.rollback()
+
+    assert await getattr(store, verb)(*arguments) == 1
+
+
+async def test_a_refusal_that_is_not_the_rows_costs_the_others_nothing(
+    store: PostgresStore, session: Session, virtual_time: VirtualTime
+) -> None:
+    """They are rescued first; the task stays where it is, and what refuses it is said next."""
+    bad, *others = await orphaned(store, virtual_time, 5)
+    refuse(session, bad, "ready")
+    session.execute(
+        REFUSE.replace("create function", "create or replace function")
+        .replace("raise exception 'not this one'", "raise insufficient_privilege")
+        .replace("create table public.refused (id bigint);", "")
+    )
+    session.commit()
+
+    assert await store.sweep(max_lost=3) == len(others)
+    with pytest.raises(DatabaseRefused):
+        await store.sweep(max_lost=3)
+    assert await state(store, bad) is State.RUNNING
 
 
 async def test_what_is_refused_to_everybody_is_nobodys_fault(
