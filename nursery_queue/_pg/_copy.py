@@ -21,16 +21,18 @@ AT_ONCE = 10_000  # tasks in one statement, where COPY is not for us
 async def copy_tasks(conn: Connection, schema: str, tasks: Sequence[NewTask]) -> list[TaskRef]:
     """Store tasks, which have no dedup keys, all or none, and answer in their order.
 
-    COPY answers no ids, so they are taken before; for a role that may not name ids, the tasks are
-    stored by statements of so many each. Raises `CommitOutcomeUnknown` if the
-    connection is lost during the commit, unless this is part of a larger transaction.
+    COPY answers no ids, so they are taken before, and a row left out is an error; for a role
+    that may not name ids, the tasks are stored by statements of so many each. Raises
+    `CommitOutcomeUnknown` if the connection is lost during the commit, unless this is part of a
+    larger transaction.
     """
     async with conn.transaction():
         ((ids, now),) = await conn.fetch(query("take_ids", schema), {"count": len(tasks)})
         if ids[0] is None:
             return await _insert(conn, schema, tasks)
         ids.sort()
-        async with OwnAsyncCursor(conn).copy(query("copy_tasks", schema)) as copy:
+        cursor = OwnAsyncCursor(conn)
+        async with cursor.copy(query("copy_tasks", schema)) as copy:
             for task_id, task in zip(ids, tasks, strict=True):
                 await copy.write_row(
                     (
@@ -49,6 +51,7 @@ async def copy_tasks(conn: Connection, schema: str, tasks: Sequence[NewTask]) ->
                         task.context,
                     )
                 )
+        await conn.fetch(query("copied", schema), {"left_out": len(tasks) - cursor.rowcount})
     return [TaskRef(task_id) for task_id in ids]
 
 

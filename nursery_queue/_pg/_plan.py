@@ -36,8 +36,7 @@ def enqueue(schema: str, tasks: Sequence[NewTask]) -> Plan[list[TaskRef]]:
     if not tasks:
         return Plan(_refs)
     name = "enqueue" if all(task.dedup_key is None for task in tasks) else "enqueue_dedup"
-    read = _refs_in_order if name == "enqueue" else _refs
-    return Plan(read, query(name, schema), enqueue_params(tasks), writes=True)
+    return Plan(_refs, query(name, schema), enqueue_params(tasks), writes=True)
 
 
 def cancel(schema: str, task_id: int, *, running: bool) -> Plan[bool]:
@@ -70,12 +69,7 @@ def status(
 
 
 def _refs(rows: Sequence[Row]) -> list[TaskRef]:
-    return [TaskRef(task_id, created) for task_id, created in rows]
-
-
-def _refs_in_order(rows: Sequence[Row]) -> list[TaskRef]:
-    # Ids are given out in order of insertion; RETURNING promises no order of its own.
-    return [TaskRef(task_id) for task_id in sorted(row[0] for row in rows)]
+    return [TaskRef(*row) for row in rows]
 
 
 def _truth(rows: Sequence[Row]) -> bool:

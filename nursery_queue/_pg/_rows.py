@@ -31,26 +31,31 @@ from nursery_queue._core._tally import Way, counters_of
 
 
 Row = tuple[Any, ...]
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 IDS = range(-(2**63), 2**63)  # no task has any other
 
 
-def enqueue_params(tasks: Sequence[NewTask]) -> dict[str, list[Any]]:
-    """Return *tasks* as one array a column."""
-    return {
-        "task_types": [task.task_type for task in tasks],
-        "params": [task.params for task in tasks],
-        "queues": [task.queue for task in tasks],
-        "priorities": [task.priority for task in tasks],
-        "run_ats": [task.run_at for task in tasks],
-        "run_afters": _floats(task.run_after for task in tasks),
-        "max_attempts": [task.max_attempts for task in tasks],
-        "backoffs": [backoff_text(task.backoff) for task in tasks],
-        "timeouts": _floats(task.timeout for task in tasks),
-        "keep_fors": _floats(task.keep_for for task in tasks),
-        "dedup_keys": [task.dedup_key for task in tasks],
-        "on_completes": [task.on_complete for task in tasks],
-        "contexts": [task.context for task in tasks],
-    }
+def enqueue_params(tasks: Sequence[NewTask]) -> dict[str, str]:
+    """Return *tasks* as one text, which means the same in any session."""
+    rows = [
+        {
+            "task_type": task.task_type,
+            "params": task.params,
+            "queue": task.queue,
+            "priority": task.priority,
+            "run_at": None if task.run_at is None else task.run_at.isoformat(),
+            "run_after": task.run_after,
+            "max_attempts": task.max_attempts,
+            "backoff": backoff_text(task.backoff),
+            "timeout": None if task.timeout is None else str(task.timeout),  # may be infinity
+            "keep_for": task.keep_for,
+            "dedup_key": task.dedup_key,
+            "on_complete": task.on_complete,
+            "context": task.context,
+        }
+        for task in tasks
+    ]
+    return {"tasks": _encode(rows)}
 
 
 def settle_params(settlements: Sequence[Settlement]) -> dict[str, Any]:

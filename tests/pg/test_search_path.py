@@ -128,8 +128,8 @@ def test_objects_of_the_caller_change_nothing(session: Session, where: str) -> N
         "select nursery_queue.enqueue('a', run_after => 60, dedup_key => 'l')",
         "select nursery_queue.enqueue('a', dedup_key => 'l')",
         (
-            "select nursery_queue.enqueue_many('{a}', '{\"{}\"}', '{null}', '{null}', '{null}',"
-            " '{0}', '{null}', '{null}', '{null}', '{null}', '{m}', '{null}', '{null}')"
+            'select nursery_queue.enqueue_many(\'[{"task_type": "a", "params": "{}",'
+            ' "run_after": 0, "dedup_key": "m", "on_complete": "null"}]\')'
         ),
         "select nursery_queue.cancel(1)",
         "insert into nursery_queue.queue (name, max_running) values ('default', 5)",

@@ -94,6 +94,26 @@ create trigger place after insert on nursery_queue.task
     referencing new table as placed
     for each statement execute function nursery_queue.place();
 
+-- Answers the ids of tasks in the order in which they were stored, which is that of the ids. Fails
+-- if they are not as many as were asked for: nobody could tell which task has which id. May be
+-- called by all who insert: it does nothing.
+create function nursery_queue.all_stored(ids bigint[], asked bigint) returns setof bigint
+language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if cardinality(ids) <> asked then
+        raise exception '% of the tasks that were to be stored were left out: a trigger or a rule'
+            ' on nursery_queue.task may change a row or raise an exception, but not drop it',
+            asked - cardinality(ids);
+    end if;
+    if current_setting('session_replication_role') = 'replica' then
+        raise exception 'tasks cannot be enqueued with session_replication_role = replica: the'
+            ' triggers of nursery_queue.task would not fire, and nobody would find them';
+    end if;
+    return query select each.id from unnest(ids) as each (id) order by each.id;
+end
+$$;
+
 -- Stores one task. With a dedup_key that a live task has, answers that one's id instead. With the
 -- owner's rights: so who may call it need not see anybody's keys.
 create function nursery_queue.enqueue(
@@ -135,6 +155,7 @@ begin
                     enqueue.max_attempts, enqueue.backoff, enqueue.timeout, enqueue.keep_for,
                     enqueue.dedup_key, enqueue.on_complete, enqueue.context)
             returning task.id into stored;
+            perform nursery_queue.all_stored(array_remove(array[stored], null), 1);
             -- Not by `return query insert`: its row would outlive an insert that fails.
             return query select stored, true;
             return;
@@ -155,12 +176,7 @@ $$;
 
 -- Stores many tasks of which some have a dedup_key, all or none, with ids in their order. For a
 -- key that a live task has, or one before it in the list, answers that one's id instead.
-create function nursery_queue.enqueue_many(
-    task_types text[], params jsonb[], queues text[], priorities integer[],
-    run_ats timestamptz[], run_afters double precision[], max_attempts integer[],
-    backoffs jsonb[], timeouts double precision[], keep_fors double precision[],
-    dedup_keys text[], on_completes jsonb[], contexts jsonb[]
-) returns table (id bigint, created boolean)
+create function nursery_queue.enqueue_many(tasks json) returns table (id bigint, created boolean)
 language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
     set plan_cache_mode = force_generic_plan -- to plan it takes longer than to run it
 as $$
@@ -178,12 +194,11 @@ begin
                          where dedup.dedup_key = each.dedup_key) as holder,
                        each.dedup_key is null or 1 = row_number() over (
                            partition by each.dedup_key order by each.position) as first
-                  from unnest(enqueue_many.task_types, enqueue_many.params, enqueue_many.queues,
-                              enqueue_many.priorities, enqueue_many.run_ats,
-                              enqueue_many.run_afters, enqueue_many.max_attempts,
-                              enqueue_many.backoffs, enqueue_many.timeouts,
-                              enqueue_many.keep_fors, enqueue_many.dedup_keys,
-                              enqueue_many.on_completes, enqueue_many.contexts)
+                  from rows from (json_to_recordset(enqueue_many.tasks)
+                                  as (task_type text, params text, queue text, priority integer,
+                                      run_at timestamptz, run_after float8, max_attempts integer,
+                                      backoff text, timeout float8, keep_for float8,
+                                      dedup_key text, on_complete text, context text))
                        with ordinality
                        as each (task_type, params, queue, priority, run_at, run_after,
                                 max_attempts, backoff, timeout, keep_for, dedup_key,
@@ -199,16 +214,21 @@ begin
                 insert into nursery_queue.task (task_type, params, queue, priority, run_at,
                                                 max_attempts, backoff, timeout, keep_for,
                                                 dedup_key, on_complete, context)
-                select task_type, params, queue, priority,
+                select task_type, params::jsonb, queue, priority,
                        coalesce(run_at, nursery_queue.now() + make_interval(secs => run_after)),
-                       max_attempts, backoff, timeout, keep_for, dedup_key, on_complete, context
+                       max_attempts, backoff::jsonb, timeout, keep_for, dedup_key,
+                       on_complete::jsonb, context::jsonb
                   from asked
                  where first and holder is null
                  order by position
                 returning id
             ), given as materialized (
                 -- Ids are given out in order of insertion; RETURNING promises no order.
-                select id, row_number() over (order by id) as number from stored
+                select id, number
+                  from nursery_queue.all_stored(
+                           array(select id from stored),
+                           (select count(*) from asked where first and holder is null))
+                       with ordinality as each (id, number)
             )
             select array_agg(coalesce(holder, given.id) order by position),
                    array_agg(new order by position)
