@@ -91,10 +91,11 @@ class Drain:
 
     async def _remind(self, work: trio.Nursery) -> None:
         due, pause = trio.current_time(), REMIND_AFTER
-        self._complain(work)
+        # First what they hold is given back, so that the log can say whether it was.
         with trio.move_on_after(FLUSH):
             while self.hands.held:
                 await self._news.wait()
+        self._complain(work)
         self.on_abandoned()
         while True:
             due, pause = due + pause, 2 * pause
@@ -102,12 +103,11 @@ class Drain:
             self._complain(work)
 
     def _complain(self, work: trio.Nursery) -> None:
-        settled = {task_name(each) for each in self.hands.running if each.ended}
+        running = {task_name(each): each for each in self.hands.running}
         for task in work.child_tasks:
             if task.name.startswith("task "):
-                fate = "settled" if task.name in settled else "released"
-                tree = task_tree(task)
-                log.warning("cancelled, but still running, its task %s: %s", fate, tree)
+                what, fate = _trouble(running.get(task.name))
+                log.warning("cancelled, but %s, its task %s: %s", what, fate, task_tree(task))
 
     async def _quiet(self) -> None:
         await self._closed.wait()
@@ -119,6 +119,16 @@ class Drain:
     def _check_idle(self) -> None:
         if self.on_idle is not None and self._closed.is_set() and not self.hands.busy:
             self.on_idle()
+
+
+def _trouble(execution: Execution | None) -> tuple[str, str]:
+    """Say why a handler that was cancelled has not ended, and what has become of its task."""
+    if execution is None:
+        return "still running", "released"
+    use, stored = execution.connections, execution.settlement is not None
+    silent = use is not None and use.unanswered
+    what = "the database does not answer a statement of its handler" if silent else "still running"
+    return what, "settled" if execution.ended else "released" if stored else "not released yet"
 
 
 def task_name(execution: Execution) -> str:

@@ -128,6 +128,13 @@ def tell(report: ExitReport) -> None:
     for task in report.tasks:
         if task.fate not in _BY_ITSELF and (task.started or task.fate is not Fate.RELEASED):
             log.warning("%s", task)
+    if unsettled := report.counts.get(Fate.UNSETTLED):
+        log.warning(
+            "the database took no outcome of %d task%s in time: others get %s when the lease has"
+            " run out",
+            unsettled,
+            *("", "it") if unsettled == 1 else ("s", "them"),
+        )
 
 
 _BY_ITSELF = frozenset({Fate.SUCCEEDED, Fate.FAILED, Fate.TIMED_OUT, Fate.CANCELLED, Fate.SNOOZED})

@@ -16,6 +16,7 @@ from nursery_queue._core._model import CancelRequest, Claim, Fence, Settlement
 from nursery_queue._core._outcome import AttemptOutcome, Policy
 from nursery_queue._core._states import Event
 from nursery_queue._runtime._callbacks import Pending
+from nursery_queue._runtime._connection_use import ConnectionUse
 from nursery_queue._task_type import TaskType
 
 from ._afterwards import Afterwards
@@ -53,6 +54,7 @@ class Execution:
     settlement: Settlement | None = None  # what the store has of it
     dropped: bool = False  # the claim was not ours any more: its outcome never will be stored
     ended: bool = False  # the handler has; what the clocks say from now on does not concern it
+    connections: ConnectionUse | None = None  # what the attempt holds of them, once it has begun
     unconnected: bool = False  # its time was up while it waited for a connection
     pending: Pending | None = None  # what `ctx.after` was given
     afterwards: Afterwards | None = None  # the same, if the handler has succeeded

@@ -114,6 +114,7 @@ class Stage:
             _start_clock(execution)
         error: BaseException | None = None
         token = connection_use.set(use := ConnectionUse(in_attempt=True))
+        execution.connections = use
         try:
             with scope:
                 try:

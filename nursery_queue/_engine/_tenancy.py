@@ -81,12 +81,15 @@ class Tenancy:
         self._until = -math.inf
         if not self._may_be_there:
             return
+        why = f"no answer within {GOODBYE:g} s"
         with trio.move_on_after(GOODBYE, shield=True):
             try:
                 await self.store.deregister(self.info.id)
             except (TransientError, DatabaseRefused) as exc:
                 why = one_line(str(exc))
-                log.warning("could not deregister; the lease will run out: %s", why)
+            else:
+                return
+        log.warning("could not deregister; the lease will run out: %s", why)
 
     async def heartbeat(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Renew the lease every interval, and at once when a cancel is asked for."""

@@ -11,6 +11,7 @@ import trio
 
 from psycopg import capabilities, pq
 
+from nursery_queue._runtime._connection_use import awaiting_answer
 from nursery_queue._runtime._timekeeper import held
 
 
@@ -39,7 +40,7 @@ async def request_cancel(conn: psycopg.AsyncConnection[Any]) -> None:
     So a request can never hit the statement after the one it was meant for. Bound it by a
     cancel scope. Raises `OperationalError` if the server cannot be asked.
     """
-    with held():
+    with held(), awaiting_answer():
         if capabilities.has_cancel_safe():
             await _request_cancel(conn)
         else:  # libpq before 17

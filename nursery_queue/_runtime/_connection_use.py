@@ -24,10 +24,26 @@ class ConnectionUse:
     open: dict[object, int] = attrs.field(factory=dict[object, int], init=False)
     # When a call was last cancelled while it waited for a connection; on trio's clock.
     gave_up_at: float = attrs.field(default=-math.inf, init=False)
+    # Statements that are being cancelled, and COMMITs and ROLLBACKs: none of them can be given
+    # up at once, so a server that is silent keeps a handler that has been cancelled.
+    unanswered: int = attrs.field(default=0, init=False)
 
 
 # None: the context is no attempt's, and no transaction of it is open.
 connection_use: ContextVar[ConnectionUse | None] = ContextVar("connection_use", default=None)
+
+
+@contextlib.contextmanager
+def awaiting_answer() -> Generator[None]:
+    """Note for the attempt, if any, that it waits for the server and cannot be cancelled."""
+    use = connection_use.get()
+    if use is not None:
+        use.unanswered += 1
+    try:
+        yield
+    finally:
+        if use is not None:
+            use.unanswered -= 1
 
 
 @contextlib.contextmanager

@@ -229,7 +229,7 @@ async def _leave_without(worker: Worker, look: Look) -> None:
     """End the process when all that is left are handlers that ignore their cancellation."""
     await worker.abandoned()
     look(None)
-    say_at_once(logging.CRITICAL, "exiting without the handlers that ignore their cancellation")
+    say_at_once(logging.CRITICAL, "exiting without the handlers that have not ended")
     os._exit(PROBLEM)
 
 

@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import time
 
 from collections.abc import AsyncGenerator, Generator
-from pathlib import Path
 
 import attrs
 import psycopg
@@ -221,30 +219,14 @@ class Pair:
 
     def freeze(self) -> None:
         """Stop all processes of the primary, as when its machine hangs."""
-        self._signal(signal.SIGSTOP)
+        self.primary.freeze()
 
     def thaw(self) -> None:
-        self._signal(signal.SIGCONT)
+        self.primary.thaw()
 
     def promote(self) -> None:
         done = self.standby._run("pg_ctl", "promote", "-D", ".", "-w")  # a test
         assert done.returncode == 0, done.stderr
-
-    def _signal(self, which: signal.Signals) -> None:
-        data: Path = self.primary._server.data  # as above
-        postmaster = int((data / "postmaster.pid").read_text().splitlines()[0])
-        for pid in (postmaster, *children_of(postmaster)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, which)
-
-
-def children_of(pid: int) -> list[int]:
-    found: list[int] = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if stat.read_text().rpartition(")")[2].split()[1] == str(pid):
-                found.append(int(stat.parent.name))
-    return found
 
 
 @pytest.fixture

@@ -40,6 +40,19 @@ class OwnServer:
         os.kill(pid, SIGNALS[mode])
         until(lambda: not is_alive(pid), "the end of the server")
 
+    def freeze(self) -> None:
+        """Stop all its processes, as when its machine hangs: nothing is answered or refused."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, which: signal.Signals) -> None:
+        postmaster = int((self._server.data / "postmaster.pid").read_text().splitlines()[0])
+        for pid in (postmaster, *children_of(postmaster)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, which)
+
     def start(self) -> None:
         """Start it again, where it was."""
         self._server.start()
@@ -50,6 +63,15 @@ class OwnServer:
         self.stop(mode)
         self.start()
         return time.monotonic() - began
+
+
+def children_of(pid: int) -> list[int]:
+    found: list[int] = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if stat.read_text().rpartition(")")[2].split()[1] == str(pid):
+                found.append(int(stat.parent.name))
+    return found
 
 
 @contextlib.contextmanager
