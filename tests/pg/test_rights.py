@@ -25,7 +25,7 @@ from nursery_queue._pg._sql import query
 from nursery_queue._pg._store import PostgresStore
 from tests.contract.steps import claim, hire
 from tests.pg.queries import Session
-from tests.pg.roles import Roles, made_roles, run
+from tests.roles import Roles, made_roles, run
 
 
 # What a bare insert calls by itself.

@@ -70,6 +70,9 @@ def made_roles(dsn: str, schema: str) -> Generator[Roles]:
         yield roles
     finally:
         with psycopg.connect(dsn, autocommit=True) as session:
+            # A test that has failed may hold a session, and with it what is to be dropped.
+            end = "select pg_terminate_backend(pid) from pg_stat_activity where usename = any(%s)"
+            session.execute(end, [list(made)])
             for name in made:
                 role = sql.Identifier(name)
                 found = session.execute("select from pg_roles where rolname = %s", [name])
