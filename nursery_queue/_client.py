@@ -376,7 +376,7 @@ class Client(Steering):
         return await self.store.promote()
 
     async def sweep(self, *, max_lost: int = MAX_LOST) -> int:
-        """Settle as lost what dead workers hold, and return how many; workers do so too."""
+        """Settle as lost what dead workers hold, and return how many; better left to workers."""
         self._check_open()
         return await self.store.sweep(max_lost=max_lost, tell=self._lost)
 

@@ -211,6 +211,7 @@ class Beat:
     registered: bool  # False: others took this worker for dead
     cancel_requests: Sequence[CancelRequest] = ()
     somebody_died: bool = False
+    clock: float = attrs.field(default=0.0, eq=False)  # that judges leases: seconds since 1970
 
 
 @attrs.frozen(kw_only=True)

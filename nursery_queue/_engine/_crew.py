@@ -158,6 +158,7 @@ class Crew:
             max_lost=settings.max_lost,
             heartbeat=settings.heartbeat,
             rng=rng,
+            clock_by=lambda: self.tenancy.clock_by,
             on_work=self.poller.news,
             on_lost=self.reporter.lost,
         )
@@ -170,6 +171,7 @@ class Crew:
             on_lease=self._leased,
             on_death=self.janitor.sweep_soon,
             on_recovery=self._recovered,
+            on_jump=self._clock_jumped,
         )
 
     @contextlib.contextmanager
@@ -304,6 +306,10 @@ class Crew:
         self.janitor.hold_off()
         for name in ("listener", "poller", "janitor", "settler"):
             self.siblings[name].hurry()
+
+    def _clock_jumped(self) -> None:
+        """Every worker that has not renewed its lease since seems to be dead."""
+        self.janitor.hold_off(heartbeats=2)  # one to be sent, one to be stored
 
     def _answered_again(self) -> None:
         """One of the siblings is back, so the store may answer the heartbeat, too."""

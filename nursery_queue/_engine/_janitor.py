@@ -43,6 +43,7 @@ class Janitor:
     max_lost: int
     heartbeat: float  # seconds; after an outage, living workers renew their leases first
     rng: random.Random
+    clock_by: Callable[[], float]  # as the store has it in `sweep`
     on_work: Callable[[], None]  # something has been brought back
     on_lost: Callable[[Held, Settlement], None]  # an attempt of a dead worker has been settled
     _bell: Wakeup = attrs.field(factory=Wakeup, init=False)
@@ -56,9 +57,9 @@ class Janitor:
     _well: bool = attrs.field(default=True, init=False)
     _failing: set[str] = attrs.field(factory=set[str], init=False)  # parts, until they succeed
 
-    def hold_off(self) -> None:
+    def hold_off(self, heartbeats: float = 1) -> None:
         """Give living workers the time to show that they are alive: there was an outage."""
-        self._not_before = trio.current_time() + self.heartbeat
+        self._not_before = trio.current_time() + heartbeats * self.heartbeat
 
     def sweep_soon(self) -> None:
         """Another worker seems to be dead."""
@@ -152,7 +153,10 @@ class Janitor:
         self._sweep_at = math.inf
         with answered_within(TIMEOUT, SWEEP):
             swept = await self.store.sweep(
-                max_lost=self.max_lost, max_lost_of=self.app.max_lost, tell=self.on_lost
+                max_lost=self.max_lost,
+                max_lost_of=self.app.max_lost,
+                tell=self.on_lost,
+                clock_by=self.clock_by(),
             )
         if swept:
             log.warning("swept %d tasks of dead workers", swept)

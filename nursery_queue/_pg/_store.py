@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -205,10 +206,12 @@ class PostgresStore(Sessions):
 
     # -- what a worker does ------------------------------------------------------
 
-    async def register(self, worker: WorkerInfo) -> None:
-        """Make a worker known; only known workers may claim."""
-        await self._run(self._heartbeat, "register", _rows.register_params(worker))
+    async def register(self, worker: WorkerInfo) -> float:
+        """Make a worker known; only known workers may claim. Return what the clock says."""
+        params = _rows.register_params(worker)
+        ((clock,),) = await self._run(self._heartbeat, "register", params)
         self._registered.add(worker.id)
+        return float(clock)
 
     async def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
         """Renew a lease; never registers anew."""
@@ -217,7 +220,7 @@ class PostgresStore(Sessions):
         rows = await self._run(self._heartbeat, "heartbeat", params)
         if not rows:
             return Beat(registered=False)
-        ((requests, somebody_died),) = rows
+        ((requests, somebody_died, clock),) = rows
         return Beat(
             registered=True,
             cancel_requests=[
@@ -225,6 +228,7 @@ class PostgresStore(Sessions):
                 for task_id, epoch, interrupt in requests
             ],
             somebody_died=somebody_died,
+            clock=clock,
         )
 
     async def deregister(self, worker_id: UUID) -> None:
@@ -324,10 +328,11 @@ class PostgresStore(Sessions):
         max_lost: int,
         max_lost_of: Mapping[str, int] | None = None,
         tell: TellLost = tell_nobody,
+        clock_by: float = math.inf,
     ) -> int:
         """Settle a batch of what dead workers hold; return how many, *tell* of each loss."""
         allowed = functools.partial(allowed_losses, max_lost=max_lost, max_lost_of=max_lost_of)
-        return await self._sweeper.sweep(allowed, tell)
+        return await self._sweeper.sweep(allowed, tell, clock_by)
 
     async def prune(self) -> int:
         """Delete a batch of tasks that ended longer ago than they are kept; return how many."""

@@ -63,14 +63,17 @@ class Sweeper:
     _walk: Walk | None = attrs.field(default=None, init=False)  # not at its end yet
     _trouble: Exception | None = attrs.field(default=None, init=False)
 
-    async def sweep(self, allowed: Allowed, tell: TellLost) -> int:
-        """Try up to `MOST` tasks and return how many were settled; *tell* of each loss."""
+    async def sweep(self, allowed: Allowed, tell: TellLost, clock_by: float) -> int:
+        """Try up to `MOST` tasks and return how many were settled; *tell* of each loss.
+
+        No worker is newly taken for dead when the clock is past *clock_by*.
+        """
         self._trouble = None
         swept = tried = 0
         resumed = True
         while resumed and tried < MOST:  # who died since that walk began has a walk, too
             resumed = self._walk is not None
-            walk = self._walk = self._walk or Walk(await self._declare_dead())
+            walk = self._walk = self._walk or Walk(await self._declare_dead(clock_by))
             more, tries = await self._go_on(walk, allowed, tell, MOST - tried)
             swept, tried = swept + more, tried + tries
         if not swept:
@@ -106,9 +109,10 @@ class Sweeper:
                 return swept, tried
             walk.after = upto
 
-    async def _declare_dead(self) -> list[UUID]:
+    async def _declare_dead(self, clock_by: float) -> list[UUID]:
         async with self.lent() as conn:
-            return [row[0] for row in await conn.fetch(query("declare_dead", self.schema))]
+            rows = await conn.fetch(query("declare_dead", self.schema), {"clock_by": clock_by})
+            return [row[0] for row in rows]
 
     async def _look(self, after: int) -> tuple[int | None, list[int]]:
         async with self.lent() as conn:

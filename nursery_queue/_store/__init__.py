@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -220,8 +221,11 @@ class Store(Protocol):
         """
         ...
 
-    async def register(self, worker: WorkerInfo) -> None:
-        """Make a worker known; only known workers may claim."""
+    async def register(self, worker: WorkerInfo) -> float:
+        """Make a worker known; only known workers may claim.
+
+        Returns what the clock says by which leases are judged: seconds since 1970.
+        """
         ...
 
     async def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
@@ -307,8 +311,12 @@ class Store(Protocol):
         max_lost: int,
         max_lost_of: Mapping[str, int] | None = None,
         tell: TellLost = tell_nobody,
+        clock_by: float = math.inf,
     ) -> int:
         """Settle a batch of what dead workers hold; return how many, *tell* of each loss.
+
+        If the store's clock is past *clock_by* it has jumped, and nobody is taken for dead who
+        was not before: the living have had no time to renew their leases.
 
         A task fails with its last loss allowed: as *max_lost_of* says for its type, or as the
         worker said that held it, or else *max_lost*. What was only held ahead goes back as it

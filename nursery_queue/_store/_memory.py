@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -186,10 +187,10 @@ class MemoryStore:
         """There is room for any number of transactions."""
         return contextlib.nullcontext(handlers)
 
-    async def register(self, worker: WorkerInfo) -> None:
-        """Make a worker known; only known workers may claim."""
+    async def register(self, worker: WorkerInfo) -> float:
+        """Make a worker known; only known workers may claim. Return what the clock says."""
         await self._turn()
-        self._tables.register(worker)
+        return self._tables.register(worker)
 
     async def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
         """Renew a lease; never registers anew."""
@@ -271,11 +272,12 @@ class MemoryStore:
         max_lost: int,
         max_lost_of: Mapping[str, int] | None = None,
         tell: TellLost = tell_nobody,
+        clock_by: float = math.inf,
     ) -> int:
         """Settle what dead workers hold; return how many, *tell* of each loss."""
         await self._turn()
         allowed = functools.partial(allowed_losses, max_lost=max_lost, max_lost_of=max_lost_of)
-        settled = self._tables.sweep(allowed)
+        settled = self._tables.sweep(allowed, clock_by)
         for held, settlement in settled:
             if settlement.outcome is not None:
                 tell(held, settlement)

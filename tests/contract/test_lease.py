@@ -6,12 +6,13 @@ import uuid
 
 import pytest
 
-from nursery_queue._core._model import Outcome, Refusal
+from nursery_queue._core._model import Outcome, Refusal, WorkerInfo
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime
 from tests.contract.steps import (
     LEASE,
+    TYPE,
     Known,
     a_task,
     add,
@@ -231,3 +232,30 @@ async def test_giving_back_what_is_to_be_cancelled(store: Store, keep_for: float
 
     assert await store.give_back_all_but(task.worker, set()) == 1
     assert await state(store, task.id) is (None if keep_for == 0 else State.CANCELLED)
+
+
+async def test_nobody_is_taken_for_dead_by_a_clock_that_has_jumped(
+    store: Store, virtual_time: VirtualTime
+) -> None:
+    """A sweep that is told what the clock can say waits, but not with what nobody holds."""
+    started = virtual_time.now().timestamp()
+    worker, other = await hire(store), await hire(store)
+    await store.enqueue([a_task(), a_task()])
+    await claim(store, worker, 1)
+    await claim(store, other, 1)
+    await store.deregister(other)
+    virtual_time.advance(LEASE + 1)
+
+    assert await store.sweep(max_lost=3, clock_by=started + LEASE) == 1
+    assert await store.sweep(max_lost=3, clock_by=started + LEASE) == 0
+    assert await store.sweep(max_lost=3, clock_by=started + LEASE + 2) == 1
+
+
+async def test_the_clock_that_judges_leases(store: Store, virtual_time: VirtualTime) -> None:
+    """Registering and each heartbeat answer what it says."""
+    info = WorkerInfo(id=uuid.uuid4(), name="w", host="h", pid=1, task_types=[TYPE], lease=LEASE)
+    assert await store.register(info) == pytest.approx(virtual_time.now().timestamp(), abs=1e-3)
+    virtual_time.advance(5)
+    beat = await store.heartbeat(info.id, draining=False)
+
+    assert beat.clock == pytest.approx(virtual_time.now().timestamp(), abs=1e-3)

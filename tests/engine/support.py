@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 
 from collections import Counter
@@ -133,9 +134,9 @@ class FlakyStore:
         async with self._verb("check"):
             await self.inner.check()
 
-    async def register(self, worker: WorkerInfo) -> None:
+    async def register(self, worker: WorkerInfo) -> float:
         async with self._verb("register"):
-            await self.inner.register(worker)
+            return await self.inner.register(worker)
 
     async def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
         async with self._verb("heartbeat"):
@@ -187,9 +188,12 @@ class FlakyStore:
         max_lost: int,
         max_lost_of: Mapping[str, int] | None = None,
         tell: TellLost = tell_nobody,
+        clock_by: float = math.inf,
     ) -> int:
         async with self._verb("sweep"):
-            return await self.inner.sweep(max_lost=max_lost, max_lost_of=max_lost_of, tell=tell)
+            return await self.inner.sweep(
+                max_lost=max_lost, max_lost_of=max_lost_of, tell=tell, clock_by=clock_by
+            )
 
     async def backlog(
         self, task_types: Sequence[str], *, queues: Sequence[str] | None, most: int

@@ -1,5 +1,6 @@
 -- Makes a worker known, and what its code declares, in the order of the names: so two that start
--- at once cannot wait for each other. Walks worker_pkey and task_type_pkey.
+-- at once cannot wait for each other. Answers what the clock says. Walks worker_pkey and
+-- task_type_pkey.
 with declared as (
     insert into nursery_queue.task_type as known (name, queue, priority, keep_for, on_complete)
     select name, queue, priority, keep_for, on_complete::jsonb
@@ -19,3 +20,4 @@ insert into nursery_queue.worker (id, name, host, pid, queues, task_types, lease
 values (%(id)s::uuid, %(name)s::text, %(host)s::text, %(pid)s::int, %(queues)s::text[],
         %(task_types)s::text[], %(lease)s::float8, %(max_lost)s::jsonb,
         nursery_queue.now(), nursery_queue.now())
+returning extract(epoch from nursery_queue.now())::float8
