@@ -37,7 +37,6 @@ SETTINGS = {
     "enable_indexscan": "off",
     "plpgsql.extra_errors": "'all'",
     "plpgsql.variable_conflict": "use_variable",
-    "debug_parallel_query": "on",
 }
 WHEN = dt.datetime(2030, 2, 1, 12, 30, tzinfo=dt.UTC)
 KEY = "a\\'b \"é€日 NULL {},"
