@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import psycopg
@@ -18,6 +18,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from nursery_queue._embedded import embedded
+from nursery_queue._embedded._watcher import USERS, WATCHER
 
 
 # Says where its server is, and keeps it until its standard input ends, which is then run.
@@ -376,11 +377,32 @@ def test_the_server_ends_with_the_last_of_its_programs(tmp_path: Path) -> None:
         assert until_stopped(tmp_path)
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3, 0.6, 1.0, 1.5])
-def test_killed_while_starting(tmp_path: Path, seconds: float) -> None:
+# What has been made by then, in this order; what is renamed later counts, too.
+SIGNS = {
+    "nothing": (".",),
+    "its lock": (USERS,),
+    "half a cluster": ("data.new/PG_VERSION", "data"),
+    "the cluster": ("data",),
+    "a watcher": (WATCHER,),
+    "the server's log": ("data/server.log",),
+    "the server": ("data/postmaster.pid",),
+}
+
+
+def until_there(path: Path, names: Sequence[str], program: subprocess.Popen[str]) -> None:
+    """Wait until one of these is in *path*."""
+    deadline = time.monotonic() + 30
+    while not any((path / name).exists() for name in names):
+        assert program.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+def test_killed_while_starting(tmp_path: Path, sign: str) -> None:
     """A program that is killed while it starts its server leaves none either."""
     with holder(tmp_path) as program:
-        time.sleep(seconds)
+        until_there(tmp_path, SIGNS[sign], program)
         program.kill()
         program.wait()
 
