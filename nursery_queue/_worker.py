@@ -164,7 +164,10 @@ class Worker:
     async def run_until_idle(self) -> None:
         """Work until nothing is ready that this worker could do, and nothing of it runs.
 
-        Tasks scheduled for later are not waited for.
+        A ready task whose queue has reached its `max_running` is waited for, also while other
+        workers hold the slots: it is run here unless one of them takes it. Not waited for are
+        tasks scheduled for later, of paused queues, and of types that this worker does not know;
+        nor what others run, when nothing else is left. Cancelled or stopped, it ends as `run`.
         """
         await self._run(until_idle=True)
 

@@ -195,6 +195,31 @@ async def test_until_idle_returns_when_idle(
     assert await state(either, later) == "scheduled"
 
 
+async def test_until_idle_waits_for_a_slot_that_another_worker_holds(
+    virtual_time: VirtualTime, app: nq.App, either: nq.Client
+) -> None:
+    """A ready task of a queue that is full is not left behind; one of a paused queue is."""
+
+    @app.task(name="slow")
+    async def slow(seconds: float) -> None:
+        await trio.sleep(seconds)
+
+    await either.configure_queue("full", max_running=1)
+    await either.pause("closed")
+    other = nq.Worker(app, either)
+    async with working(other):
+        await either.enqueue(slow.options(queue="full"), 20)
+        await trio.sleep(1)
+        other.stop_claiming()
+        waits = await either.enqueue(slow.options(queue="full"), 5)
+        stays = await either.enqueue(slow.options(queue="closed"), 5)
+        await nq.Worker(app, either).run_until_idle()
+
+        assert await state(either, waits) == "succeeded"
+        assert await state(either, stays) == "ready"
+        assert trio.current_time() == pytest.approx(25, abs=0.2)
+
+
 async def test_until_idle_works_off_what_comes_up(
     virtual_time: VirtualTime, app: nq.App, either: nq.Client
 ) -> None:
