@@ -426,9 +426,10 @@ async def test_a_settlement_that_never_arrives_uses_up_no_attempt(
 
 @attrs.define(eq=False)
 class SlowToAnswer(FlakyStore):
-    """A store that commits at once and says so so many seconds later."""
+    """A store that commits at once and says so so many seconds later, or that it does not know."""
 
     after: float = 0.0
+    unknown: bool = False
 
     def transaction(
         self, *, isolation: Isolation | None = None
@@ -441,6 +442,9 @@ class SlowToAnswer(FlakyStore):
         async with self.inner.transaction() as tx:
             yield tx
         await trio.sleep(self.after)
+        if self.unknown:
+            msg = "the connection was lost"
+            raise nq.CommitOutcomeUnknown(msg)
 
 
 @pytest.mark.parametrize("away", [set[str](), {"settle"}, {"outcomes"}], ids=str)
@@ -469,11 +473,12 @@ async def test_a_committed_success_is_reported_as_one(
 
 
 @pytest.mark.leaves_claims("the store takes no heartbeat, so the worker cannot deregister")
+@pytest.mark.parametrize("unknown", [False, True])
 async def test_a_committed_success_is_reported_as_one_although_the_lease_is_lost(
-    virtual_time: VirtualTime, app: nq.App
+    virtual_time: VirtualTime, app: nq.App, unknown: bool
 ) -> None:
-    """What is stored is true, whatever the worker has been told meanwhile."""
-    store = SlowToAnswer(after=20)
+    """What is stored is true, whatever the worker has been told meanwhile; if need be it asks."""
+    store = SlowToAnswer(after=20, unknown=unknown)
     client = nq.Client(store)
 
     @app.task(name="write", transactional=True)

@@ -11,6 +11,7 @@ import pytest
 from nursery_queue._core._errors import DatabaseRefused, TransientError
 from nursery_queue._core._model import Held, Outcome, Settlement
 from nursery_queue._core._states import Event, State
+from nursery_queue._pg import _sweeper
 from nursery_queue._pg._store import PostgresStore
 from nursery_queue._store import Bell
 from nursery_queue.testing import VirtualTime
@@ -81,6 +82,23 @@ async def test_a_lost_task_that_cannot_go_back(
         assert await state(store, task_id) is State.READY
     assert await store.workers() == []
     assert await store.sweep(max_lost=3) == 0
+
+
+async def test_a_sweep_is_done_in_parts(
+    store: PostgresStore,
+    session: Session,
+    virtual_time: VirtualTime,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No call settles more than it may, nor does a transaction; the next one goes on from there."""
+    monkeypatch.setattr(_sweeper, "MOST", 4)
+    monkeypatch.setattr(_sweeper, "BATCH", 2)
+    await orphaned(store, virtual_time, 10)
+
+    assert [await store.sweep(max_lost=3) for _ in range(4)] == [4, 4, 2, 0]
+    assert session.execute(
+        "select count(distinct xmin::text) from nursery_queue.ready"
+    ).fetchall() == [(5,)]
 
 
 async def test_a_lost_task_that_can_not_even_fail(
@@ -744,6 +762,57 @@ async def test_tasks_deleted_by_hand_leave_nothing(
     assert len(await claim(store, await hire(store))) == 1
 
 
+async def test_tasks_deleted_by_hand_after_a_verb_of_ours_leave_nothing(
+    store: PostgresStore, session: Session, migrated: str
+) -> None:
+    """What a verb has deleted, and seen to itself, says nothing of what is deleted after it."""
+    only = PostgresStore(migrated, pool_size=1)
+    delete = "delete from nursery_queue.task"
+    cancelled = await add(only)
+    await add(only, run_after=60)
+    async with only.transaction() as tx:
+        await tx.cancel(cancelled)
+        await tx.execute(delete)
+    assert {table: rows(session, table) for table in POSITIONS} == dict.fromkeys(POSITIONS, 0)
+    session.rollback()
+
+    await add(only)
+    (one,) = await claim(only, await hire(only))
+    async with only.transaction() as tx:
+        await tx.settle(ends(one, Event.SUCCEED, keep_for=60.0))
+    await add(only, run_after=60)
+    async with only.transaction() as tx:  # on the same connection
+        await tx.execute(delete)
+    await only.aclose()
+
+    assert {table: rows(session, table) for table in POSITIONS} == dict.fromkeys(POSITIONS, 0)
+
+
+async def test_what_is_deleted_by_hand_is_news(store: PostgresStore, session: Session) -> None:
+    """Who found a queue full hears of the free slot, and who waits for a task of its end."""
+    for delete in "delete from nursery_queue.task", "truncate nursery_queue.task":
+        await add(store)
+        async with listening(store, [Bell.WORK, Bell.FINISHED]) as ear:
+            work, finished = ear.heard[Bell.WORK], ear.heard[Bell.FINISHED]
+            session.execute(delete.encode())
+            session.commit()
+            await ear.hears(Bell.WORK, after=work)
+            await ear.hears(Bell.FINISHED, after=finished)
+
+
+async def test_a_slot_that_a_sweep_frees_is_news(store: PostgresStore, session: Session) -> None:
+    """Where triggers were off when its task was deleted, the sweep tells who found it full."""
+    await everywhere(store, session)
+    session.execute("set session_replication_role = replica")
+    session.execute("delete from nursery_queue.task")
+    session.execute("set session_replication_role = origin")
+    session.commit()
+    async with listening(store, [Bell.WORK]) as ear:
+        before = ear.heard[Bell.WORK]
+        assert await store.sweep(max_lost=3) == 0
+        await ear.hears(Bell.WORK, after=before)
+
+
 async def test_positions_without_a_task_pass(store: PostgresStore, session: Session) -> None:
     """Even where triggers were off: no verb breaks on them, and a limit is free after a sweep."""
     await everywhere(store, session)
@@ -753,6 +822,11 @@ async def test_positions_without_a_task_pass(store: PostgresStore, session: Sess
     session.commit()
     worker = await hire(store)
 
+    session.execute("update nursery_queue.scheduled set due_at = now()")
+    session.commit()
+
+    assert await store.promote() == 0
+    assert rows(session, "scheduled") == 0
     assert await claim(store, worker) == []
     assert await store.sweep(max_lost=3) == 0
     assert rows(session, "running") == 0

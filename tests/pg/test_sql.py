@@ -155,7 +155,7 @@ EXPECTED = {
         ),
         "write_stream text",
     ),
-    "take_abandoned": ("ids int8[]", f"{HELD}, case void"),
+    "take_abandoned": ("ids int8[]", HELD),
     "unpark": ("task_types text[], most int4", "unpark int4"),
     "unpark_each": ("task_types text[], most int4", EACH),
 }

@@ -14,7 +14,8 @@ with taken as materialized (
      where ctid = any(array(
         select place from taken
          where not exists (select from nursery_queue.task where task.id = taken.task_id)))
-    returning pool
+    -- Here, for it is done to the end, also where nothing else has been taken: a slot is free.
+    returning case when pool is not null then pg_notify('nursery_queue', '') end
 ), suspected as (
     update nursery_queue.running set suspect = true
      where ctid = any(array(
@@ -27,9 +28,7 @@ select running.task_id, running.epoch, running.attempt, running.lost, running.wo
        coalesce(task.keep_for, declared.keep_for, 86400) as keep_for,
        task.on_complete is not null as on_complete, task.task_type, task.queue,
        extract(epoch from nursery_queue.now() - running.started_at)::float8 as age,
-       running.started, (worker.max_lost ->> task.task_type)::int as max_lost,
-       case when exists (select from orphans where pool is not null)
-            then pg_notify('nursery_queue', '') end
+       running.started, (worker.max_lost ->> task.task_type)::int as max_lost
   from taken
   join nursery_queue.running on running.task_id = taken.task_id
   join nursery_queue.task on task.id = running.task_id
