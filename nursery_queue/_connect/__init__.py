@@ -88,8 +88,8 @@ async def migrate(dsn: str = "", *, schema: str = DEFAULT_SCHEMA) -> list[int]:
     wait. Each migration is a transaction: one that fails or is cancelled leaves nothing.
 
     Raises:
-        SchemaError: The schema is newer than this code.
+        SchemaError: The schema is newer than this code, or the database is not in UTF8.
         TransientError: The database cannot be reached.
-        psycopg.Error: It refuses us, or is not in UTF8.
+        psycopg.Error: It refuses us.
     """
     return [step.version for step in await migrate_up(dsn, schema)]

@@ -112,6 +112,7 @@ async def _check_encoding(conn: Connection) -> None:
 async def up(conn: Connection, schema: str = DEFAULT_SCHEMA) -> list[Migration]:
     """Apply what is missing and return it. Any number of processes may do so at once."""
     checked_schema(schema)
+    await _check_encoding(conn)
     done: list[Migration] = []
     for migration in migrations():
         async with _locked(conn, schema):

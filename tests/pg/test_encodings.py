@@ -39,7 +39,7 @@ def encoded(request: pytest.FixtureRequest, nursery_queue_server: str) -> Genera
 
 async def test_another_encoding_is_refused_by_migrations(encoded: str) -> None:
     """Neither `migrate` nor its script makes tables there, and the error says what to do."""
-    with pytest.raises(psycopg.Error, match=r"has the encoding \w+, .* UTF8"):
+    with pytest.raises(nq.SchemaError, match=r"has the encoding \w+, .* UTF8"):
         await nq.migrate(encoded)
     with psycopg.connect(encoded, autocommit=True) as session:
         with pytest.raises(psycopg.Error, match=r"has the encoding \w+, .* UTF8"):
