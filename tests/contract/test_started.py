@@ -24,6 +24,14 @@ from tests.contract.steps import (
 )
 
 
+async def die_unstarted(store: Store, virtual_time: VirtualTime) -> None:
+    """Have a worker claim everything ahead and die of silence, and sweep."""
+    await claim(store, await hire(store), at_once=0)
+    virtual_time.advance(LEASE + 1)
+
+    assert await store.sweep(max_lost=3) > 0
+
+
 async def test_what_was_held_ahead_goes_back_unharmed(
     store: Store, virtual_time: VirtualTime
 ) -> None:
@@ -109,9 +117,7 @@ async def test_suspicion_outlives_being_handed_back(
 ) -> None:
     """A worker that gives a suspected task back unstarted has proved nothing."""
     await store.enqueue([a_task()])
-    await claim(store, await hire(store), at_once=0)
-    virtual_time.advance(LEASE + 1)
-    await store.sweep(max_lost=3)
+    await die_unstarted(store, virtual_time)
     worker = await hire(store)
     (one,) = await claim(store, worker, at_once=0)
     given_back = ends(one, Event.INTERRUPT, outcome=None, attempt=0)
@@ -130,9 +136,7 @@ async def test_an_attempt_that_ends_lifts_suspicion(
 ) -> None:
     """A task that has run and come back by itself was not at fault."""
     await store.enqueue([a_task()])
-    await claim(store, await hire(store), at_once=0)
-    virtual_time.advance(LEASE + 1)
-    await store.sweep(max_lost=3)
+    await die_unstarted(store, virtual_time)
     worker = await hire(store)
     one = await claim_one(store, worker)
     await settle(store, one, Event.RETRY, delay=1.0)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import logging
 import uuid
+
+from collections.abc import AsyncGenerator
 
 import pytest
 import trio
@@ -40,6 +43,17 @@ def make_worker(app: nq.App, client: nq.Client) -> nq.Worker:
     return nq.Worker(app, client, lease=30, heartbeat=3, rng=Longest())
 
 
+@contextlib.asynccontextmanager
+async def holding(
+    app: nq.App, client: nq.Client, *, lease: float = 30, heartbeat: float = 3
+) -> AsyncGenerator[tuple[nq.Worker, nq.TaskRef]]:
+    """A worker that has a task of the type `hold` to run while the block lasts."""
+    ref = await client.enqueue("hold")
+    worker = nq.Worker(app, client, lease=lease, heartbeat=heartbeat, rng=Longest())
+    async with working(worker):
+        yield worker, ref
+
+
 async def stranger(store: FlakyStore, *, lease: float = 30) -> uuid.UUID:
     """Register a worker that will never be heard of again."""
     me = uuid.uuid4()
@@ -57,8 +71,7 @@ async def test_a_lease_that_is_not_renewed_ends_here_first(
     cancels: list[tuple[float, str]],
 ) -> None:
     """Handlers are cancelled when the local lease ends, before others may have their tasks."""
-    ref = await client.enqueue("hold")
-    async with working(make_worker(app, client)):
+    async with holding(app, client) as (_, ref):
         await trio.sleep(10)  # the last renewal was sent at 9
         store.down = {"heartbeat"}
         await trio.sleep_until(38.9)
@@ -85,8 +98,7 @@ async def test_short_outages_are_ridden_out(
 ) -> None:
     """Failed heartbeats are repeated soon; the log has one line when it begins, one at the end."""
     caplog.set_level(logging.INFO, "nursery_queue")
-    await client.enqueue("hold")
-    async with working(make_worker(app, client)):
+    async with holding(app, client):
         for _ in range(5):
             store.break_down()
             await trio.sleep(20)
@@ -123,9 +135,7 @@ async def test_the_heartbeat_is_hurried_by_whatever_else_is_answered_again(
     async def quick() -> None:
         await trio.sleep(1)
 
-    worker = make_worker(app, client)
-    async with working(worker):
-        await client.enqueue("hold")
+    async with holding(app, client) as (worker, _):
         await trio.sleep(10)
         store.down = {"heartbeat"}
         await trio.sleep_until(28)  # it failed at 27.75, and is to be tried again at 35.75
@@ -155,8 +165,7 @@ async def test_a_heartbeat_that_hangs_is_given_up(
     cancels: list[tuple[float, str]],
 ) -> None:
     """A heartbeat without an answer leaves time for another before the lease ends."""
-    await client.enqueue("hold")
-    async with working(make_worker(app, client)):
+    async with holding(app, client):
         store.stuck = {"heartbeat"}
         await trio.sleep(4)
         store.stuck = set()
@@ -178,9 +187,7 @@ async def test_a_worker_works_on_after_losing_its_lease(
     async def quick() -> None:
         pass
 
-    lost = await client.enqueue("hold")
-    worker = make_worker(app, client)
-    async with working(worker):
+    async with holding(app, client) as (worker, lost):
         old = worker.health().worker_id
         store.break_down()
         await trio.sleep(40)
@@ -207,8 +214,7 @@ async def test_what_was_lost_is_swept_soon(
 
     After an outage that is one heartbeat later: others need to renew their leases first.
     """
-    ref = await client.enqueue("hold")
-    async with working(nq.Worker(app, client, lease=9, heartbeat=3, rng=Longest())):
+    async with holding(app, client, lease=9) as (_, ref):
         await trio.sleep(4)  # the first sweep was at 3, the next is due at 39
         store.down = {"heartbeat", "register", "deregister"}
         await trio.sleep_until(13)  # the lease ended at 12; the next attempt is made at 15.75
@@ -247,9 +253,7 @@ async def test_an_answer_that_comes_too_late(
     cancels: list[tuple[float, str]],
 ) -> None:
     """A renewal that is answered after the local lease has ended does not bring it back."""
-    ref = await client.enqueue("hold")
-    worker = nq.Worker(app, client, lease=3, heartbeat=1, rng=Longest())
-    async with working(worker):
+    async with holding(app, client, lease=3, heartbeat=1) as (_, ref):
         await trio.sleep(1.5)  # renewed at 1, so the lease ends at 4
         store.down = {"heartbeat"}
         await trio.sleep_until(3)  # the next beat is sent at 3.75
@@ -272,9 +276,7 @@ async def test_taken_for_dead(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A worker that others have declared dead notices at its next heartbeat, and says so once."""
-    ref = await client.enqueue("hold")
-    worker = make_worker(app, client)
-    async with working(worker):
+    async with holding(app, client) as (worker, ref):
         dead = worker.health().worker_id
         assert dead is not None
         await trio.sleep(1)
@@ -425,8 +427,7 @@ async def test_a_claim_that_hangs(
     async def quick() -> None:
         pass
 
-    await client.enqueue("hold")
-    async with working(make_worker(app, client)):
+    async with holding(app, client):
         store.stuck = {"claim"}
         ref = await client.enqueue(quick)
         await trio.sleep(9)
