@@ -12,6 +12,7 @@ import pytest
 
 from psycopg import adapters, postgres
 from psycopg.adapt import AdaptersMap, Buffer, Dumper, Loader
+from psycopg.rows import dict_row
 
 import nursery_queue as nq
 
@@ -110,7 +111,7 @@ async def test_statements_of_the_user_have_what_is_registered(
     async with nq.connect(migrated) as client, client.transaction() as tx:
         cursor = await tx.execute("select 12")
         assert await cursor.fetchone() == ("21",)
-        tx.connection.row_factory = psycopg.rows.dict_row
+        tx.connection.row_factory = dict_row
         assert (await tx.enqueue("work")).created
 
 
