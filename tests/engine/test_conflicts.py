@@ -295,3 +295,30 @@ async def test_the_log_says_that_an_attempt_is_given_back(
         f"task {ref.id} (unlucky, attempt 1) failed and is given back, again in 0."
     )
     assert line.endswith("could not serialize access")
+
+
+async def test_a_conflict_of_a_single_verb_is_excused(
+    app: nq.App, pg: nq.Client, migrated: str
+) -> None:
+    """Also where a handler has no transaction: an enqueue of its own that met a deadlock."""
+    with psycopg.connect(migrated, autocommit=True) as session:
+        session.execute("create sequence tries")
+        session.execute(
+            "create function deadlock() returns trigger language plpgsql as $$ begin"
+            " if new.task_type = 'other' and nextval('tries') = 1 then"
+            " raise deadlock_detected; end if; return new; end $$"
+        )
+        session.execute(
+            "create trigger deadlock before insert on nursery_queue.task"
+            " for each row execute function deadlock()"
+        )
+
+    @app.task(name="work", retry=None)
+    async def work(ctx: nq.TaskContext) -> None:
+        await ctx.client.enqueue("other")
+
+    ref = await pg.enqueue(work)
+    async with working(nq.Worker(app, pg)):
+        await final(pg, ref)
+
+    assert await outcomes(pg, ref) == ["interrupted", "succeeded"]
