@@ -34,9 +34,25 @@ def disarm() -> None:
 
 
 def rearm() -> None:
-    """End at once on Ctrl-C again: all that is left to do is the interpreter's own end."""
-    if _state["armed"]:
+    """End at once on Ctrl-C again: all that is left to do is the interpreter's own end.
+
+    A worker's own handler stays: its exit code is said already.
+    """
+    if _state["armed"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def deafen() -> None:
+    """Ignore from now on what has a handler: the interpreter takes those away while it ends.
+
+    Then a signal would kill the process, and its exit code would be another one. Registered
+    with `atexit` before any application is imported, so it comes after all of their hooks.
+    """
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        if callable(handler := signal.getsignal(signum)) and (
+            handler is not signal.default_int_handler
+        ):
+            signal.signal(signum, signal.SIG_IGN)
 
 
 def _leave(_signum: int, _frame: object) -> None:

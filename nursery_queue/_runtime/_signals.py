@@ -7,6 +7,7 @@ import functools
 import signal
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import nullcontext
 from types import CodeType, FrameType
 from typing import NoReturn
 
@@ -90,13 +91,16 @@ async def obey(
     *,
     others: Mapping[signal.Signals, Obey] | None = None,
     at_once: Mapping[signal.Signals, Look] | None = None,
+    lasting: bool = False,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Let *signals* climb *escalation*, and *others* do what they are mapped to, until cancelled.
 
     *at_once*: what to do in the signal handler itself, however busy the loop is. Ready when
     the signals are caught. One that comes while this is being cancelled is too late to ask
-    for anything, and ignored. Must run in the main thread.
+    for anything, and ignored. With *lasting* it is so for as long as the process lives, except
+    that the last step of *escalation* stays to be had: without it a signal that comes while the
+    interpreter ends would kill the process, and change its exit code. Must run in the main thread.
     """
     others, at_once = others or {}, at_once or {}
     caught = [*signals, *others]
@@ -108,7 +112,12 @@ async def obey(
         at_once[signum](frame)
 
     # trio delivers again what it could not hand out, to whoever was there before: to nobody.
+    def count_only(signum: signal.Signals, _frame: FrameType | None) -> None:
+        if signum in signals:
+            escalation.ask(signum)
+
     with (
+        _wrapped([*caught, *at_once], count_only, lasting=True) if lasting else nullcontext(),
         _wrapped([*at_once], look),
         _wrapped(caught, _swallow),
         trio.open_signal_receiver(*caught) as received,
@@ -142,8 +151,12 @@ def _wrapped(
     act: Callable[[signal.Signals, FrameType | None], object],
     *,
     then_inner: bool = False,
+    lasting: bool = False,
 ) -> Generator[None]:
-    """Call *act* for each of *signals*, and perhaps the handler that is there already."""
+    """Call *act* for each of *signals*, and perhaps the handler that is there already.
+
+    With *lasting* also after the block.
+    """
     inner = {signum: signal.getsignal(signum) for signum in signals}
 
     def handler(number: int, frame: FrameType | None) -> None:
@@ -159,7 +172,7 @@ def _wrapped(
         yield
     finally:
         for signum, handle in inner.items():
-            signal.signal(signum, handle)
+            signal.signal(signum, handler if lasting else handle)
 
 
 def _swallow(_signum: signal.Signals, _frame: FrameType | None) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import sys
 
 from collections.abc import Sequence
 
-from nursery_queue._quiet_start import disarm, rearm
+from nursery_queue._quiet_start import deafen, disarm, rearm
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -28,6 +29,8 @@ def main(args: Sequence[str] | None = None) -> int:
     from ._run import run
 
     disarm()
+    if args is None:
+        atexit.register(deafen)
     try:
         return run(sys.argv[1:] if args is None else args)
     finally:

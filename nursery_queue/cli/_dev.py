@@ -99,4 +99,5 @@ def _interruptible() -> Generator[None]:
         yield
     finally:
         for signum, handler in before.items():
-            signal.signal(signum, handler)
+            if signal.getsignal(signum) is signal.default_int_handler:  # else the worker's lasts
+                signal.signal(signum, handler)

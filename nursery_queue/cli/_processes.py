@@ -41,6 +41,7 @@ async def run_processes(count: int, args: Sequence[str]) -> int:
                 escalation,
                 stop_signals(),
                 others={signal.SIGUSR1: family.quiet, signal.SIGUSR2: family.tell},
+                lasting=True,
             )
         )
         try:

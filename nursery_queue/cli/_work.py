@@ -166,6 +166,7 @@ async def work(shift: Shift) -> int:
                     stop_signals(),
                     others={signal.SIGUSR1: stopping.quiet},
                     at_once={signal.SIGUSR2: functools.partial(_tell, stopping, look)},
+                    lasting=True,
                 ),
                 name="signals",
             )

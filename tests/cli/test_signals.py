@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 
@@ -188,6 +189,69 @@ def test_exit_codes(fates: list[Fate], forced: bool, code: int) -> None:
 
     assert exit_code(ExitReport(tasks=tasks), forced=forced) == code
     assert exit_code(None, forced=False) == 0
+
+
+# What an application may do when its process ends, each time until a file is there: a hook, and an
+# object that goes with the interpreter, after which Python runs no signal handler any more.
+LAST_WORDS = """
+import atexit
+import signal
+
+
+def linger(name: str) -> None:
+    Path(f"{name}-{os.getpid()}").touch()
+    while not Path(f"{name}-over").exists():
+        time.sleep(0.01)
+
+
+class Last:
+    def __del__(self, there=os.path.exists, sleep=time.sleep) -> None:
+        os.close(os.open(f"last-{os.getpid()}", os.O_CREAT))
+        while not there("last-over"):
+            sleep(0.01)
+
+
+atexit.register(linger, "hook")
+signal.last = Last()  # in a module that is there to the end
+"""
+
+
+@pytest.mark.parametrize("signum", [TERM, INT, HUP, USR1, USR2])
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_signal_at_the_very_end_changes_nothing(
+    start: Start, migrated: str, project: Path, signum: signal.Signals, processes: str
+) -> None:
+    """Until the process is gone a late signal asks for nothing, and the exit code stays."""
+    with (project / "shop.py").open("a") as file:
+        file.write(LAST_WORDS)
+    with start("worker", "shop:app", "--processes", processes) as worker:
+        worker.line("ready: ", count=int(processes))
+        pids = [pid for (pid,) in rows(migrated, "select pid from nursery_queue.worker")]
+        worker.send(TERM)
+        for name in ("hook", "last"):
+            for pid in pids:  # each when it is there: before, a second signal has a meaning
+                until((project / f"{name}-{pid}").exists, f"the {name}")
+                os.kill(pid, signum)
+            (project / f"{name}-over").touch()
+        code = worker.code()
+
+    assert code == 0
+    assert "killed by" not in worker.stderr
+
+
+def test_the_third_signal_ends_even_the_end(start: Start, project: Path) -> None:
+    """What an application does when its process ends cannot keep it for ever."""
+    with (project / "shop.py").open("a") as file:
+        file.write(LAST_WORDS)
+    with start("worker", "shop:app") as worker:
+        worker.line("ready: ")
+        worker.send(TERM)
+        until((project / f"hook-{worker.pid}").exists, "the hook")
+        until(lambda: send_again(worker), "the third signal")
+        code = worker.code()
+
+    assert code == 1
+    assert "exiting at once" in worker.stderr
 
 
 # -- handlers that will not end ------------------------------------------------------------------
