@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import os
 import signal
@@ -14,9 +15,11 @@ from collections.abc import Sequence
 import attrs
 import trio
 
+from nursery_queue._core._retry import Backoff
+from nursery_queue._runtime._chance import new_rng
 from nursery_queue._runtime._signals import Escalation, obey
 
-from ._errors import CLEAN, PROBLEM
+from ._errors import CLEAN, PROBLEM, UNREACHABLE, USAGE
 from ._lifeline import Lifeline
 from ._logging import say_at_once
 from ._work import stop_signals
@@ -29,8 +32,10 @@ async def run_processes(count: int, args: Sequence[str]) -> int:
     """Run *count* workers with *args* until all have ended; return their worst exit code.
 
     The first must have reached the database before the others start, so that what is wrong
-    with all of them is told once. None is restarted. When this process dies, however that
-    happens, they end, too.
+    with all of them is told once. One that finds the database away after that is started again,
+    ever more slowly; one that cannot start for a reason that no waiting cures ends them all. None
+    that has been at work is started again. When this process dies, however that happens, they
+    end, too.
     """
     family = Family(args)
     escalation = Escalation([family.stop, family.stop], family.kill)
@@ -64,6 +69,8 @@ class Family:
     codes: list[int] = attrs.field(factory=list[int], init=False)
     stopping: bool = attrs.field(default=False, init=False)
     claims: bool = attrs.field(default=True, init=False)
+    reached: bool = attrs.field(default=False, init=False)  # the database, by one of them
+    _over: trio.Event = attrs.field(factory=trio.Event, init=False)  # nobody is started any more
     _life: tuple[int, int] = attrs.field(factory=os.pipe, init=False)
     _children: dict[int, trio.Process] = attrs.field(factory=dict[int, trio.Process], init=False)
     # Those that listen to signals. Before, most of these would kill.
@@ -75,7 +82,34 @@ class Family:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Run a worker process to its end. Ready when it is in the database, or has ended."""
+        """Run a worker process until it is not to be started again.
+
+        Ready when it is in the database, or has ended.
+        """
+        rng, ready = new_rng(), False
+        for failures in itertools.count(1):
+            process, came_in = await self._lived(number, None if ready else task_status)
+            ready = ready or came_in
+            if process.returncode != UNREACHABLE or not self.reached or self._over.is_set():
+                break
+            delay = Backoff().delay(failures, rng)
+            log.warning(
+                "worker %d (process %d) could not reach the database: starting it again in %.3g s",
+                number,
+                process.pid,
+                delay,
+            )
+            with trio.move_on_after(delay):
+                await self._over.wait()
+                return  # it had nothing in hand
+        self._bury(number, process)
+        if not ready:
+            task_status.started()
+
+    async def _lived(
+        self, number: int, task_status: trio.TaskStatus[None] | None
+    ) -> tuple[trio.Process, bool]:
+        """Run a worker process to its end; return it, and whether it was in the database."""
         ready, its_ready = os.pipe()
         with open(ready, "rb", buffering=0) as answer:  # noqa: ASYNC230, PTH123  # a pipe
             lifeline = Lifeline(number, self._life[0], its_ready)
@@ -87,19 +121,19 @@ class Family:
             try:
                 await trio.lowlevel.wait_readable(answer)
                 if came_in := bool(answer.read(1)):
+                    self.reached = True
                     self._listening.add(process)
                     if not self.claims:
                         process.send_signal(signal.SIGUSR1)
-                    task_status.started()
+                    if task_status is not None:
+                        task_status.started()
                 await process.wait()
             finally:
                 if process.returncode is None:
                     process.kill()
             del self._children[number]
             self._listening.discard(process)
-        self._bury(number, process)
-        if not came_in:
-            task_status.started()
+        return process, came_in
 
     async def _started(self, lifeline: Lifeline) -> trio.Process:
         return await trio.lowlevel.open_process(
@@ -124,17 +158,27 @@ class Family:
         elif code != CLEAN:
             log.error("worker %d (process %d) ended with exit code %d", number, process.pid, code)
         self.codes.append(code)
+        if code == USAGE and self.reached and not self.stopping:
+            log.error(
+                "ending the other workers (%d): none could be started now", len(self._children)
+            )
+            self._end_all()
 
     def stop(self, signum: signal.Signals) -> None:
         """Ask all to stop, or to stop sooner."""
-        self.stopping = True
         log.info("%s: passing it on to %d workers", signum.name, len(self._children))
+        self._end_all()
+
+    def _end_all(self) -> None:
+        self.stopping = True
+        self._over.set()
         for process in self._children.values():
             process.terminate()
 
     def quiet(self, signum: signal.Signals) -> None:
         """Ask all to claim nothing more; those that cannot hear it yet, when they can."""
         self.claims = False
+        self._over.set()
         self.tell(signum)
 
     def tell(self, signum: signal.Signals) -> None:

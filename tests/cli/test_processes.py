@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.conftest import Run, Start
 from tests.cli.processes import is_alive, rows, until
+from tests.cli.test_watch import Doors, doors as doors
 from tests.cli.test_worker import STATES, TERM, WORKERS, enqueue
 
 
@@ -170,6 +171,75 @@ def test_one_that_dies_is_not_restarted(start: Start, migrated: str) -> None:
 
     assert code == 1
     assert parent.stderr.count("ready: ") == 2
+
+
+# The module of the second child waits for a file, so that the first is at work before it connects.
+SECOND_WAITS = """
+import sys
+
+if any(each.startswith("2:") for each in sys.argv):
+    Path("second").touch()
+    while not Path("go").exists():
+        time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def second_waits(project: Path) -> Path:
+    with (project / "shop.py").open("a") as file:
+        file.write(SECOND_WAITS)
+    return project
+
+
+def test_one_that_finds_the_database_away_is_started_again(
+    start: Start, migrated: str, second_waits: Path, doors: Doors
+) -> None:
+    """Until the database lets it in, if it has let in another one before."""
+    with start("worker", "shop:app", "--processes", "2") as parent:
+        until((second_waits / "second").exists, "the second")
+        parent.line("ready: ")
+        doors.shut()
+        (second_waits / "go").touch()
+        parent.line("worker 2 .* could not reach the database: starting it again in ")
+        doors.open()
+        parent.line("ready: ", count=2)
+        parent.send(TERM)
+        code = parent.code()
+
+    assert code == 0
+
+
+def test_one_that_waits_to_be_started_again_keeps_nobody(
+    start: Start, migrated: str, second_waits: Path, doors: Doors
+) -> None:
+    """A stop ends the wait, too."""
+    with start("worker", "shop:app", "--processes", "2") as parent:
+        until((second_waits / "second").exists, "the second")
+        parent.line("ready: ")
+        doors.shut()
+        (second_waits / "go").touch()
+        parent.line("starting it again in ", count=2)
+        doors.open()
+        parent.send(TERM)
+        code = parent.code()
+
+    assert code == 0
+
+
+def test_one_that_never_can_start_ends_them_all(
+    start: Start, migrated: str, second_waits: Path
+) -> None:
+    """What no waiting cures ends the parent with its exit code; the others finish their work."""
+    with start("worker", "shop:app", "--processes", "2") as parent:
+        until((second_waits / "second").exists, "the second")
+        parent.line("ready: ")
+        rows(migrated, "alter table nursery_queue.migration rename to away")
+        (second_waits / "go").touch()
+        parent.line("worker 2 .* ended with exit code 2")
+        code = parent.code()
+
+    assert code == 2
+    assert rows(migrated, WORKERS) == [(0,)]
 
 
 @pytest.mark.parametrize("handler", ["waits", "blocks"])
