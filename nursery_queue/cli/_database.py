@@ -17,6 +17,7 @@ from nursery_queue._client import Client
 from nursery_queue._connect import connect
 from nursery_queue._connect._admin import (
     DatabaseError,
+    check_schema,
     checked_schema,
     dsn_params,
     libpq_defaults,
@@ -47,6 +48,7 @@ _HINTS: Mapping[str, str] = {
         " of program"
     ),
 }
+PATIENCE = 10.0  # seconds that a command waits for a full server; a person waits with it
 _FULL = re.compile(r"takes no more|too many (?:clients|connections)|connection slots are reserved")
 
 
@@ -114,12 +116,23 @@ class Database:
         )
 
     @contextlib.asynccontextmanager
-    async def client(self, *, pool_size: int | None = None) -> AsyncGenerator[Client]:
-        """Open a client, or say why that is not possible."""
+    async def client(
+        self, *, pool_size: int | None = None, patience: float = PATIENCE
+    ) -> AsyncGenerator[Client]:
+        """Open a client, or say why that is not possible.
+
+        A server that takes no more connections is asked again for *patience* seconds; that it is
+        asked again is a line of the log, which a command without one has on stderr.
+        """
         async with contextlib.AsyncExitStack() as stack:
             with self.entering():
                 connecting = connect(self.dsn, schema=self.schema, pool_size=pool_size)
-                client = await stack.enter_async_context(connecting)
+                with trio.move_on_after(patience) as limit:
+                    client = await stack.enter_async_context(connecting)
+                if limit.cancelled_caught:
+                    await check_schema(self.dsn, self.schema)  # asks once, and says what is wrong
+                    msg = f"no connection within {patience:g} s"
+                    raise TransientError(msg)
             try:
                 yield client
             except DatabaseError as exc:

@@ -159,9 +159,7 @@ class Family:
             log.error("worker %d (process %d) ended with exit code %d", number, process.pid, code)
         self.codes.append(code)
         if code == USAGE and self.reached and not self.stopping:
-            log.error(
-                "ending the other workers (%d): none could be started now", len(self._children)
-            )
+            log.error("none can be started now: ending the others (%d)", len(self._children))
             self._end_all()
 
     def stop(self, signum: signal.Signals) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import os
 import signal
 import sys
@@ -175,7 +176,7 @@ async def work(shift: Shift) -> int:
             async with contextlib.AsyncExitStack() as stack:
                 with stopping.scope:
                     client = await stack.enter_async_context(
-                        shift.database.client(pool_size=shift.pool_size)
+                        shift.database.client(pool_size=shift.pool_size, patience=math.inf)
                     )
                     worker = _employ(shift, client, stopping)
                     watching.start_soon(_leave_without, worker, look, name="abandoned")

@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.conftest import Run, Start
 from tests.cli.processes import is_alive, rows, until
-from tests.cli.test_watch import Doors, doors as doors
+from tests.cli.test_watch import Doors
 from tests.cli.test_worker import STATES, TERM, WORKERS, enqueue
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
+import time
 import uuid
 
 from collections.abc import Generator
@@ -227,6 +229,28 @@ def test_a_server_that_is_full_is_not_said_to_be_away(quick: Run, dsn: str) -> N
     assert "too many connections" in done.stderr
     assert "max_connections" in done.stderr
     assert "is it running" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [("status",), ("enqueue", "hello")], ids=" ".join)
+def test_a_command_says_soon_that_the_server_is_full(
+    cli: Run, dsn: str, command: tuple[str, ...]
+) -> None:
+    """It says what it waits for while it waits, and gives up long before the pool would."""
+    with made_roles(dsn, "nursery_queue") as made:
+        owner = made.login["owner"]
+        rows(dsn, f"alter role {conninfo_to_dict(owner)['user']} connection limit 0")
+
+        began = time.monotonic()
+        done = cli(*command, "--dsn", owner)
+        took = time.monotonic() - began
+
+    assert done.returncode == 69
+    first, *rest = done.stderr.splitlines()
+    assert re.match("waiting for a connection: .*too many connections", first)
+    assert rest[0].startswith("Error: cannot reach database")
+    assert "too many connections" in "".join(rest)
+    assert "max_connections" in done.stderr
+    assert took < 20  # 10, and the start of a process
 
 
 # -- the schema ----------------------------------------------------------------------------
