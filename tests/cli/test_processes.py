@@ -11,9 +11,11 @@ import pytest
 
 from tests.cli.conftest import Run, Start
 from tests.cli.processes import is_alive, rows, until
-from tests.cli.test_watch import Doors
+from tests.cli.test_watch import Doors, doors
 from tests.cli.test_worker import STATES, TERM, WORKERS, enqueue
 
+
+__all__ = ["doors"]  # a fixture
 
 INT, KILL = signal.SIGINT, signal.SIGKILL
 
@@ -234,9 +236,12 @@ def test_one_that_never_can_start_ends_them_all(
         until((second_waits / "second").exists, "the second")
         parent.line("ready: ")
         rows(migrated, "alter table nursery_queue.migration rename to away")
-        (second_waits / "go").touch()
-        parent.line("worker 2 .* ended with exit code 2")
-        code = parent.code()
+        try:
+            (second_waits / "go").touch()
+            parent.line("worker 2 .* ended with exit code 2")
+            code = parent.code()
+        finally:  # the database is used again
+            rows(migrated, "alter table nursery_queue.away rename to migration")
 
     assert code == 2
     assert rows(migrated, WORKERS) == [(0,)]
