@@ -23,6 +23,8 @@ class TransientError(NurseryQueueError):
 class ClaimLocked(TransientError):
     """Another transaction holds the position of a task for the moment; ask again."""
 
+    __module__ = "nursery_queue"  # what users read in tracebacks
+
 
 class NoConnection(TransientError):
     """No connection to the database could be had in time.
@@ -43,6 +45,8 @@ class DatabaseRefused(NurseryQueueError):
 
 class NotifyUnavailable(NurseryQueueError):
     """The store cannot tell of news, and waiting does not change that: rely on polling."""
+
+    __module__ = "nursery_queue"  # what users read in tracebacks
 
 
 class Closed(NurseryQueueError):

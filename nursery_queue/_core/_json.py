@@ -31,6 +31,8 @@ def is_of(value: object, kind: type | types.UnionType) -> bool:
 class NotJsonError(ValueError):
     """A value that cannot be written as JSON; the message says which part of it, and why."""
 
+    __module__ = "nursery_queue"  # what users read in tracebacks
+
 
 def to_text(value: Any, path: str, *, deep: bool = True) -> str:
     """Return *value* as JSON text, or raise `NotJsonError`.

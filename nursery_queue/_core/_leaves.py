@@ -38,6 +38,8 @@ _short.maxstring = _short.maxother = _short.maxlong = 100
 class MisfitError(ValueError):
     """A value is not what its annotation says."""
 
+    __module__ = "nursery_queue"  # what users read in tracebacks
+
 
 def misfit(expected: str, value: Any) -> MisfitError:
     """Return the error for *value* where something else was *expected*."""

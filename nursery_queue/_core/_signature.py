@@ -24,6 +24,8 @@ _ANYTHING = (Any, object)
 class UnresolvedError(NameError):
     """An annotation names what cannot be found where the handler was defined."""
 
+    __module__ = "nursery_queue"  # what users read in tracebacks
+
 
 @attrs.frozen(kw_only=True)
 class Resolved:

@@ -29,12 +29,16 @@ R = TypeVar("R")
 class HandlerCancelledItself(Exception):  # says what happened
     """An asyncio handler raised `CancelledError` although nobody had cancelled it."""
 
+    __module__ = "nursery_queue"  # what users read in tracebacks
+
 
 class HandlerExited(Exception):  # says what happened
     """An asyncio handler raised what would end the loop it shares with others.
 
     That is `SystemExit` or `KeyboardInterrupt`.
     """
+
+    __module__ = "nursery_queue"  # what users read in tracebacks
 
 
 @attrs.define(eq=False)

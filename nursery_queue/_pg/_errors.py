@@ -65,13 +65,19 @@ _BEFORE_THE_STATEMENT = frozenset({"57P05"})  # closed by idle_session_timeout
 class CallTimeout(psycopg.OperationalError):
     """The database did not answer within the time allowed for one call."""
 
+    __module__ = "nursery_queue"  # what users read in tracebacks
+
 
 class NotConnected(psycopg.OperationalError):
     """No connection could be opened, for a reason that passes with time."""
 
+    __module__ = "nursery_queue"  # what users read in tracebacks
+
 
 class PoolTimeout(NotConnected):
     """No connection of the pool became free in time, and no other one could be opened."""
+
+    __module__ = "nursery_queue"  # what users read in tracebacks
 
 
 def is_transient(exc: BaseException) -> bool:

@@ -21,6 +21,8 @@ _in_attempt: ContextVar[bool] = ContextVar("in_attempt", default=False)
 class UnprintableError(Exception):
     """Stands for an error whose `__repr__` raises; that one is its cause."""
 
+    __module__ = "nursery_queue"  # what users read in tracebacks
+
 
 def in_attempt() -> None:
     """Note that this context is an attempt's, and so are the tasks that are started from it."""

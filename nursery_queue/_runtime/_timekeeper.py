@@ -19,6 +19,8 @@ class ClockStuck(Exception):  # says what happened
     task that waits; a connection it waited for is closed.
     """
 
+    __module__ = "nursery_queue.testing"  # where users find it
+
 
 class Watched(Protocol):
     """Something that hears of events which PostgreSQL delivers after the fact."""

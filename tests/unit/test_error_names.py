@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import pickle
+import pkgutil
+import re
 import traceback
 import typing
 
@@ -12,6 +15,16 @@ import pytest
 import nursery_queue as nq
 
 
+PRIVATE = re.compile(r"nursery_queue\b.*\._")
+# Caught where they are raised, shown by the command line without their names, or never raised.
+NEVER_SHOWN = {
+    "NoThread",
+    "OutputClosedError",
+    "ProblemError",
+    "TryLater",
+    "_RollBackError",
+    "_TooSlow",
+}
 ERRORS = {
     name: each
     for name, each in vars(nq).items()
@@ -41,3 +54,15 @@ def test_an_error_can_be_copied_and_sent(name: str) -> None:
         assert (str(same), vars(same)) == (str(error), vars(error))
     assert isinstance(typing.get_type_hints(ERRORS[name]), dict)
     assert isinstance(typing.get_type_hints(ERRORS[name].__init__), dict)
+
+
+def test_no_error_shows_where_it_is_written() -> None:
+    """Causes and stored error types name no private module, also those of our inner errors."""
+    hidden: set[str] = set()
+    for info in pkgutil.walk_packages(nq.__path__, "nursery_queue."):
+        if not info.name.endswith("__main__"):
+            for name, each in vars(importlib.import_module(info.name)).items():
+                if isinstance(each, type) and issubclass(each, BaseException):
+                    hidden |= {name} if PRIVATE.match(each.__module__) else set()
+
+    assert hidden == NEVER_SHOWN
