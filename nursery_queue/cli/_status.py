@@ -66,12 +66,13 @@ def status(database: Database, every: float | None, as_json: bool) -> None:
     tab-separated cells, and the others are, in this order, as the keys of the object are called:
 
     \b
-    queue: queue, scheduled, ready, running, succeeded, failed, cancelled, paused, max_running
-    worker: id, name, host, pid, queues, task_types, started_at, heartbeat_at, draining, alive,
-        running
+    queue: queue, scheduled, ready, running, succeeded, failed, cancelled,
+        paused, max_running
+    worker: id, name, host, pid, queues, task_types, started_at,
+        heartbeat_at, draining, alive, running
     unknown_task_type: task_type, ready, since
-    attempts: queue, completed, succeeded, failed, cancelled, retries, lost, running, backlog,
-        failure_rate, permanent_failure_rate
+    attempts: queue, completed, succeeded, failed, cancelled, retries, lost,
+        running, backlog, failure_rate, permanent_failure_rate
 
     With --watch, a terminal shows the present state; without one, an empty line follows each
     block, and JSON objects have the instant instead, as "at". While the database is away, it
