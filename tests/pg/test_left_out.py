@@ -72,3 +72,40 @@ async def test_where_triggers_do_not_fire_nothing_is_stored(session: Session, wa
         with pytest.raises(psycopg.errors.RaiseException, match="session_replication_role"):
             await WAYS[way](client)
     assert rows(session, "task") == 0
+
+
+AUDITED = """
+    create table audit (task_type text);
+    create rule audited as on insert to nursery_queue.task
+        do also insert into audit values (new.task_type);
+"""
+
+
+@pytest.mark.parametrize("way", ["one", "many", "keyed", "in a transaction"])
+async def test_a_rule_may_do_something_else_as_well(session: Session, way: str) -> None:
+    """An enqueue stores and answers its tasks, and the rule has seen each of them."""
+    session.execute(AUDITED.encode())
+    session.commit()
+    async with nq.connect(session.info.dsn) as client:
+        await WAYS[way](client)
+    (seen,) = session.execute("select count(*) from audit").fetchall()
+    assert seen[0] == rows(session, "task") == rows(session, "ready") > 0
+
+
+async def test_a_trigger_finds_what_its_owner_has_on_the_search_path(session: Session) -> None:
+    """The search path within an enqueue is that of the session, as with a plain insert."""
+    session.execute("""
+        create table audit (task_type text);
+        create function note() returns trigger language plpgsql as $$
+        begin
+            insert into audit values (new.task_type);
+            return new;
+        end
+        $$;
+        create trigger note before insert on nursery_queue.task
+            for each row execute function note();
+    """)
+    session.commit()
+    async with nq.connect(session.info.dsn) as client:
+        await client.enqueue_many([GOOD])
+    assert session.execute("select task_type from audit").fetchall() == [("work",)]

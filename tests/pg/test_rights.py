@@ -29,7 +29,7 @@ from tests.roles import Roles, made_roles, run
 
 
 # What a bare insert calls by itself.
-PUBLIC_FUNCTIONS = {"all_stored", "is_backoff", "is_completion", "now", "recall"}
+PUBLIC_FUNCTIONS = {"all_stored", "is_backoff", "is_completion", "now", "recall", "store"}
 # The table's to give.
 NOT_TO_BE_SAID = {"id", "created_at", "completes"}
 

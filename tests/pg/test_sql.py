@@ -77,7 +77,7 @@ EXPECTED = {
     "declare_dead": ("clock_by float8", "id uuid"),
     "deregister": ("id uuid", ""),
     "encoding": ("", "current_setting text"),
-    "copied": ("left_out int8", "id int8"),
+    "copied": ("left_out int8", "answer text"),
     "enqueue": ("tasks json", "id int8"),
     "enqueue_dedup": ("tasks json", "id int8, created bool"),
     "forget_migration": ("version int4", ""),

@@ -3,7 +3,8 @@ drop function nursery_queue.enqueue_many(json);
 drop function nursery_queue.enqueue(text, jsonb, text, integer, timestamptz, double precision,
                                     integer, jsonb, double precision, double precision, text,
                                     jsonb, jsonb);
-drop function nursery_queue.all_stored(bigint[], bigint);
+drop function nursery_queue.store(json);
+drop function nursery_queue.all_stored(bigint, bigint);
 drop trigger place on nursery_queue.task;
 drop function nursery_queue.place();
 drop trigger as_declared on nursery_queue.task;

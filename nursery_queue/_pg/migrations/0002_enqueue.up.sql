@@ -94,23 +94,58 @@ create trigger place after insert on nursery_queue.task
     referencing new table as placed
     for each statement execute function nursery_queue.place();
 
--- Answers the ids of tasks in the order in which they were stored, which is that of the ids. Fails
--- if they are not as many as were asked for: nobody could tell which task has which id. May be
--- called by all who insert: it does nothing.
-create function nursery_queue.all_stored(ids bigint[], asked bigint) returns setof bigint
+-- Fails if not as many tasks were stored as were asked for: nobody could tell which task has which
+-- id. May be called by all who insert: it does nothing.
+create function nursery_queue.all_stored(stored bigint, asked bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if cardinality(ids) <> asked then
-        raise exception '% of the tasks that were to be stored were left out: a trigger or a rule'
-            ' on nursery_queue.task may change a row or raise an exception, but not drop it',
-            asked - cardinality(ids);
+    if stored <> asked then
+        raise exception '% of the tasks that were to be stored were left out: a trigger on'
+            ' nursery_queue.task may change a row or raise an exception, but not drop it',
+            asked - stored;
     end if;
     if current_setting('session_replication_role') = 'replica' then
         raise exception 'tasks cannot be enqueued with session_replication_role = replica: the'
             ' triggers of nursery_queue.task would not fire, and nobody would find them';
     end if;
-    return query select each.id from unnest(ids) as each (id) order by each.id;
+end
+$$;
+
+-- Stores tasks, all or none, with ids in their order, and answers those in any; what it is given
+-- is checked by the table. The insert is a statement of its own, as the server refuses one in
+-- WITH where a rule does something else as well. With the caller's rights and search_path, as
+-- triggers and rules of the user's belong to the caller's insert: so it names everything in full.
+create function nursery_queue.store(tasks json) returns setof bigint
+language plpgsql
+as $$
+declare
+    stored pg_catalog.int8;
+begin
+    return query
+    insert into nursery_queue.task (task_type, params, queue, priority, run_at,
+                                    max_attempts, backoff, timeout, keep_for, dedup_key,
+                                    on_complete, context)
+    select new.task_type, new.params::pg_catalog.jsonb, new.queue, new.priority,
+           coalesce(new.run_at, nursery_queue.now() operator(pg_catalog.+)
+                                pg_catalog.make_interval(secs => new.run_after)),
+           new.max_attempts, new.backoff::pg_catalog.jsonb, new.timeout, new.keep_for,
+           new.dedup_key, new.on_complete::pg_catalog.jsonb, new.context::pg_catalog.jsonb
+      from rows from (pg_catalog.json_to_recordset(store.tasks)
+                      as (task_type pg_catalog.text, params pg_catalog.text,
+                          queue pg_catalog.text, priority pg_catalog.int4,
+                          run_at pg_catalog.timestamptz, run_after pg_catalog.float8,
+                          max_attempts pg_catalog.int4, backoff pg_catalog.text,
+                          timeout pg_catalog.float8, keep_for pg_catalog.float8,
+                          dedup_key pg_catalog.text, on_complete pg_catalog.text,
+                          context pg_catalog.text))
+           with ordinality
+           as new (task_type, params, queue, priority, run_at, run_after, max_attempts, backoff,
+                   timeout, keep_for, dedup_key, on_complete, context, position)
+     order by new.position
+    returning task.id;
+    get diagnostics stored = row_count;
+    perform nursery_queue.all_stored(stored, pg_catalog.json_array_length(store.tasks));
 end
 $$;
 
@@ -155,7 +190,7 @@ begin
                     enqueue.max_attempts, enqueue.backoff, enqueue.timeout, enqueue.keep_for,
                     enqueue.dedup_key, enqueue.on_complete, enqueue.context)
             returning task.id into stored;
-            perform nursery_queue.all_stored(array_remove(array[stored], null), 1);
+            perform nursery_queue.all_stored(count(stored), 1);
             -- Not by `return query insert`: its row would outlive an insert that fails.
             return query select stored, true;
             return;
@@ -194,41 +229,20 @@ begin
                          where dedup.dedup_key = each.dedup_key) as holder,
                        each.dedup_key is null or 1 = row_number() over (
                            partition by each.dedup_key order by each.position) as first
-                  from rows from (json_to_recordset(enqueue_many.tasks)
-                                  as (task_type text, params text, queue text, priority integer,
-                                      run_at timestamptz, run_after float8, max_attempts integer,
-                                      backoff text, timeout float8, keep_for float8,
-                                      dedup_key text, on_complete text, context text))
-                       with ordinality
-                       as each (task_type, params, queue, priority, run_at, run_after,
-                                max_attempts, backoff, timeout, keep_for, dedup_key,
-                                on_complete, context, position)
+                  from rows from (json_array_elements(enqueue_many.tasks),
+                                  json_to_recordset(enqueue_many.tasks) as (dedup_key text))
+                       with ordinality as each (task, dedup_key, position)
             ), numbered as materialized (
                 select position, holder, dedup_key, first and holder is null as new,
                        count(*) filter (where first and holder is null)
                            over (order by position) as number
                   from asked
-            ), stored as (
+            ), given as materialized (
                 -- The keys are taken in their own order, by the trigger: so no two lists can
                 -- wait for each other.
-                insert into nursery_queue.task (task_type, params, queue, priority, run_at,
-                                                max_attempts, backoff, timeout, keep_for,
-                                                dedup_key, on_complete, context)
-                select task_type, params::jsonb, queue, priority,
-                       coalesce(run_at, nursery_queue.now() + make_interval(secs => run_after)),
-                       max_attempts, backoff::jsonb, timeout, keep_for, dedup_key,
-                       on_complete::jsonb, context::jsonb
-                  from asked
-                 where first and holder is null
-                 order by position
-                returning id
-            ), given as materialized (
-                -- Ids are given out in order of insertion; RETURNING promises no order.
-                select id, number
-                  from nursery_queue.all_stored(
-                           array(select id from stored),
-                           (select count(*) from asked where first and holder is null))
-                       with ordinality as each (id, number)
+                select id, row_number() over (order by id) as number
+                  from nursery_queue.store((select coalesce(json_agg(task order by position), '[]')
+                                              from asked where first and holder is null)) as id
             )
             select array_agg(coalesce(holder, given.id) order by position),
                    array_agg(new order by position)
