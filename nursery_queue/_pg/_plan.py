@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, LiteralString, TypeVar
@@ -50,10 +51,9 @@ def cancel(schema: str, task_id: int, *, running: bool) -> Plan[bool]:
 def status(
     schema: str, task_ids: Sequence[int], *, payloads: bool
 ) -> Plan[list[TaskStatus | None]]:
-    """Say where tasks are, in the order asked, on a connection whose loaders are not ours.
+    """Say where tasks are, in the order asked.
 
-    An application may have it turn JSON, instants and so on into whatever it likes: so all
-    comes as one column of text.
+    Each comes as text, so that it can be read wherever it comes from (`for_anybody`).
     """
 
     def read(rows: Sequence[Row]) -> list[TaskStatus | None]:
@@ -66,6 +66,28 @@ def status(
     asked = query("status", schema)
     statement = f"select row_to_json(status)::text from ({asked}) as status"  # noqa: S608  # ours
     return Plan(read, statement, {"ids": ids, "payloads": payloads})
+
+
+def for_anybody(plan: Plan[T]) -> Plan[T]:
+    """Return *plan* for a connection of somebody else's, whose settings and loaders are not ours.
+
+    An application may have psycopg turn numbers, booleans, texts, JSON and so on into whatever it
+    likes, and may have another client encoding. So the whole answer comes as one text of digits,
+    which is the same in all encodings, as `str` or as `bytes`.
+    """
+    if plan.statement is None:
+        return plan
+    statement = (
+        "select encode(convert_to(coalesce(json_agg(answer), '[]')::text, 'UTF8'), 'hex')"  # noqa: S608  # ours
+        f" from ({plan.statement}) as answer"
+    )
+    return attrs.evolve(plan, statement=statement, read=lambda rows: plan.read(_told(rows)))
+
+
+def _told(rows: Sequence[Row]) -> list[Row]:
+    ((digits,),) = rows
+    text = digits if isinstance(digits, str) else bytes(digits).decode("ascii")
+    return [tuple(row.values()) for row in json.loads(bytes.fromhex(text))]
 
 
 def _refs(rows: Sequence[Row]) -> list[TaskRef]:

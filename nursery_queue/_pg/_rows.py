@@ -31,7 +31,9 @@ from nursery_queue._core._tally import Way, counters_of
 
 
 Row = tuple[Any, ...]
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+# In ASCII, which is the same in all client encodings: EUC_JP and SJIS write a yen sign as what the
+# server takes for a backslash, and LATIN1 has none at all for most characters.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 IDS = range(-(2**63), 2**63)  # no task has any other
 
 

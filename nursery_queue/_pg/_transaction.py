@@ -85,7 +85,8 @@ class PostgresTransaction:
         self, task_ids: Sequence[int], *, payloads: bool = False
     ) -> list[TaskStatus | None]:
         """Say where tasks are, as this transaction sees them."""
-        plan = _plan.status(self._schema, task_ids, payloads=payloads)
+        # For the while it lasts the connection is the user's, who may have set client_encoding.
+        plan = _plan.for_anybody(_plan.status(self._schema, task_ids, payloads=payloads))
         return await carry_out(self.connection, plan)
 
     async def settle(self, settlement: Settlement) -> None:

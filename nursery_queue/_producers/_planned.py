@@ -26,7 +26,7 @@ TaskIds = Sequence[TaskRef | int]
 
 @attrs.frozen
 class Planner:
-    """Turns what users ask for into plans."""
+    """Turns what users ask for into plans for connections of theirs."""
 
     schema: str
     max_params_bytes: int
@@ -34,13 +34,14 @@ class Planner:
 
     def enqueue(self, requests: Sequence[TaskRequest]) -> Plan[list[TaskRef]]:
         tasks = new_tasks(requests, self.max_params_bytes, self.app, copy=False)
-        return _plan.enqueue(self.schema, tasks)
+        return _plan.for_anybody(_plan.enqueue(self.schema, tasks))
 
     def cancel(self, task: TaskRef | int, *, running: bool) -> Plan[bool]:
-        return _plan.cancel(self.schema, task_id(task), running=running)
+        return _plan.for_anybody(_plan.cancel(self.schema, task_id(task), running=running))
 
     def status(self, tasks: TaskIds, *, payloads: bool) -> Plan[list[TaskStatus | None]]:
-        return _plan.status(self.schema, [task_id(task) for task in tasks], payloads=payloads)
+        ids = [task_id(task) for task in tasks]
+        return _plan.for_anybody(_plan.status(self.schema, ids, payloads=payloads))
 
 
 @attrs.define(eq=False)

@@ -35,7 +35,7 @@ def test_the_implicit_begin(outside: Outside, greet: Greet) -> None:
         connection.rollback()
         assert outside.tasks() == []
 
-        with pytest.raises(psycopg.errors.UndefinedTable):
+        with pytest.raises(psycopg.errors.InvalidSchemaName):
             nq.producer(connection, schema="nowhere").enqueue(greet, "Ann")
         assert connection.info.transaction_status == OPEN
 
@@ -44,7 +44,7 @@ def test_autocommit(outside: Outside, greet: Greet) -> None:
     """With autocommit and no transaction a call is committed at once, or has no effect."""
     with psycopg.connect(outside.dsn, autocommit=True) as connection:
         ref = nq.producer(connection).enqueue(greet, "Ann")
-        with pytest.raises(psycopg.errors.UndefinedTable):
+        with pytest.raises(psycopg.errors.InvalidSchemaName):
             nq.producer(connection, schema="nowhere").enqueue(greet, "Ann")
 
         assert connection.info.transaction_status == IDLE
@@ -65,7 +65,7 @@ def test_autocommit_in_a_pipeline(outside: Outside, greet: Greet) -> None:
 
         connection.execute("begin")
         nq.producer(connection).enqueue(greet, "Bob")
-        with pytest.raises(psycopg.errors.UndefinedTable):
+        with pytest.raises(psycopg.errors.InvalidSchemaName):
             nq.producer(connection, schema="nowhere").enqueue(greet, "Ann")
         nq.producer(connection).enqueue(greet, "Cy")
         assert outside.tasks() == [ref.id]
@@ -122,7 +122,7 @@ def test_threads_take_turns(outside: Outside, greet: Greet) -> None:
             if number % 3:
                 refs.append(nq.producer(connection).enqueue(greet, "Ann"))
             else:
-                with pytest.raises(psycopg.errors.UndefinedTable):
+                with pytest.raises(psycopg.errors.InvalidSchemaName):
                     nq.producer(connection, schema="nowhere").enqueue(greet, "Ann")
 
     with psycopg.connect(outside.dsn) as connection:
@@ -141,7 +141,7 @@ def test_no_savepoint_is_left(outside: Outside, greet: Greet) -> None:
     with psycopg.connect(outside.dsn) as connection:
         for schema, outcome in (
             ("nursery_queue", contextlib.nullcontext()),
-            ("nowhere", pytest.raises(psycopg.errors.UndefinedTable)),
+            ("nowhere", pytest.raises(psycopg.errors.InvalidSchemaName)),
         ):
             with outcome:
                 nq.producer(connection, schema=schema).enqueue(greet, "Ann")
@@ -346,7 +346,7 @@ async def test_at_once_on_trio(outside: Outside, greet: Greet) -> None:
     async def enqueue(schema: str) -> None:
         connection: psycopg.AsyncConnection = tx.connection
         tasks = nq.producer(connection, schema=schema)
-        with contextlib.suppress(psycopg.errors.UndefinedTable):
+        with contextlib.suppress(psycopg.errors.InvalidSchemaName):
             await tasks.enqueue(greet, "Ann")
 
     async with (

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import datetime as dt
 
+from typing import Any
+
+import psycopg
 import pytest
+import sqlalchemy as sa
+
+from django.db import connections
+from django.utils.connection import ConnectionProxy
+from psycopg.abc import Buffer, Loader
+from psycopg.types.string import TextBinaryLoader, TextLoader
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 import nursery_queue as nq
 
 from tests.producers.conftest import Outside
-from tests.producers.worlds import Side, World
+from tests.producers.worlds import Side, World, resolved
 
 
 SETTINGS = {
@@ -99,3 +109,71 @@ def test_a_setting_of_the_session_changes_nothing(
         return answer
 
     check(outside, *world.play(outside.dsn, scenario))
+
+
+ENCODINGS = ["LATIN1", "EUC_JP", "SJIS", "SQL_ASCII"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_client_encoding_changes_nothing(world: World, outside: Outside, encoding: str) -> None:
+    """Characters that the encoding has not, or writes in its own way, are stored and answered."""
+    texts = ["日本", "1000¥", "‾", '¥"}', "\\", "é€"]
+
+    async def scenario(side: Side) -> None:
+        await side.execute(f"set client_encoding = {encoding}")
+        asked = [nq.TaskRequest.by_name("said", {"text": text}) for text in texts]
+        refs = await side.call("enqueue_many", asked)
+        keyed = asked[0].options(dedup_key="日本¥")
+        first = await side.call("enqueue", keyed)
+        assert await side.call("enqueue", keyed) == nq.TaskRef(first.id, created=False)
+        assert await side.call("cancel", first) is True
+        assert await side.call("cancel", 10**12) is False
+        found = await side.call("status_many", refs, payloads=True)
+        assert [status.params["text"] for status in found] == texts
+        await side.commit()
+
+    world.play(outside.dsn, scenario)
+    stored = outside.ask("select params ->> 'text' from nursery_queue.task order by id")
+    assert [text for (text,) in stored] == [*texts, texts[0]]
+
+
+class Upper(TextLoader):
+    def load(self, data: Buffer) -> str | bytes:
+        return super().load(data).upper()
+
+
+LOADERS: dict[str, type[Loader]] = {"text": TextLoader, "bytes": TextBinaryLoader, "upper": Upper}
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("kind", ["bool", "int8", "text", "json", "bytea"])
+def test_a_loader_of_the_owner_s_changes_nothing(
+    world: World, outside: Outside, kind: str, loader: str
+) -> None:
+    """Whatever numbers, booleans and texts become elsewhere, refs and answers are as ever."""
+
+    async def scenario(side: Side) -> tuple[list[nq.TaskRef], nq.TaskRef]:
+        connection = await driver(side.given)
+        connection.adapters.register_loader(kind, LOADERS[loader])
+        answer = await use(side)
+        assert type(answer[1].id) is int
+        assert await side.call("cancel", 10**12) is False
+        await side.commit()
+        return answer
+
+    check(outside, *world.play(outside.dsn, scenario))
+
+
+async def driver(given: Any) -> Any:
+    """Return psycopg's connection below *given*."""
+    if isinstance(given, nq.Transaction):
+        return given.connection
+    if isinstance(given, ConnectionProxy):
+        return connections["default"].connection
+    if isinstance(given, psycopg.Connection | psycopg.AsyncConnection):
+        return given
+    if not isinstance(given, sa.Connection | AsyncConnection):
+        given = await resolved(given.connection())
+    if isinstance(given, AsyncConnection):
+        return (await given.get_raw_connection()).driver_connection
+    return given.connection.driver_connection
