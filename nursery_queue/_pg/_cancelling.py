@@ -11,7 +11,6 @@ import trio
 
 from psycopg import capabilities, pq
 
-from nursery_queue._runtime._connection_use import awaiting_answer
 from nursery_queue._runtime._timekeeper import held
 
 
@@ -40,7 +39,7 @@ async def request_cancel(conn: psycopg.AsyncConnection[Any]) -> None:
     So a request can never hit the statement after the one it was meant for. Bound it by a
     cancel scope. Raises `OperationalError` if the server cannot be asked.
     """
-    with held(), awaiting_answer():
+    with held():
         if capabilities.has_cancel_safe():
             await _request_cancel(conn)
         else:  # libpq before 17

@@ -24,6 +24,7 @@ from psycopg.adapt import AdaptersMap
 from psycopg.errors import CancellationTimeout, QueryCanceled
 from psycopg.rows import TupleRow
 
+from nursery_queue._runtime._connection_use import awaiting_answer
 from nursery_queue._runtime._timekeeper import ClockStuck, really_move_on_after
 
 from ._cancelling import request_cancel
@@ -48,9 +49,8 @@ if TYPE_CHECKING:
 
 RV = TypeVar("RV")
 
-_ACTIVE, _IDLE = pq.TransactionStatus.ACTIVE, pq.TransactionStatus.IDLE
-_INERROR = pq.TransactionStatus.INERROR
-
+_STATUS = pq.TransactionStatus
+_ACTIVE, _IDLE, _INERROR = _STATUS.ACTIVE, _STATUS.IDLE, _STATUS.INERROR
 _log = logging.getLogger(__name__)
 
 
@@ -213,7 +213,8 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         patience = min(0.25, self.cancel_timeout)
         answered = False
         try:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + self.cancel_timeout):
+            deadline = trio.current_time() + self.cancel_timeout
+            with awaiting_answer(), trio.CancelScope(shield=True, deadline=deadline):
                 while 0 < patience <= self.cancel_timeout:
                     await self._ask_to_cancel(self.cancel_timeout)
                     with really_move_on_after(patience):
@@ -236,9 +237,8 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         """Shield BEGIN, COMMIT or ROLLBACK; close the connection if it takes too long."""
         self._in_finishing += 1
         try:
-            with trio.CancelScope(
-                shield=True, deadline=trio.current_time() + self.finish_timeout
-            ) as scope:
+            deadline = trio.current_time() + self.finish_timeout
+            with awaiting_answer(), trio.CancelScope(shield=True, deadline=deadline) as scope:
                 yield
         finally:
             self._in_finishing -= 1

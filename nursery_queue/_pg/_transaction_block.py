@@ -13,7 +13,6 @@ from psycopg import pq
 from psycopg.errors import InFailedSqlTransaction
 
 from nursery_queue._core._errors import CommitOutcomeUnknown
-from nursery_queue._runtime._connection_use import awaiting_answer
 
 from ._errors import is_answer
 
@@ -73,7 +72,7 @@ class TransactionBlock(psycopg.AsyncTransaction):
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> bool:
-        with self._owner.finishing(what), awaiting_answer():
+        with self._owner.finishing(what):
             swallow = await super().__aexit__(exc_type, exc_val, exc_tb)
             await self._owner.sync_pipeline()  # in a pipeline it was only queued
         return swallow

@@ -24,8 +24,8 @@ class ConnectionUse:
     open: dict[object, int] = attrs.field(factory=dict[object, int], init=False)
     # When a call was last cancelled while it waited for a connection; on trio's clock.
     gave_up_at: float = attrs.field(default=-math.inf, init=False)
-    # Statements that are being cancelled, and COMMITs and ROLLBACKs: none of them can be given
-    # up at once, so a server that is silent keeps a handler that has been cancelled.
+    # Statements that are being cancelled, and BEGINs, COMMITs and ROLLBACKs: none of them can be
+    # given up at once, so a server that is silent keeps a handler that has been cancelled.
     unanswered: int = attrs.field(default=0, init=False)
 
 

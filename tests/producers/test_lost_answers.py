@@ -91,9 +91,15 @@ def on_async_core(dsn: str, verb: str, *args: Any) -> None:
 def on_django(dsn: str, verb: str, *args: Any) -> None:
     with closing(connections.create_connection("default")) as conn:
         told = parts(dsn)
-        conn.settings_dict |= {
-            name.upper(): str(told.pop(name, "")) for name in ("user", "password", "host", "port")
-        } | {"NAME": told.pop("dbname"), "OPTIONS": told}
+        # Not in place: the settings are those of every connection to come.
+        conn.settings_dict = (
+            conn.settings_dict
+            | {
+                name.upper(): str(told.pop(name, ""))
+                for name in ("user", "password", "host", "port")
+            }
+            | {"NAME": told.pop("dbname"), "OPTIONS": told}
+        )
         usual, connections["default"] = connections["default"], conn
         try:
             getattr(nq.producer(conn), verb)(*args)

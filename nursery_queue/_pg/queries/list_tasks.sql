@@ -1,6 +1,7 @@
 -- A page of tasks, newest first, without what can be large unless asked for. Only the tasks of
 -- the page are looked up everywhere; which they are is found where tasks in that state are.
--- Walks task_pkey, or finished_pkey or the like, backwards.
+-- Walks task_pkey, or finished_pkey or the like, backwards, and looks tasks up one by one: a join
+-- may be planned as a walk through all of them (offset 0).
 with page as materialized (
     (select id from nursery_queue.task
       where %(state)s::text is null
@@ -23,7 +24,8 @@ with page as materialized (
     union all
     (select place.task_id
        from nursery_queue.scheduled as place
-       join nursery_queue.task on task.id = place.task_id
+      cross join lateral (select queue, task_type from nursery_queue.task
+                           where task.id = place.task_id offset 0) as task
       where %(state)s::text = 'scheduled'
         and (%(queue)s::text is null or queue = %(queue)s::text)
         and (%(task_type)s::text is null or task_type = %(task_type)s::text)
@@ -33,7 +35,8 @@ with page as materialized (
     union all
     (select place.task_id
        from nursery_queue.running as place
-       join nursery_queue.task on task.id = place.task_id
+      cross join lateral (select queue, task_type from nursery_queue.task
+                           where task.id = place.task_id offset 0) as task
       where %(state)s::text = 'running'
         and (%(queue)s::text is null or queue = %(queue)s::text)
         and (%(task_type)s::text is null or task_type = %(task_type)s::text)
@@ -43,7 +46,8 @@ with page as materialized (
     union all
     (select place.task_id
        from nursery_queue.finished as place
-       join nursery_queue.task on task.id = place.task_id
+      cross join lateral (select queue, task_type from nursery_queue.task
+                           where task.id = place.task_id offset 0) as task
       where %(state)s::text = 'succeeded' and place.state = 'succeeded'
         and (%(queue)s::text is null or queue = %(queue)s::text)
         and (%(task_type)s::text is null or task_type = %(task_type)s::text)
@@ -54,7 +58,8 @@ with page as materialized (
     -- Those that ended badly have an index of their own: they may be few among many.
     (select place.task_id
        from nursery_queue.finished as place
-       join nursery_queue.task on task.id = place.task_id
+      cross join lateral (select queue, task_type from nursery_queue.task
+                           where task.id = place.task_id offset 0) as task
       where %(state)s::text in ('failed', 'cancelled')
         and place.state = %(state)s::text and place.state <> 'succeeded'
         and (%(queue)s::text is null or queue = %(queue)s::text)
