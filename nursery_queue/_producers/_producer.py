@@ -75,7 +75,9 @@ class Producer(abc.ABC):
         On Django's connection this is its `on_commit`. On a SQLAlchemy session they are called
         in order, in the thread that commits, when the transaction is over; an error is logged
         and counted, the others are called all the same. They may use the session itself, unless
-        it is in a `with session.begin():`, which SQLAlchemy wants to be left first.
+        it is in a `with session.begin():`, which SQLAlchemy wants to be left first. In a session
+        that is part of a transaction of its connection they are dropped, with a warning, as its
+        `commit()` commits nothing.
 
         Raises:
             TypeError: *fn* cannot be called, or is async; or this is a connection of psycopg or
@@ -149,7 +151,9 @@ class AsyncProducer(abc.ABC):
 
         *fn* may be async. On an `AsyncSession` the callbacks run within `commit()`: they start
         in order, at most 10 at once, each for at most 30 s; an error is logged and counted, the
-        others run all the same. On a `Transaction` this is its own `after`.
+        others run all the same. In a session that is part of a transaction of its connection
+        they are dropped, with a warning, as its `commit()` commits nothing. On a `Transaction`
+        this is its own `after`.
 
         Raises:
             TypeError: *fn* cannot be called; or this is a connection of psycopg or of

@@ -2,22 +2,29 @@
 
 Calls wait with the transaction, or the savepoint, that was the innermost when they came. A
 savepoint that is released hands them on to what is around it; what is rolled back takes them
-with it.
+with it. Where the session is part of a transaction of somebody's, as in tests that roll all back,
+what the session calls its commit is none, and SQLAlchemy tells of a connection's commit only
+before it: calls are dropped there, and a warning says so.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 
 from weakref import WeakKeyDictionary
 
 import attrs
 
-from sqlalchemy import event
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import await_only
 
 from ._call import Call, call_all
+
+
+log = logging.getLogger("nursery_queue")
 
 
 @attrs.define(eq=False)
@@ -70,8 +77,27 @@ def _after_end(session: Session, transaction: SessionTransaction) -> None:
         outer = _of(around)
         outer.calls += waiting.calls
         outer.on_asyncio |= waiting.on_asyncio
+    elif _is_part_of_another(session):
+        count = len(waiting.calls)
+        log.warning(_DROPPED, count, *(("s", "are") if count > 1 else ("", "is")))
     elif waiting.on_asyncio:
         await_only(call_all(waiting.calls))
     else:
         for call in waiting.calls:
             call.here()
+
+
+_DROPPED = (
+    "%d function%s for after the commit of a session %s not called: the session is part of a"
+    " transaction that was begun on its connection, so its commit() has committed nothing. Call"
+    " them after the commit of the connection"
+)
+
+
+def _is_part_of_another(session: Session) -> bool:
+    """Whether the connection that *session* was given is still in a transaction."""
+    try:
+        bind = session.get_bind()
+    except UnboundExecutionError:  # it has one for each table, and no producer works there
+        return False
+    return isinstance(bind, Connection) and bind.in_transaction()

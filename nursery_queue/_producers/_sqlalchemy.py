@@ -10,8 +10,8 @@ from typing import Any, LiteralString, TypeVarTuple
 
 import attrs
 
-from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, CursorResult
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
@@ -58,10 +58,27 @@ def fetch(
     driver: Any = connection.connection.driver_connection
     if is_alone(driver):
         with _truthful(driver) if writes else contextlib.nullcontext():
-            return connection.exec_driver_sql(statement, params).all()
-    # A savepoint of the connection, as one of the session would flush it.
-    with connection.begin_nested():
-        return connection.exec_driver_sql(statement, params).all()
+            return _execute(connection, statement, params).all()
+    # A savepoint of our own, as one of the session would flush it, and one of the connection would
+    # be streamed like its results.
+    _execute(connection, "savepoint nursery_queue_producer")
+    try:
+        rows = _execute(connection, statement, params).all()
+    except BaseException:
+        with contextlib.suppress(SQLAlchemyError):  # the first error is the one to tell
+            _execute(connection, "rollback to savepoint nursery_queue_producer")
+            _execute(connection, "release savepoint nursery_queue_producer")
+        raise
+    _execute(connection, "release savepoint nursery_queue_producer")
+    return rows
+
+
+def _execute(
+    connection: Connection, statement: LiteralString, params: Mapping[str, Any] | None = None
+) -> CursorResult[Any]:
+    """Run *statement* with a cursor of the client, whatever is usual on *connection*."""
+    at_once: dict[str, Any] = {"stream_results": False, "yield_per": None}
+    return connection.exec_driver_sql(statement, params, execution_options=at_once)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import logging
 import threading
 
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -119,6 +120,45 @@ def test_autocommit_on_asyncio(outside: Outside, async_at: AsyncEngine, greet: G
             assert len(outside.tasks()) == 1
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("options", [{"stream_results": True}, {"yield_per": 5}])
+def test_a_connection_that_streams(
+    outside: Outside, at: sa.Engine, greet: Greet, options: dict[str, Any]
+) -> None:
+    """Ours are no results to stream: they come at once, and the owner's are streamed as before."""
+    with at.execution_options(**options).connect() as connection:
+        producer = nq.producer(connection)
+        ref = producer.enqueue(greet, "Ann")
+        with pytest.raises(exc.DBAPIError):
+            nq.producer(connection, schema="nowhere").enqueue(greet, "Ann")
+        assert len(producer.enqueue_many([greet.bind(str(number)) for number in range(20)])) == 20
+        assert producer.cancel(ref)
+        with connection.exec_driver_sql("select 1") as result:
+            assert result.context._is_server_side
+            result.all()
+        connection.commit()
+    assert len(outside.tasks()) == 21
+
+
+def test_a_session_with_several_engines(outside: Outside, at: sa.Engine, greet: Greet) -> None:
+    """Its connection for a table, or for an engine, takes the task into that transaction."""
+
+    class Routing(Session):
+        def get_bind(self, *_args: Any, **_kwargs: Any) -> sa.Engine:
+            return at if self._flushing else elsewhere
+
+    elsewhere = engine(outside.dsn)
+    with Session(binds={Note: at}) as by_table, Routing() as by_statement:
+        for session, how in ((by_table, {"mapper": Note}), (by_statement, {"bind": at})):
+            session.add(Note(word=str(how)))
+            session.flush()
+            connection = session.connection(bind_arguments=how)
+            nq.producer(connection).enqueue(greet, "Ann")
+            writers = "select from pg_stat_activity where backend_xid is not null"
+            assert len(outside.ask(writers)) == 1
+            session.rollback()
+    assert outside.tasks() == []
 
 
 def test_gathered_calls(outside: Outside, async_at: AsyncEngine, greet: Greet) -> None:
@@ -309,6 +349,45 @@ def test_after_in_a_flush(at: sa.Engine) -> None:
     assert called == ["before", "nested", "after"]
 
 
+@pytest.mark.parametrize("within", ["a transaction", "a savepoint"])
+@pytest.mark.parametrize("mode", ["conditional_savepoint", "create_savepoint", "rollback_only"])
+def test_a_session_in_somebody_s_transaction_commits_nothing(
+    outside: Outside,
+    at: sa.Engine,
+    greet: Greet,
+    caplog: pytest.LogCaptureFixture,
+    mode: Any,
+    within: str,
+) -> None:
+    """Its callbacks are dropped, and that is said: nobody tells when the connection commits."""
+    told: list[str] = []
+    with at.connect() as connection, connection.begin():
+        if within == "a savepoint":
+            connection.begin_nested()
+        with Session(connection, join_transaction_mode=mode) as session:
+            producer = nq.producer(session)
+            producer.enqueue(greet, "Ann")
+            producer.after(told.append, "Ann")
+            session.commit()
+        assert outside.tasks() == []
+    assert told == []
+    assert "1 function for after the commit of a session is not called" in caplog.text
+
+
+def test_a_session_that_controls_the_connection_commits(
+    outside: Outside, at: sa.Engine, greet: Greet
+) -> None:
+    """Its commit is that of the connection, so its callbacks are called."""
+    told: list[list[int]] = []
+    with at.connect() as connection:
+        connection.begin()
+        with Session(connection, join_transaction_mode="control_fully") as session:
+            ref = nq.producer(session).enqueue(greet, "Ann")
+            nq.producer(session).after(lambda: told.append(outside.tasks()))
+            session.commit()
+    assert told == [[ref.id]]
+
+
 def test_the_session_can_be_used_in_a_callback(
     outside: Outside, at: sa.Engine, greet: Greet
 ) -> None:
@@ -438,6 +517,26 @@ def test_after_on_asyncio(outside: Outside, async_at: AsyncEngine, greet: Greet)
             assert tasks.callbacks == nq.CallbackCounts(finished=5)
 
     asyncio.run(main())
+
+
+def test_an_async_session_in_somebody_s_transaction_commits_nothing(
+    outside: Outside, async_at: AsyncEngine, greet: Greet, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its callbacks are dropped, and that is said."""
+    told: list[str] = []
+
+    async def main() -> None:
+        async with async_at.connect() as connection, connection.begin():
+            async with AsyncSession(connection) as session:
+                producer = nq.producer(session)
+                await producer.enqueue(greet, "Ann")
+                producer.after(told.append, "Ann")
+                await session.commit()
+            assert outside.tasks() == []
+
+    asyncio.run(main())
+    assert told == []
+    assert "1 function for after the commit of a session is not called" in caplog.text
 
 
 def test_savepoints_on_asyncio(async_at: AsyncEngine) -> None:
