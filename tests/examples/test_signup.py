@@ -21,7 +21,7 @@ EVERYWHERE = ["fastapi_signup", "flask_signup", "django_signup", "starlette_sign
 END = dict.fromkeys(EVERYWHERE, -signal.SIGTERM) | {"starlette_signup": 0}
 # What holds a request up at one step.
 WELCOME = "lock table nursery_queue.task in share mode"
-ENQUEUE = "insert into nursery_queue.task"
+ENQUEUE = "nursery_queue.store("
 THANKS = "select from person where email = 'ann@example.org' for update"
 
 everywhere = pytest.mark.parametrize("site", EVERYWHERE, indirect=True)
