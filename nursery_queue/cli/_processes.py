@@ -32,10 +32,11 @@ async def run_processes(count: int, args: Sequence[str]) -> int:
     """Run *count* workers with *args* until all have ended; return their worst exit code.
 
     The first must have reached the database before the others start, so that what is wrong
-    with all of them is told once. One that finds the database away after that is started again,
-    ever more slowly; one that cannot start for a reason that no waiting cures ends them all. None
-    that has been at work is started again. When this process dies, however that happens, they
-    end, too.
+    with all of them is told once. One that finds the database away after that, or is killed before
+    it is at work, is started again, ever more slowly; one that ends with exit code 2, for which
+    there is no cure by waiting, ends them all. One that ends otherwise, or has been at work, is not
+    started again, and the others go on. When this process dies, however that happens, they end,
+    too.
     """
     family = Family(args)
     escalation = Escalation([family.stop, family.stop], family.kill)
@@ -84,25 +85,30 @@ class Family:
     ) -> None:
         """Run a worker process until it is not to be started again.
 
-        Ready when it is in the database, or has ended.
+        Ready when it is in the database, has ended or, after a stop, is not started at all.
         """
         rng, ready = new_rng(), False
         for failures in itertools.count(1):
+            if self.stopping:
+                break
             process, came_in = await self._lived(number, None if ready else task_status)
             ready = ready or came_in
-            if process.returncode != UNREACHABLE or not self.reached or self._over.is_set():
+            passing = _passing_trouble(process, came_in=came_in)
+            if passing is None or not self.reached or self._over.is_set():
+                self._bury(number, process)
                 break
             delay = Backoff().delay(failures, rng)
             log.warning(
-                "worker %d (process %d) could not reach the database: starting it again in %.3g s",
+                "worker %d (process %d) %s: starting it again in %.3g s",
                 number,
                 process.pid,
+                passing,
                 delay,
             )
             with trio.move_on_after(delay):
                 await self._over.wait()
+            if self._over.is_set():
                 return  # it had nothing in hand
-        self._bury(number, process)
         if not ready:
             task_status.started()
 
@@ -118,6 +124,8 @@ class Family:
             finally:
                 os.close(its_ready)
             self._children[number] = process
+            if self.stopping:  # the stop came while a thread was making the process
+                process.terminate()
             try:
                 await trio.lowlevel.wait_readable(answer)
                 if came_in := bool(answer.read(1)):
@@ -149,11 +157,15 @@ class Family:
         code = process.returncode
         assert code is not None
         if code < 0:
-            name = signal.Signals(-code).name
             # Told to stop before it could listen: it had nothing in hand.
             clean = self.stopping and -code == signal.SIGTERM
             if not clean:
-                log.error("worker %d (process %d) was killed by %s", number, process.pid, name)
+                log.error(
+                    "worker %d (process %d) was killed by %s",
+                    number,
+                    process.pid,
+                    _signal_of(process),
+                )
             code = CLEAN if clean else PROBLEM
         elif code != CLEAN:
             log.error("worker %d (process %d) ended with exit code %d", number, process.pid, code)
@@ -195,3 +207,19 @@ class Family:
         """Let go of the pipe; a child that is still there ends, too."""
         for descriptor in self._life:
             os.close(descriptor)
+
+
+def _passing_trouble(process: trio.Process, *, came_in: bool) -> str | None:
+    """Say what has kept a worker from starting, if another time may be better."""
+    assert process.returncode is not None
+    if process.returncode == UNREACHABLE:
+        return "could not reach the database"
+    if process.returncode < 0 and not came_in:
+        return f"was killed by {_signal_of(process)} before it was at work"
+    return None
+
+
+def _signal_of(process: trio.Process) -> str:
+    """Return the name of the signal that has ended a process."""
+    assert process.returncode is not None
+    return signal.Signals(-process.returncode).name

@@ -170,8 +170,8 @@ class WorkerCommand(click.Command):
     kinds=(int,),
     show_default=True,
     metavar="N",
-    help="Worker processes, each with these settings; one that finds the database away when it"
-    " starts is started again, one that dies is not.",
+    help="Worker processes, each with these settings; one that finds the database away, or is"
+    " killed, before it is at work is started again; one that dies at work is not.",
 )
 @setting(
     "--pool-size",

@@ -5,12 +5,15 @@ import os
 import re
 import signal
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
+from nursery_queue.cli._processes import Family
 from tests.cli.conftest import Run, Start
-from tests.cli.processes import is_alive, rows, until
+from tests.cli.processes import PATIENCE, is_alive, rows, until
 from tests.cli.test_watch import Doors, doors
 from tests.cli.test_worker import STATES, TERM, WORKERS, enqueue
 
@@ -160,6 +163,39 @@ def test_the_third_signal_ends_them_all(start: Start, migrated: str, mark: Path)
     assert code == 1
 
 
+@pytest.fixture
+def family(clean: Path, migrated: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Family]:
+    """A parent of worker processes in this process; none has been started yet."""
+    monkeypatch.setenv("NURSERY_QUEUE_DSN", migrated)
+    family = Family(["shop:app"])
+    yield family
+    family.end()
+
+
+async def test_a_stop_reaches_one_that_is_being_started(family: Family) -> None:
+    """A child that the operating system has not handed over yet is stopped as the others are."""
+    starts = trio.to_thread.current_default_thread_limiter()
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(family.raise_child, 1)
+            while not starts.borrowed_tokens:  # a thread makes the process
+                await trio.lowlevel.checkpoint()
+            family.stop(TERM)
+
+    assert family.codes == [0]
+
+
+async def test_none_is_started_after_a_stop(family: Family) -> None:
+    """A child whose turn comes after the stop is not started at all."""
+    family.stop(TERM)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(family.raise_child, 1)
+            nursery.start_soon(family.raise_child, 2)
+
+    assert family.codes == []
+
+
 def test_one_that_dies_is_not_restarted(start: Start, migrated: str) -> None:
     """The others go on; at the end the worst exit code is the parent's."""
     with start("worker", "shop:app", "--processes", "2") as parent:
@@ -180,7 +216,7 @@ SECOND_WAITS = """
 import sys
 
 if any(each.startswith("2:") for each in sys.argv):
-    Path("second").touch()
+    Path("second").write_text(f"{os.getpid()}\\n")
     while not Path("go").exists():
         time.sleep(0.01)
 """
@@ -226,6 +262,28 @@ def test_one_that_waits_to_be_started_again_keeps_nobody(
         code = parent.code()
 
     assert code == 0
+
+
+def test_one_that_is_killed_at_its_start_is_started_again(
+    start: Start, migrated: str, second_waits: Path
+) -> None:
+    """It had nothing in hand, and what has killed it may be over: memory that ran short, say."""
+    with start("worker", "shop:app", "--processes", "2") as parent:
+        until(lambda: complete(second_waits / "second"), "the second")
+        parent.line("ready: ")
+        os.kill(int((second_waits / "second").read_text()), KILL)
+        parent.line("worker 2 .* was killed by SIGKILL .*: starting it again in ")
+        (second_waits / "go").touch()
+        parent.line("ready: ", count=2)
+        parent.send(TERM)
+        code = parent.code()
+
+    assert code == 0
+
+
+def complete(file: Path) -> bool:
+    """Whether there is a whole line in *file*."""
+    return file.exists() and file.read_text().endswith("\n")
 
 
 def test_one_that_never_can_start_ends_them_all(
