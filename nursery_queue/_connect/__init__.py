@@ -88,7 +88,9 @@ async def migrate(dsn: str = "", *, schema: str = DEFAULT_SCHEMA) -> list[int]:
     wait. Each migration is a transaction: one that fails or is cancelled leaves nothing.
 
     Raises:
-        SchemaError: The schema is newer than this code, or the database is not in UTF8.
+        SchemaError: The schema was made by newer code, or by other files of the same version;
+            or a version is there that the table `migration` does not have; or the database is
+            not in UTF8.
         TransientError: The database cannot be reached.
         psycopg.Error: It refuses us.
     """

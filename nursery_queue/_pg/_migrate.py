@@ -8,11 +8,15 @@ import hashlib
 import importlib.resources
 import re
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import attrs
+import psycopg
 import trio
 
+from psycopg import errors
+
+from nursery_queue._core._error_text import one_line
 from nursery_queue._core._errors import SchemaError
 
 from ._connection import Connection
@@ -23,6 +27,12 @@ from ._sql import DEFAULT_SCHEMA, checked_schema, query, render
 
 # The longest role is called by eight letters more.
 _PREFIX = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,53}")
+_ALREADY_THERE = (
+    errors.DuplicateTable,
+    errors.DuplicateFunction,
+    errors.DuplicateColumn,
+    errors.DuplicateObject,
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -70,28 +80,45 @@ async def check(conn: Connection, schema: str = DEFAULT_SCHEMA) -> None:
     """
     await _check_encoding(conn)
     have = await applied(conn, schema)
-    need = {migration.version: migration for migration in migrations()}
-    newest = max(need)
+    _refuse_others(conn, schema, have)
     if not have:
         problem = f"is not there: run `nursery-queue migrate up{_schema_flag(schema)}`"
-    elif max(have) > newest:
-        problem = (
-            f"is newer (version {max(have)}) than this code knows ({newest}): upgrade nursery-queue"
-        )
-    elif missing := need.keys() - have.keys():
+    elif missing := {migration.version for migration in migrations()} - have.keys():
         problem = (
             f"is older (version {max(have)}, lacks {sorted(missing)}) than this code needs:"
             f" run `nursery-queue migrate up{_schema_flag(schema)}`"
         )
-    elif edited := [v for v, checksum in have.items() if need[v].checksum != checksum]:
+    else:
+        return
+    raise _error(conn, schema, problem)
+
+
+def _refuse_others(conn: Connection, schema: str, have: Mapping[int, str]) -> None:
+    """Raise `SchemaError`, saying what to do, if other code has made *schema*.
+
+    That is, if it has a version that this code does not know, or one with another checksum.
+    """
+    need = {migration.version: migration.checksum for migration in migrations()}
+    newest = max(need)
+    flag = _schema_flag(schema)
+    if have and max(have) > newest:
         problem = (
-            f"had other files applied as version {edited} than this code has:"
-            " was it made by an unreleased version?"
+            f"is newer (version {max(have)}) than this code knows ({newest}): upgrade nursery-queue"
+        )
+    elif edited := sorted(v for v in have.keys() & need.keys() if have[v] != need[v]):
+        problem = (
+            f"had other files applied as version {edited} than this code has, perhaps those of an"
+            " unreleased version: use that one, or make the schema anew with"
+            f" `nursery-queue migrate down --yes{flag}`, which deletes its tasks, and then"
+            f" `nursery-queue migrate up{flag}`"
         )
     else:
         return
-    msg = f"the schema {schema!r} in database {conn.info.dbname!r} {problem}"
-    raise SchemaError(msg)
+    raise _error(conn, schema, problem)
+
+
+def _error(conn: Connection, schema: str, problem: str) -> SchemaError:
+    return SchemaError(f"the schema {schema!r} in database {conn.info.dbname!r} {problem}")
 
 
 async def _check_encoding(conn: Connection) -> None:
@@ -110,7 +137,10 @@ async def _check_encoding(conn: Connection) -> None:
 
 
 async def up(conn: Connection, schema: str = DEFAULT_SCHEMA) -> list[Migration]:
-    """Apply what is missing and return it. Any number of processes may do so at once."""
+    """Apply what is missing and return it. Any number of processes may do so at once.
+
+    Raises `SchemaError`, and applies nothing, where other code has made the schema.
+    """
     checked_schema(schema)
     await _check_encoding(conn)
     done: list[Migration] = []
@@ -119,12 +149,13 @@ async def up(conn: Connection, schema: str = DEFAULT_SCHEMA) -> list[Migration]:
             have = await applied(conn, schema)
             if not have:
                 await conn.execute(query("create_migration_table", schema))
-            if newer := [version for version in have if version > migrations()[-1].version]:
-                msg = f"the schema {schema!r} is newer (version {max(newer)}) than this code knows"
-                raise SchemaError(msg)
+            _refuse_others(conn, schema, have)
             if migration.version in have:
                 continue
-            await conn.execute(render(migration.up, schema))
+            try:
+                await conn.execute(render(migration.up, schema))
+            except _ALREADY_THERE as exc:
+                raise _unrecorded(conn, schema, migration, exc) from exc
             await conn.fetch(
                 query("record_migration", schema),
                 {
@@ -135,6 +166,18 @@ async def up(conn: Connection, schema: str = DEFAULT_SCHEMA) -> list[Migration]:
             )
             done.append(migration)
     return done
+
+
+def _unrecorded(
+    conn: Connection, schema: str, migration: Migration, exc: psycopg.Error
+) -> SchemaError:
+    return _error(
+        conn,
+        schema,
+        f"does not record version {migration.version} ({migration.name}), and has what that makes:"
+        f" {one_line(str(exc))}. If the row of version {migration.version} was deleted from"
+        f" {schema}.migration, put it back: {_record(migration, schema).strip()}",
+    )
 
 
 async def down(conn: Connection, schema: str = DEFAULT_SCHEMA, *, to: int = 0) -> list[Migration]:
@@ -160,14 +203,17 @@ def sql(schema: str = DEFAULT_SCHEMA) -> str:
     parts = [query("begin_migration", schema), query("create_migration_table", schema)]
     for migration in migrations():
         parts.append(render(migration.up, schema))
-        parts.append(
-            render(
-                "insert into nursery_queue.migration (version, name, checksum) values"  # noqa: S608  # our own files' names
-                f" ({migration.version}, '{migration.name}', '{migration.checksum}');\n",
-                schema,
-            )
-        )
+        parts.append(_record(migration, schema))
     return "begin isolation level read committed;\n\n" + "\n".join(parts) + "\ncommit;\n"
+
+
+def _record(migration: Migration, schema: str) -> str:
+    """Return a statement that notes *migration* as applied."""
+    return render(
+        "insert into nursery_queue.migration (version, name, checksum) values"  # noqa: S608  # our own files' names
+        f" ({migration.version}, '{migration.name}', '{migration.checksum}');\n",
+        schema,
+    )
 
 
 def roles(schema: str = DEFAULT_SCHEMA, prefix: str | None = None) -> str:

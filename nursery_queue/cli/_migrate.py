@@ -32,7 +32,8 @@ def migrate() -> None:
 def up(database: Database, as_json: bool) -> None:
     """Apply what is missing; prints each migration it applied.
 
-    Any number of processes may do so at once. Nothing to do is fine, too.
+    Any number of processes may do so at once. Nothing to do is fine, too. A schema that other
+    code has made, which `check` refuses, is left as it is.
     """
     done = database.run(migrate_up)
     _show(done, as_json=as_json)
@@ -102,7 +103,10 @@ def sql(roles: bool, prefix: str | None, schema: str) -> None:
 @migrate.command()
 @database
 def check(database: Database) -> None:
-    """Exit with 0 if the tables are what this code needs, else say what to do."""
+    """Exit with 0 if the schema has the migrations of this code, else say what to do.
+
+    Compares the versions and checksums that were recorded; does not look at the tables.
+    """
     database.run(check_schema)
     say(f"schema {database.schema!r} is up to date")
 

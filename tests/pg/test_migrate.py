@@ -301,11 +301,48 @@ async def test_a_newer_schema(
 
 
 async def test_another_migration_of_the_same_number(conn: Connection) -> None:
-    """A step that was edited after it had been applied is noticed."""
+    """A step that was edited after it had been applied is refused, by `up` too."""
     await _migrate.up(conn)
     await conn.execute("update nursery_queue.migration set checksum = 'x'")
-    with pytest.raises(SchemaError, match=rf"other files.*version \[{', '.join(map(str, OURS))}\]"):
-        await _migrate.check(conn)
+    told = (
+        rf"other files.*version \[{', '.join(map(str, OURS))}\].*: use that one, or .*"
+        "`nursery-queue migrate down --yes`, which deletes its tasks, and then"
+        " `nursery-queue migrate up`"
+    )
+    for refuses in (_migrate.check, _migrate.up):
+        with pytest.raises(SchemaError, match=told):
+            await refuses(conn)
+
+    await _migrate.down(conn)  # what we were told to do
+    await _migrate.up(conn)
+    await _migrate.check(conn)
+
+
+async def test_up_changes_nothing_where_other_files_were_applied(
+    conn: Connection, known: Callable[[Sequence[Migration]], None]
+) -> None:
+    """What is missing is not put on top of what this code does not know."""
+    await _migrate.up(conn)
+    await conn.execute("update nursery_queue.migration set checksum = 'x' where version = 1")
+    known([*migrations(), LATER])
+    with pytest.raises(SchemaError, match=r"other files.*version \[1\]"):
+        await _migrate.up(conn)
+
+    assert await versions(conn) == OURS
+
+
+async def test_a_version_without_its_record(conn: Connection) -> None:
+    """Where what a step makes is there already, the message says what may have happened."""
+    await _migrate.up(conn)
+    await conn.execute("delete from nursery_queue.migration where version = 1")
+    told = (
+        r"'nursery_queue'.*version 1 \(tables\).*already exists.*row of version 1 .*"
+        "nursery_queue.migration.*put it back"
+    )
+    with pytest.raises(SchemaError, match=told):
+        await _migrate.up(conn)
+
+    assert await versions(conn) == OURS[1:]
 
 
 @pytest.mark.parametrize(
