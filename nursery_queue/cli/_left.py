@@ -23,9 +23,10 @@ PATIENCE = 5.0  # seconds for the answer; the work is done, and nobody waits lon
 
 
 async def tell_what_is_left(client: Client, served: Container[str] | None, where: str) -> None:
-    """Log one line about the ready tasks in the queues *served*; None: all queues.
+    """Log a line about the ready tasks in the queues *served*; None: all queues.
 
-    Without such tasks there is no line. An answer that fails or does not come is logged as
+    And one about those that are scheduled, which wait for their time or their next attempt.
+    Without such tasks there is no such line. An answer that fails or does not come is logged as
     that: the work is done all the same.
     """
     trouble = f"no answer within {PATIENCE:g} s"
@@ -35,18 +36,29 @@ async def tell_what_is_left(client: Client, served: Container[str] | None, where
         except (NurseryQueueError, DatabaseError) as exc:
             trouble = one_line(str(exc))
         else:
-            left = [each for each in queues if each.ready and (not served or each.name in served)]
-            if left:
-                log.warning("left %s", _in_words(left, where))
+            ours = [each for each in queues if not served or each.name in served]
+            if ready := [each for each in ours if each.ready]:
+                log.warning("left %s", _ready(ready, where))
+            if later := [each for each in ours if each.scheduled]:
+                log.info("left %s", _scheduled(later))
             return
     log.warning("which tasks are left could not be found out: %s", trouble)
 
 
-def _in_words(left: Sequence[QueueStatus], where: str) -> str:
-    total = sum(each.ready for each in left)
-    return f"{total} ready task{'' if total == 1 else 's'}: " + "; ".join(
+def _ready(left: Sequence[QueueStatus], where: str) -> str:
+    return f"{_tasks('ready', sum(each.ready for each in left))}: " + "; ".join(
         f"{each.ready} of queue {each.name}, {_reason(each, where)}" for each in left
     )
+
+
+def _scheduled(left: Sequence[QueueStatus]) -> str:
+    return f"{_tasks('scheduled', sum(each.scheduled for each in left))}: " + "; ".join(
+        f"{each.scheduled} of queue {each.name}" for each in left
+    )
+
+
+def _tasks(state: str, count: int) -> str:
+    return f"{count} {state} task{'' if count == 1 else 's'}"
 
 
 def _reason(queue: QueueStatus, where: str) -> str:

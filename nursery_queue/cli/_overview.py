@@ -43,8 +43,8 @@ def _usual(name: str) -> QueueStatus:
 
 
 def open_or_paused(queue: QueueStatus) -> str:
-    """Say in a word whether tasks of *queue* may start."""
-    return "paused" if queue.paused or queue.max_running == 0 else "open"
+    """Say in a word whether *queue* is paused; one with a limit of 0 is not, and shows that."""
+    return "paused" if queue.paused else "open"
 
 
 def limit_of(queue: QueueStatus) -> object:

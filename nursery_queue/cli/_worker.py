@@ -161,7 +161,7 @@ class WorkerCommand(click.Command):
     "--drain",
     is_flag=True,
     kinds=(bool,),
-    help="End when there is nothing to do; says what is left.",
+    help="End when nothing is ready to be done; says what is left, for later too.",
 )
 @setting(
     "--processes",

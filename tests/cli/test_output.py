@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -66,6 +67,18 @@ def test_a_terminal_gets_a_table(project: Path, many: str, args: tuple[str, ...]
     assert "\x1b" not in shown
     assert "\t" not in shown
     assert max(len(line.rstrip("\r")) for line in shown.splitlines()) <= 80
+
+
+@pytest.mark.parametrize("args", [("queues", "list"), ("status",)])
+def test_a_limit_of_0_is_shown_as_what_it_is(
+    project: Path, migrated: str, args: tuple[str, ...]
+) -> None:
+    """A terminal shows what is set, as JSON does: a queue that is not paused, and its limit."""
+    rows(migrated, "insert into nursery_queue.queue (name, max_running) values ('mail', 0)")
+
+    _, shown = in_terminal(*args, cwd=project, env={"NURSERY_QUEUE_DSN": migrated, "NO_COLOR": "1"})
+
+    assert re.search(r"mail +open +0 ", shown)
 
 
 def test_colours_are_for_terminals_that_want_them(project: Path, many: str) -> None:

@@ -77,6 +77,20 @@ def test_drain_says_what_it_has_left_and_why(cli: Run, migrated: str) -> None:
     )
 
 
+def test_drain_says_how_many_tasks_it_leaves_for_later(cli: Run, migrated: str) -> None:
+    """Those that wait for their time or their next attempt, in the queues it serves."""
+    later = "insert into nursery_queue.task (task_type, queue, run_at) values (%s, %s, %s)"
+    for queue in ("mail", "mail", "default", "elsewhere"):
+        rows(migrated, later, ["hello", queue, "2100-01-01T00:00Z"])
+
+    done = cli("worker", "shop:app", "--drain", "-q", "mail", "-q", "default")
+
+    assert done.returncode == 0
+    (said,) = [line for line in done.stderr.splitlines() if " left " in line]
+    assert "INFO" in said
+    assert said.endswith("left 3 scheduled tasks: 1 of queue default; 2 of queue mail")
+
+
 def test_drain_that_leaves_nothing_says_nothing_of_it(cli: Run, migrated: str) -> None:
     """Nor does one that was stopped before it was idle."""
     enqueue(migrated, "hello")
