@@ -1,7 +1,8 @@
 """Python values to what JSON has, and back, by annotation.
 
-Bytes become base64, instants ISO 8601, durations seconds, sets arrays; Decimal, UUID, paths, IP
-addresses and networks become strings. The way back is strict: an array comes from an array, an
+Bytes become base64, instants ISO 8601, durations seconds (a string where a float would round
+them), sets arrays, enums their values; Decimal, UUID, paths, IP addresses and networks become
+strings. The way back is strict: an array comes from an array, an
 object from an object.
 """
 
@@ -32,10 +33,13 @@ from ._leaves import (
     Dump,
     Load,
     MisfitError,
+    dump_member,
+    is_enum,
     load_enum,
     load_literal,
     load_literal_string,
     named,
+    refuse_subclass,
     shortened,
 )
 from ._shapes import (
@@ -53,6 +57,7 @@ from ._shapes import (
     load_mapping,
     load_typed_dict,
     load_union,
+    resolve_fields,
 )
 
 
@@ -94,9 +99,32 @@ def no_way(error: BaseException, hint: Any) -> str:
 class _Converter(cattrs.Converter):
     """cattrs, where an object is structured from a JSON object and from nothing else."""
 
+    def get_structure_hook(self, type: Any, cache_result: bool = True) -> Load:  # noqa: A002  # as cattrs has it
+        """Return the way back to *type*; by class it would be that of what an enum is made of."""
+        load: Load = super().get_structure_hook(type, cache_result)
+        if load not in _OURS:
+            return load
+        if is_enum(type) and not issubclass(type, str | int):  # those are built by their hooks
+            return load_enum(type, self)
+        refuse_subclass(type, load)
+        return load
+
+    def gen_unstructure_attrs_fromdict(self, cl: type[Any]) -> Dump:
+        """Return the way of an attrs class or dataclass to JSON."""
+        resolve_fields(cl)
+        return super().gen_unstructure_attrs_fromdict(cl)
+
     def gen_structure_attrs_fromdict(self, cl: type[Any]) -> Load:
         """Return the way back to an attrs class or dataclass."""
+        resolve_fields(cl)
         return from_object(super().gen_structure_attrs_fromdict(cl), cl)
+
+
+def _load_enum(value: Any, hint: Any) -> Any:
+    return CONVERTER.get_structure_hook(hint)(value, hint)
+
+
+_OURS = (*LOADS.values(), _load_enum)
 
 
 def _is_anything(hint: Any) -> bool:
@@ -120,19 +148,19 @@ def _is_literal_string(hint: Any) -> bool:
     return hint is LiteralString
 
 
+def _dump_leaf(dump: Dump, value: Any) -> Any:
+    return dump_member(value, CONVERTER) if isinstance(value, enum.Enum) else dump(value)
+
+
 def _make() -> cattrs.Converter:
     converter = _Converter(forbid_extra_keys=True, unstruct_collection_overrides={abc.Set: list})
     for cls, load in LOADS.items():
         converter.register_structure_hook(cls, load)
     for cls, dump in DUMPS.items():
-        converter.register_unstructure_hook(cls, dump)
-
-    @functools.cache
-    def enums(hint: Any) -> Load:
-        return load_enum(hint, converter)
-
+        converter.register_unstructure_hook(cls, functools.partial(_dump_leaf, dump))
     # By class, because cattrs before 25.2 has a hook by class itself, and those go first.
-    converter.register_structure_hook(enum.Enum, lambda value, hint: enums(hint)(value, hint))
+    converter.register_structure_hook(enum.Enum, _load_enum)
+    converter.register_unstructure_hook(enum.Enum, lambda value: dump_member(value, converter))
     loads: list[tuple[Callable[[Any], bool], Callable[[Any, cattrs.Converter], Load]]] = [
         (_is_anything, _load_anything),
         (_is_literal, load_literal),
@@ -149,6 +177,7 @@ def _make() -> cattrs.Converter:
         converter.register_structure_hook_factory(predicate, make_load)
     dumps: list[tuple[Callable[[Any], bool], Callable[[Any, cattrs.Converter], Dump]]] = [
         (_is_anything, _dump_anything),
+        (_is_literal, _dump_anything),
         (is_array, dump_array),
         (is_fixed, dump_fixed),
         (is_typed_dict, dump_typed_dict),

@@ -7,11 +7,13 @@ a boolean.
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime as dt
 import enum
+import re
 import reprlib
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from ipaddress import (
     IPv4Address,
@@ -22,10 +24,12 @@ from ipaddress import (
     IPv6Network,
 )
 from pathlib import Path, PurePath
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeGuard, get_args, get_origin
 from uuid import UUID
 
 import cattrs
+
+from ._json import to_text
 
 
 Load = Callable[[Any, Any], Any]
@@ -83,19 +87,30 @@ def members(hint: Any) -> str:
     return named(hint)
 
 
+def is_enum(hint: object) -> TypeGuard[type[enum.Enum]]:
+    return isinstance(hint, enum.EnumType)
+
+
 def load_enum(hint: type[enum.Enum], converter: cattrs.Converter) -> Load:
-    members: list[enum.Enum] = list(hint)
-    plain = [(converter.unstructure(member.value), member) for member in members]
     if issubclass(hint, enum.Flag):  # its members are combined, and any number may be one
         return exactly(int)
-    return _one_of(plain, hint)
+    return _one_of(list(hint), hint, converter)
 
 
 def load_literal(hint: Any, converter: cattrs.Converter) -> Load:
-    return _one_of([(converter.unstructure(arg), arg) for arg in get_args(hint)], hint)
+    return _one_of(get_args(hint), hint, converter)
 
 
-def _one_of(choices: list[tuple[Any, Any]], hint: Any) -> Load:
+def dump_member(member: Any, converter: cattrs.Converter) -> Any:
+    """Return a member of an enum, or any other value, as JSON has it."""
+    return converter.unstructure(member.value if isinstance(member, enum.Enum) else member)
+
+
+def _one_of(values: Iterable[Any], hint: Any, converter: cattrs.Converter) -> Load:
+    choices = [(dump_member(value, converter), value) for value in values]
+    for plain, choice in choices:
+        to_text(plain, repr(choice))  # raises for what JSON has not
+
     def hook(value: Any, _: Any) -> Any:
         for plain, choice in choices:
             # Equal is not enough: 1 == True.
@@ -118,9 +133,29 @@ def _none(value: Any, _: Any) -> None:
 
 
 def _timedelta(value: Any, _: Any) -> dt.timedelta:
+    if type(value) is str:
+        return dt.timedelta(microseconds=_exact_seconds(value, _))
     if type(value) is not float and type(value) is not int:
         raise misfit("a number of seconds", value)
     return dt.timedelta(seconds=value)
+
+
+def _seconds(value: dt.timedelta) -> float | str:
+    """Return *value* in seconds: as a text if it is so long that a float would round it."""
+    seconds = value.total_seconds()
+    with contextlib.suppress(OverflowError):
+        if dt.timedelta(seconds=seconds) == value:
+            return seconds
+    return str(Decimal(value // _MICROSECOND).scaleb(-6))
+
+
+def _microseconds(text: str) -> int:
+    if not re.fullmatch(r"-?\d+\.\d{6}", text):  # as `_seconds` writes it, and nothing else
+        raise ValueError
+    return int(Decimal(text).scaleb(6))
+
+
+_MICROSECOND = dt.timedelta(microseconds=1)
 
 
 def _path(value: Any, hint: Any) -> Any:
@@ -148,6 +183,7 @@ def _decimal(value: Any, hint: Any) -> Any:
 
 
 _decimal_text = _parsed(Decimal, "a decimal number")
+_exact_seconds = _parsed(_microseconds, "a number of seconds")
 
 
 def load_literal_string(value: Any, _: Any) -> Any:
@@ -172,6 +208,18 @@ def _from_base64(text: str) -> bytes:
     return base64.b64decode(text, validate=True)
 
 
+# Classes of the user's own that these hooks build.
+_BUILT = frozenset({str, int, PurePath, Path})
+
+
+def refuse_subclass(hint: Any, load: Load) -> None:
+    """Raise `TypeError` if *load* is one of ours and would make something else than a *hint*."""
+    for base in getattr(hint, "__mro__", ())[1:]:
+        if LOADS.get(base) is load and base not in _BUILT and LOADS.get(hint) is not load:
+            msg = f"annotate it with {named(base)}, and make a {named(hint)} of it in the handler"
+            raise TypeError(msg)
+
+
 LOADS: Mapping[type[Any], Load] = {
     str: exactly(str),
     int: exactly(int),
@@ -194,7 +242,7 @@ DUMPS: Mapping[type[Any], Dump] = {
     dt.date: dt.date.isoformat,
     dt.datetime: dt.datetime.isoformat,
     dt.time: dt.time.isoformat,
-    dt.timedelta: dt.timedelta.total_seconds,
+    dt.timedelta: _seconds,
     Decimal: str,
     UUID: str,
     PurePath: str,

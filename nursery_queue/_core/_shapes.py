@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import enum
 import itertools
 import threading
 import types
@@ -10,7 +12,9 @@ import types
 from collections import abc, deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import (
+    Annotated,
     Any,
+    Literal,
     NotRequired,
     Required,
     Union,
@@ -27,7 +31,7 @@ import cattrs.cols
 from cattrs.errors import IterableValidationError, IterableValidationNote
 
 from ._json import is_of
-from ._leaves import Dump, Load, misfit, named
+from ._leaves import Dump, Load, dump_member, misfit, named
 
 
 _ARRAYS: Mapping[Any, Callable[[Any], Any]] = {
@@ -44,6 +48,7 @@ _ARRAYS: Mapping[Any, Callable[[Any], Any]] = {
     deque: deque,
 }
 _OBJECTS = frozenset({dict, abc.Mapping, abc.MutableMapping})
+_NO_KEYS = frozenset({int, float, bool, None, type(None), *_ARRAYS, *_OBJECTS})
 _EXACT = frozenset({str, int, float, bool, type(None)})
 
 
@@ -193,9 +198,26 @@ def is_object(hint: Any) -> bool:
 
 
 def load_mapping(hint: Any, converter: cattrs.Converter) -> Load:
-    """Return the way back to a mapping."""
+    """Return the way back to a mapping. Raises `TypeError` if none of its keys can be a string."""
+    keys = get_args(hint)[:1]
+    if keys and not _may_be_key(keys[0], converter):
+        msg = f"keys in JSON are strings, and {named(keys[0])} is none: convert them in the handler"
+        raise TypeError(msg)
     load = cattrs.cols.mapping_structure_factory(hint, converter, dict)  # pyright: ignore[reportUnknownMemberType]  # half typed in cattrs
     return from_object(load, hint)
+
+
+def _may_be_key(hint: Any, converter: cattrs.Converter) -> bool:
+    """Whether at least some values of *hint* are strings in JSON."""
+    origin = get_origin(hint)
+    if origin is Annotated:
+        return _may_be_key(hint.__origin__, converter)
+    if origin is Union or origin is types.UnionType:
+        return any(_may_be_key(arg, converter) for arg in get_args(hint))
+    if origin is Literal or isinstance(hint, enum.EnumType):
+        values: Iterable[Any] = hint if origin is None else get_args(hint)
+        return any(isinstance(dump_member(value, converter), str) for value in values)
+    return hint not in _NO_KEYS and origin not in _ARRAYS and not _is_class(hint)
 
 
 def is_mixed_union(hint: Any) -> bool:
@@ -238,6 +260,23 @@ def load_union(hint: Any, converter: cattrs.Converter) -> Load:
         raise misfit(expected, value)
 
     return hook
+
+
+def resolve_fields(cls: Any) -> None:
+    """Look up what the fields of an attrs class or dataclass name in quotes, itself for instance.
+
+    cattrs does so only for annotations that are in quotes as a whole. What cannot be found stays
+    as it is.
+    """
+    cls = get_origin(cls) or cls
+    with contextlib.suppress(NameError):
+        hints = get_type_hints(cls, localns={cls.__name__: cls}, include_extras=True)
+        if attrs.has(cls):
+            attrs.resolve_types(cls, localns={cls.__name__: cls})
+        else:
+            for field in dataclasses.fields(cls):
+                if not isinstance(field.type, str):
+                    field.type = hints[field.name]
 
 
 def is_typed_dict(hint: Any) -> bool:

@@ -81,7 +81,11 @@ def for_anybody(plan: Plan[T]) -> Plan[T]:
         "select encode(convert_to(coalesce(json_agg(answer), '[]')::text, 'UTF8'), 'hex')"  # noqa: S608  # ours
         f" from ({plan.statement}) as answer"
     )
-    return attrs.evolve(plan, statement=statement, read=lambda rows: plan.read(_told(rows)))
+
+    def read(rows: Sequence[Row]) -> T:
+        return plan.read(_told(rows))
+
+    return attrs.evolve(plan, statement=statement, read=read)
 
 
 def _told(rows: Sequence[Row]) -> list[Row]:

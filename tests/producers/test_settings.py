@@ -6,7 +6,6 @@ import datetime as dt
 
 from typing import Any
 
-import psycopg
 import pytest
 import sqlalchemy as sa
 
@@ -170,7 +169,7 @@ async def driver(given: Any) -> Any:
         return given.connection
     if isinstance(given, ConnectionProxy):
         return connections["default"].connection
-    if isinstance(given, psycopg.Connection | psycopg.AsyncConnection):
+    if hasattr(given, "pgconn"):
         return given
     if not isinstance(given, sa.Connection | AsyncConnection):
         given = await resolved(given.connection())
