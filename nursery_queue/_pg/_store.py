@@ -79,6 +79,8 @@ class PostgresStore(Sessions):
 
     _gone: int = attrs.field(default=0, init=False)  # parked since the last vacuum
     _park_after: Spot = attrs.field(default=Spot(""), init=False)  # where parking goes on
+    # What was refused the last time, by what was done: it is told once, not in every round.
+    _refused: dict[str, dict[str, str]] = attrs.field(factory=dict, init=False)
     _sweeper: Sweeper = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -389,7 +391,8 @@ class PostgresStore(Sessions):
         """Move tasks one by one, since *trouble* came of moving them together."""
         params = {key: min(EACH, most) if most == PARK else most for key, most in params.items()}
         ((moved, refused),) = await self._run(self._control, f"{name}_each", params)
-        for task_id, why in refused.items():
+        told, self._refused[name] = self._refused.get(name, {}), refused
+        for task_id, why in sorted(refused.items() - told.items()):
             log.error("%s: task %s is refused, and left out: %s", name, task_id, why)
         if not moved and isinstance(trouble, DatabaseRefused):
             raise trouble

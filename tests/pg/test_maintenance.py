@@ -226,6 +226,24 @@ async def test_a_scheduled_task_that_can_not_even_fail(
     assert f"task {bad} is refused, and left out: not this one; nor can it be set" in caplog.text
 
 
+async def test_a_refusal_that_lasts_is_told_once(
+    store: PostgresStore,
+    session: Session,
+    virtual_time: VirtualTime,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """However many rounds meet it; a task that is refused later is told of then."""
+    first, second = await add(store, run_after=5), await add(store, run_after=60)
+    refuse(session, first, "ready", "finished")
+    session.execute("insert into public.refused values (%s)", [second])
+    session.commit()
+    for seconds in (7, 7, 60, 7):
+        virtual_time.advance(seconds)
+        await store.promote()
+
+    assert [caplog.text.count(f"task {each} is refused") for each in (first, second)] == [1, 1]
+
+
 async def test_a_scheduled_task_that_a_transaction_holds(
     store: PostgresStore, session: Session, virtual_time: VirtualTime
 ) -> None:
