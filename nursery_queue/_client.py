@@ -370,23 +370,14 @@ class Client(Steering):
         self._check_open()
         return await self.store.retry(task_id(task))
 
-    async def promote(self) -> int:
-        """Make scheduled tasks that are due ready, and return how many; workers do so too."""
-        self._check_open()
-        return await self.store.promote()
-
     async def sweep(self, *, max_lost: int = MAX_LOST) -> int:
-        """Settle as lost what dead workers hold, and return how many; better left to workers."""
-        self._check_open()
-        return await self.store.sweep(max_lost=max_lost, tell=self._lost)
+        """Settle as lost what dead workers hold, and return how many; better left to workers.
 
-    async def prune(self) -> int:
-        """Delete tasks that ended longer ago than they are kept, and return how many.
-
-        One batch of at most 1,000; workers do so too.
+        Dead is whose lease has run out by the database's clock, and nothing else is asked: if that
+        has just been set ahead, these are the living. Workers have an eye on each other besides.
         """
         self._check_open()
-        return await self.store.prune()
+        return await self.store.sweep(max_lost=max_lost, tell=self._lost)
 
     def _lost(self, held: Held, settlement: Settlement) -> None:
         if self.audience.completed.wanted:

@@ -1,4 +1,4 @@
-"""What operators ask and steer: queues, workers, and many tasks at once."""
+"""What operators ask and steer: queues, workers, and many tasks at once; single steps of upkeep."""
 
 from __future__ import annotations
 
@@ -131,6 +131,19 @@ class Steering:
         """Return every registered worker, the oldest first, and what is known of it."""
         self._check_open()
         return await self.store.workers()
+
+    async def promote(self) -> int:
+        """Make scheduled tasks that are due ready, and return how many; workers do so too."""
+        self._check_open()
+        return await self.store.promote()
+
+    async def prune(self) -> int:
+        """Delete tasks that ended longer ago than they are kept, and return how many.
+
+        One batch of at most 1,000; workers do so too.
+        """
+        self._check_open()
+        return await self.store.prune()
 
     def _check_open(self) -> None:
         raise NotImplementedError

@@ -207,6 +207,7 @@ class Worker:
             task_types=list(self._app.task_types),
             declared=[each.declaration() for each in self._app.task_types.values()],
             lease=self._lease,
+            heartbeat=self._settings.heartbeat,
             queues=None if self._settings.queues is None else list(self._settings.queues),
             max_lost=self._max_lost(),
         )

@@ -222,13 +222,13 @@ def _noting_connections(init: Callable[..., None]) -> Callable[..., None]:
     return noting
 
 
-def _noting_workers(register: Callable[..., Awaitable[float]]) -> Callable[..., Awaitable[float]]:
+def _noting_workers(register: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     @functools.wraps(register)
-    async def noting(store: Any, worker: WorkerInfo) -> float:
+    async def noting(store: Any, worker: WorkerInfo) -> None:
         if (shift := shift_of.get()) is not None:
             shift.worker_ids.add(worker.id)
             shift.stores.add(store)
-        return await register(store, worker)
+        await register(store, worker)
 
     return noting
 

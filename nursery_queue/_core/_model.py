@@ -191,6 +191,7 @@ class WorkerInfo:
     pid: int
     task_types: Sequence[str]
     lease: float
+    heartbeat: float = attrs.Factory(lambda self: self.lease / 10, takes_self=True)  # seconds
     queues: Sequence[str] | None = None  # None: all
     declared: Sequence[Declaration] = ()  # takes the place of what is stored of these types
     max_lost: Mapping[str, int] = attrs.field(factory=dict[str, int])  # by task type, if said
@@ -202,16 +203,6 @@ class CancelRequest:
 
     fence: Fence
     interrupt: bool
-
-
-@attrs.frozen(kw_only=True)
-class Beat:
-    """The answer to a heartbeat."""
-
-    registered: bool  # False: others took this worker for dead
-    cancel_requests: Sequence[CancelRequest] = ()
-    somebody_died: bool = False
-    clock: float = attrs.field(default=0.0, eq=False)  # that judges leases: seconds since 1970
 
 
 @attrs.frozen(kw_only=True)

@@ -32,6 +32,7 @@ from ._poller import Poller
 from ._refunds import Refunds
 from ._reporter import Reporter
 from ._settler import Settler
+from ._sightings import Sightings
 from ._stage import Stage
 from ._tenancy import GOODBYE, Tenancy
 from ._threads import Threads
@@ -74,6 +75,7 @@ class Crew:
     hands: Hands = attrs.field(init=False)
     settler: Settler = attrs.field(init=False)
     poller: Poller = attrs.field(init=False)
+    sightings: Sightings = attrs.field(factory=Sightings, init=False)
     tenancy: Tenancy = attrs.field(init=False)
     reporter: Reporter = attrs.field(init=False)
     janitor: Janitor = attrs.field(init=False)
@@ -158,7 +160,7 @@ class Crew:
             max_lost=settings.max_lost,
             heartbeat=settings.heartbeat,
             rng=rng,
-            clock_by=lambda: self.tenancy.clock_by,
+            seen=self.sightings.until_now,
             on_work=self.poller.news,
             on_lost=self.reporter.lost,
         )
@@ -169,9 +171,9 @@ class Crew:
             hands=self.hands,
             rng=rng,
             on_lease=self._leased,
-            on_death=self.janitor.sweep_soon,
+            sightings=self.sightings,
+            on_death=self.janitor.sweep_by,
             on_recovery=self._recovered,
-            on_jump=self._clock_jumped,
         )
 
     @contextlib.contextmanager
@@ -306,10 +308,6 @@ class Crew:
         self.janitor.hold_off()
         for name in ("listener", "poller", "janitor", "settler"):
             self.siblings[name].hurry()
-
-    def _clock_jumped(self) -> None:
-        """Every worker that has not renewed its lease since seems to be dead."""
-        self.janitor.hold_off(heartbeats=2)  # one to be sent, one to be stored
 
     def _answered_again(self) -> None:
         """One of the siblings is back, so the store may answer the heartbeat, too."""

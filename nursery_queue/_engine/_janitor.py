@@ -6,7 +6,7 @@ import logging
 import math
 import random
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import attrs
 import trio
@@ -14,6 +14,7 @@ import trio
 from nursery_queue._app import App
 from nursery_queue._core._error_text import error_record, one_line
 from nursery_queue._core._errors import TransientError
+from nursery_queue._core._heartbeat import Seen
 from nursery_queue._core._model import Held, Settlement
 from nursery_queue._runtime._patience import answered_within
 from nursery_queue._runtime._wakeup import Wakeup
@@ -43,7 +44,7 @@ class Janitor:
     max_lost: int
     heartbeat: float  # seconds; after an outage, living workers renew their leases first
     rng: random.Random
-    clock_by: Callable[[], float]  # as the store has it in `sweep`
+    seen: Callable[[], Sequence[Seen]]  # of other workers that are late
     on_work: Callable[[], None]  # something has been brought back
     on_lost: Callable[[Held, Settlement], None]  # an attempt of a dead worker has been settled
     _bell: Wakeup = attrs.field(factory=Wakeup, init=False)
@@ -57,13 +58,13 @@ class Janitor:
     _well: bool = attrs.field(default=True, init=False)
     _failing: set[str] = attrs.field(factory=set[str], init=False)  # parts, until they succeed
 
-    def hold_off(self, heartbeats: float = 1) -> None:
+    def hold_off(self) -> None:
         """Give living workers the time to show that they are alive: there was an outage."""
-        self._not_before = trio.current_time() + heartbeats * self.heartbeat
+        self._not_before = trio.current_time() + self.heartbeat
 
-    def sweep_soon(self) -> None:
-        """Another worker seems to be dead."""
-        self._sweep_at = -math.inf
+    def sweep_by(self, at: float) -> None:
+        """Another worker is dead by then, on trio's clock, unless it shows up."""
+        self._sweep_at = min(self._sweep_at, at)
         self._bell.ring()
 
     def park_soon(self) -> None:
@@ -155,8 +156,8 @@ class Janitor:
             swept = await self.store.sweep(
                 max_lost=self.max_lost,
                 max_lost_of=self.app.max_lost,
+                seen=self.seen(),
                 tell=self.on_lost,
-                clock_by=self.clock_by(),
             )
         if swept:
             log.warning("swept %d tasks of dead workers", swept)

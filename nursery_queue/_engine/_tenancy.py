@@ -16,11 +16,13 @@ import trio
 from nursery_queue._context import CancelReason
 from nursery_queue._core._error_text import one_line
 from nursery_queue._core._errors import DatabaseRefused, TransientError
-from nursery_queue._core._model import Beat, WorkerInfo
+from nursery_queue._core._heartbeat import Beat
+from nursery_queue._core._model import WorkerInfo
 from nursery_queue._runtime._wakeup import Wakeup
 from nursery_queue._store import Store
 
 from ._hands import Hands
+from ._sightings import Sightings
 
 
 log = logging.getLogger("nursery_queue")
@@ -44,16 +46,14 @@ class Tenancy:
     interval: float  # seconds from one heartbeat to the next
     hands: Hands
     rng: random.Random
+    sightings: Sightings  # of others
     on_lease: Callable[[], None]  # there is one again
-    on_death: Callable[[], None]  # another worker seems to be dead
+    on_death: Callable[[float], None]  # from when on (trio's clock) another worker seems to be dead
     on_recovery: Callable[[], None]  # the store answers again
-    on_jump: Callable[[], None]  # its clock has jumped ahead
     bell: Wakeup = attrs.field(factory=Wakeup, init=False)
     draining: bool = attrs.field(default=False, init=False)
     _until: float = attrs.field(default=-math.inf, init=False)
     _renewed: trio.Event = attrs.field(factory=trio.Event, init=False)
-    # What the store's clock said, and when it was asked for that, on trio's.
-    _clock: tuple[float, float] = attrs.field(default=(-math.inf, 0.0), init=False)
     _may_be_there: bool = attrs.field(default=False, init=False)  # our row
     _overdue: bool = attrs.field(default=False, init=False)  # the last beat got no answer
     _recovering: bool = attrs.field(default=False, init=False)  # nor did the one before this
@@ -68,22 +68,12 @@ class Tenancy:
         """Whether there is a lease."""
         return trio.current_time() < self._until
 
-    @property
-    def clock_by(self) -> float:
-        """What the store's clock may say now, in seconds since 1970: else it has jumped ahead.
-
-        Once it has, living workers seem to be dead until their next heartbeat. What is allowed
-        for is one interval more than has passed here: so much is left of a lease in any case.
-        """
-        said, asked = self._clock
-        return said + (trio.current_time() - asked) + self.interval
-
     async def begin(self) -> None:
         """Register; the id must never have been used before."""
         sent = trio.current_time()
         self._may_be_there = True
         try:
-            self._clock = await self.store.register(self.info), sent
+            await self.store.register(self.info)
         except DatabaseRefused:
             self._may_be_there = False
             raise
@@ -130,7 +120,6 @@ class Tenancy:
             self._lose("another worker took this one for dead")
         else:
             self._extend(sent)
-            self._note_clock(beat.clock, sent)
             self._obey(beat)
             await self._note_started()
         self._overdue = False
@@ -179,7 +168,7 @@ class Tenancy:
         await self._in_time(self.begin)
         self._answered()
         log.info("registered anew as worker %s", self.info.id)
-        self.on_death()
+        self.on_death(-math.inf)  # what we held is to be had at once
         self.on_lease()
 
     def _answered(self) -> None:
@@ -187,17 +176,6 @@ class Tenancy:
         if self._recovering:
             self._recovering = False
             self.on_recovery()
-
-    def _note_clock(self, clock: float, sent: float) -> None:
-        if clock > self.clock_by:
-            ahead = clock - self.clock_by + self.interval
-            log.warning(
-                "the clock of the database has jumped ahead by about %.3g s: no worker is taken"
-                " for dead before it has had the time to renew its lease",
-                ahead,
-            )
-            self.on_jump()
-        self._clock = clock, sent
 
     def _extend(self, sent: float) -> None:
         self._until = sent + self.info.lease
@@ -217,5 +195,5 @@ class Tenancy:
     def _obey(self, beat: Beat) -> None:
         for request in beat.cancel_requests:
             self.hands.obey(request)
-        if beat.somebody_died:
-            self.on_death()
+        if (due := self.sightings.note(beat.late)) < math.inf:
+            self.on_death(due)

@@ -7,9 +7,12 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
+from nursery_queue._core._heartbeat import Beat, Late
 from nursery_queue._core._model import (
     Attempt,
+    CancelRequest,
     Claim,
     Claimed,
     Fence,
@@ -95,6 +98,7 @@ def register_params(worker: WorkerInfo) -> dict[str, Any]:
         "queues": None if worker.queues is None else list(worker.queues),
         "task_types": list(worker.task_types),
         "lease": worker.lease,
+        "heartbeat": worker.heartbeat,
         "names": [each.name for each in worker.declared],
         "type_queues": [each.queue for each in worker.declared],
         "priorities": [each.priority for each in worker.declared],
@@ -102,6 +106,24 @@ def register_params(worker: WorkerInfo) -> dict[str, Any]:
         "on_completes": [each.on_complete for each in worker.declared],
         "max_lost": json.dumps(dict(worker.max_lost)),
     }
+
+
+def beat(rows: Sequence[Row]) -> Beat:
+    """Read the answer of `heartbeat.sql`."""
+    if not rows:
+        return Beat(registered=False)
+    ((requests, late),) = rows
+    return Beat(
+        registered=True,
+        cancel_requests=[
+            CancelRequest(fence=Fence(task_id, epoch), interrupt=interrupt)
+            for task_id, epoch, interrupt in requests
+        ],
+        late=[
+            Late(id=UUID(id_), heartbeat_at=heartbeat_at, dead_after=float(dead_after))
+            for id_, heartbeat_at, dead_after in late
+        ],
+    )
 
 
 def claimed(rows: Iterable[Row], at_once: int | None) -> Claimed:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -17,10 +16,9 @@ import psycopg
 
 from nursery_queue._core._errors import DatabaseRefused, TransientError
 from nursery_queue._core._filters import CancelFilter, TaskFilter
+from nursery_queue._core._heartbeat import Beat, Seen
 from nursery_queue._core._model import (
     Attempt,
-    Beat,
-    CancelRequest,
     Claimed,
     Fence,
     Lane,
@@ -208,30 +206,17 @@ class PostgresStore(Sessions):
 
     # -- what a worker does ------------------------------------------------------
 
-    async def register(self, worker: WorkerInfo) -> float:
-        """Make a worker known; only known workers may claim. Return what the clock says."""
-        params = _rows.register_params(worker)
-        ((clock,),) = await self._run(self._heartbeat, "register", params)
+    async def register(self, worker: WorkerInfo) -> None:
+        """Make a worker known; only known workers may claim."""
+        await self._run(self._heartbeat, "register", _rows.register_params(worker))
         self._registered.add(worker.id)
-        return float(clock)
 
     async def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
         """Renew a lease; never registers anew."""
         self._pool.tend()
         params = {"id": worker_id, "draining": draining}
         rows = await self._run(self._heartbeat, "heartbeat", params)
-        if not rows:
-            return Beat(registered=False)
-        ((requests, somebody_died, clock),) = rows
-        return Beat(
-            registered=True,
-            cancel_requests=[
-                CancelRequest(fence=Fence(task_id, epoch), interrupt=interrupt)
-                for task_id, epoch, interrupt in requests
-            ],
-            somebody_died=somebody_died,
-            clock=clock,
-        )
+        return _rows.beat(rows)
 
     async def deregister(self, worker_id: UUID) -> None:
         """Forget a worker. What it still holds may be swept at once."""
@@ -329,12 +314,12 @@ class PostgresStore(Sessions):
         *,
         max_lost: int,
         max_lost_of: Mapping[str, int] | None = None,
+        seen: Sequence[Seen] | None = None,
         tell: TellLost = tell_nobody,
-        clock_by: float = math.inf,
     ) -> int:
         """Settle a batch of what dead workers hold; return how many, *tell* of each loss."""
         allowed = functools.partial(allowed_losses, max_lost=max_lost, max_lost_of=max_lost_of)
-        return await self._sweeper.sweep(allowed, tell, clock_by)
+        return await self._sweeper.sweep(allowed, tell, seen)
 
     async def prune(self) -> int:
         """Delete a batch of tasks that ended longer ago than they are kept; return how many."""

@@ -13,6 +13,7 @@ import psycopg
 
 from nursery_queue._core._error_text import error_record
 from nursery_queue._core._errors import DatabaseRefused
+from nursery_queue._core._heartbeat import Seen
 from nursery_queue._core._model import ErrorRecord, Held, Settlement
 from nursery_queue._core._outcome import settle_lost
 from nursery_queue._core._states import Event
@@ -63,17 +64,14 @@ class Sweeper:
     _walk: Walk | None = attrs.field(default=None, init=False)  # not at its end yet
     _trouble: Exception | None = attrs.field(default=None, init=False)
 
-    async def sweep(self, allowed: Allowed, tell: TellLost, clock_by: float) -> int:
-        """Try up to `MOST` tasks and return how many were settled; *tell* of each loss.
-
-        No worker is newly taken for dead when the clock is past *clock_by*.
-        """
+    async def sweep(self, allowed: Allowed, tell: TellLost, seen: Sequence[Seen] | None) -> int:
+        """Try up to `MOST` tasks and return how many were settled; *tell* of each loss."""
         self._trouble = None
         swept = tried = 0
         resumed = True
         while resumed and tried < MOST:  # who died since that walk began has a walk, too
             resumed = self._walk is not None
-            walk = self._walk = self._walk or Walk(await self._declare_dead(clock_by))
+            walk = self._walk = self._walk or Walk(await self._declare_dead(seen))
             more, tries = await self._go_on(walk, allowed, tell, MOST - tried)
             swept, tried = swept + more, tried + tries
         if not swept:
@@ -109,10 +107,14 @@ class Sweeper:
                 return swept, tried
             walk.after = upto
 
-    async def _declare_dead(self, clock_by: float) -> list[UUID]:
+    async def _declare_dead(self, seen: Sequence[Seen] | None) -> list[UUID]:
+        params = {
+            "ids": None if seen is None else [one.id for one in seen],
+            "heartbeats": None if seen is None else [one.heartbeat_at for one in seen],
+            "seconds": None if seen is None else [float(one.seconds) for one in seen],
+        }
         async with self.lent() as conn:
-            rows = await conn.fetch(query("declare_dead", self.schema), {"clock_by": clock_by})
-            return [row[0] for row in rows]
+            return [row[0] for row in await conn.fetch(query("declare_dead", self.schema), params)]
 
     async def _look(self, after: int) -> tuple[int | None, list[int]]:
         async with self.lent() as conn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import math
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -13,9 +12,9 @@ from uuid import UUID
 import trio
 
 from nursery_queue._core._filters import CancelFilter, TaskFilter
+from nursery_queue._core._heartbeat import Beat, Seen
 from nursery_queue._core._model import (
     Attempt,
-    Beat,
     Claimed,
     Fence,
     Held,
@@ -221,11 +220,8 @@ class Store(Protocol):
         """
         ...
 
-    async def register(self, worker: WorkerInfo) -> float:
-        """Make a worker known; only known workers may claim.
-
-        Returns what the clock says by which leases are judged: seconds since 1970.
-        """
+    async def register(self, worker: WorkerInfo) -> None:
+        """Make a worker known; only known workers may claim."""
         ...
 
     async def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
@@ -310,13 +306,16 @@ class Store(Protocol):
         *,
         max_lost: int,
         max_lost_of: Mapping[str, int] | None = None,
+        seen: Sequence[Seen] | None = None,
         tell: TellLost = tell_nobody,
-        clock_by: float = math.inf,
     ) -> int:
         """Settle a batch of what dead workers hold; return how many, *tell* of each loss.
 
-        If the store's clock is past *clock_by* it has jumped, and nobody is taken for dead who
-        was not before: the living have had no time to renew their leases.
+        Dead is whose lease has run out by the store's clock. Where that may have jumped, *seen*
+        says which heartbeats somebody has seen, by a clock of his own, and only of these workers
+        one is newly taken for dead: if it has sent no other since, and either that was for the
+        time from one heartbeat to the next and `MARGIN`, or for its whole lease, and then whatever
+        the store's clock says.
 
         A task fails with its last loss allowed: as *max_lost_of* says for its type, or as the
         worker said that held it, or else *max_lost*. What was only held ahead goes back as it

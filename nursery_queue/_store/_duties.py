@@ -12,9 +12,9 @@ from uuid import UUID
 
 import attrs
 
+from nursery_queue._core._heartbeat import Beat, Seen
 from nursery_queue._core._json import as_jsonb
 from nursery_queue._core._model import (
-    Beat,
     CancelRequest,
     Claim,
     Claimed,
@@ -43,12 +43,10 @@ TRIM_EVERY = KEEP_ATTEMPTS = 100  # claims of a task; its closed attempts
 class Duties(Tables):
     """What workers do. Each method is one atomic step."""
 
-    def register(self, worker: WorkerInfo) -> float:
-        """Make a worker known; return what the clock says."""
-        now = self.now()
-        self.workers[worker.id] = Worker(worker, now, now)
+    def register(self, worker: WorkerInfo) -> None:
+        """Make a worker known."""
+        self.workers[worker.id] = Worker(worker, self.now(), self.now())
         self.declared.update({each.name: each for each in worker.declared})
-        return now.timestamp()
 
     def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
         """Renew a lease."""
@@ -61,10 +59,8 @@ class Duties(Tables):
             for task_id, place in self._held(worker_id)
             if place.cancel_requested
         ]
-        died = any(not other.alive(now) for other in self.workers.values())
-        return Beat(
-            registered=True, cancel_requests=requests, somebody_died=died, clock=now.timestamp()
-        )
+        late = [other.late(now) for other in self.workers.values() if other.is_late(now)]
+        return Beat(registered=True, cancel_requests=requests, late=late)
 
     def claim(
         self,
@@ -236,12 +232,14 @@ class Duties(Tables):
         return held
 
     def sweep(
-        self, allowed: Callable[[Held], int], clock_by: float
+        self, allowed: Callable[[Held], int], seen: Sequence[Seen] | None
     ) -> list[tuple[Held, Settlement]]:
         """Forget dead workers and settle what they held; say how."""
         now = self.now()
-        jumped = now.timestamp() > clock_by
-        dead = {key for key, worker in self.workers.items() if not (jumped or worker.alive(now))}
+        if seen is None:
+            dead = {key for key, worker in self.workers.items() if not worker.alive(now)}
+        else:
+            dead = {one.id for one in seen if self._is_dead(one, now)}
         abandoned = [
             self._as_held(task_id, place)
             for task_id, place in sorted(self.places.items())
@@ -271,6 +269,10 @@ class Duties(Tables):
         return len(old)
 
     # -- helpers -----------------------------------------------------------------
+
+    def _is_dead(self, seen: Seen, now: dt.datetime) -> bool:
+        worker = self.workers.get(seen.id)
+        return worker is not None and worker.dead(now, seen)
 
     def _trim(self, task_id: int) -> None:
         """Keep the newest closed attempts of a task, and count the others."""

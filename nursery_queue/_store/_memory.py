@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -16,9 +15,9 @@ import trio
 from nursery_queue._core._errors import Closed, TransientError
 from nursery_queue._core._excuses import Excuse, excuse
 from nursery_queue._core._filters import CancelFilter, TaskFilter
+from nursery_queue._core._heartbeat import Beat, Seen
 from nursery_queue._core._model import (
     Attempt,
-    Beat,
     Claimed,
     Fence,
     Lane,
@@ -187,10 +186,10 @@ class MemoryStore:
         """There is room for any number of transactions."""
         return contextlib.nullcontext(handlers)
 
-    async def register(self, worker: WorkerInfo) -> float:
-        """Make a worker known; only known workers may claim. Return what the clock says."""
+    async def register(self, worker: WorkerInfo) -> None:
+        """Make a worker known; only known workers may claim."""
         await self._turn()
-        return self._tables.register(worker)
+        self._tables.register(worker)
 
     async def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
         """Renew a lease; never registers anew."""
@@ -271,13 +270,13 @@ class MemoryStore:
         *,
         max_lost: int,
         max_lost_of: Mapping[str, int] | None = None,
+        seen: Sequence[Seen] | None = None,
         tell: TellLost = tell_nobody,
-        clock_by: float = math.inf,
     ) -> int:
         """Settle what dead workers hold; return how many, *tell* of each loss."""
         await self._turn()
         allowed = functools.partial(allowed_losses, max_lost=max_lost, max_lost_of=max_lost_of)
-        settled = self._tables.sweep(allowed, clock_by)
+        settled = self._tables.sweep(allowed, seen)
         for held, settlement in settled:
             if settlement.outcome is not None:
                 tell(held, settlement)

@@ -12,6 +12,7 @@ import attrs
 
 from nursery_queue._core._declaration import AS_DECLARED
 from nursery_queue._core._filters import CancelFilter
+from nursery_queue._core._heartbeat import MARGIN, Late, Seen
 from nursery_queue._core._json import as_jsonb, find_fault, object_from_text, to_text
 from nursery_queue._core._model import Attempt, NewTask, Outcome, Settlement, WorkerInfo
 from nursery_queue._core._retry import RetryPolicy
@@ -83,6 +84,24 @@ class Worker:
     def alive(self, now: dt.datetime) -> bool:
         """Whether its lease has not run out."""
         return self.heartbeat_at + dt.timedelta(seconds=self.info.lease) >= now
+
+    def is_late(self, now: dt.datetime) -> bool:
+        """Whether its last heartbeat was two of them ago, or is as far in the future."""
+        return abs(now - self.heartbeat_at) > 2 * dt.timedelta(seconds=self.info.heartbeat)
+
+    def late(self, now: dt.datetime) -> Late:
+        """Say what others need to know to find out whether it is dead."""
+        lease = self.info.lease
+        return Late(
+            id=self.info.id,
+            heartbeat_at=self.heartbeat_at.isoformat(),
+            dead_after=lease if self.alive(now) else min(self.info.heartbeat + MARGIN, lease),
+        )
+
+    def dead(self, now: dt.datetime, seen: Seen) -> bool:
+        """Whether it is, after what somebody has seen of it."""
+        late = self.late(now)
+        return seen.heartbeat_at == late.heartbeat_at and seen.seconds >= late.dead_after
 
 
 def as_stored(asked: NewTask) -> NewTask:

@@ -75,8 +75,8 @@ async def add(store: Store, **changes: Any) -> int:
 
 async def hire(store: Store, **changes: Any) -> UUID:
     """Register a worker."""
-    info = WorkerInfo(id=uuid.uuid4(), name="w", host="h", pid=1, task_types=[TYPE], lease=LEASE)
-    info = attrs.evolve(info, **changes)
+    usual = {"name": "w", "host": "h", "pid": 1, "task_types": [TYPE], "lease": LEASE}
+    info = WorkerInfo(**{"id": uuid.uuid4(), **usual, **changes})
     await store.register(info)
     return info.id
 

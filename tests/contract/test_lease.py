@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import uuid
 
+import attrs
 import pytest
 
-from nursery_queue._core._model import Outcome, Refusal, WorkerInfo
+from nursery_queue._core._heartbeat import Late, Seen
+from nursery_queue._core._model import Outcome, Refusal
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime
 from tests.contract.steps import (
     LEASE,
-    TYPE,
     Known,
     a_task,
     add,
@@ -132,12 +134,12 @@ async def test_one_dies_and_others_live(store: Store, virtual_time: VirtualTime)
     await store.heartbeat(alive.worker, draining=False)
     beat = await store.heartbeat(alive.worker, draining=False)
 
-    assert beat.somebody_died
+    assert [other.id for other in beat.late] == [dead]
     assert await store.sweep(max_lost=3) == 5
     assert await count(store, State.READY) == 5
     assert await state(store, alive.id) is State.RUNNING
     assert await state(store, patients.fence.task_id) is State.RUNNING
-    assert not (await store.heartbeat(alive.worker, draining=False)).somebody_died
+    assert (await store.heartbeat(alive.worker, draining=False)).late == []
 
 
 async def test_who_leaves_may_be_swept_at_once(store: Store) -> None:
@@ -234,28 +236,97 @@ async def test_giving_back_what_is_to_be_cancelled(store: Store, keep_for: float
     assert await state(store, task.id) is (None if keep_for == 0 else State.CANCELLED)
 
 
-async def test_nobody_is_taken_for_dead_by_a_clock_that_has_jumped(
+# -- who is late, and who has been seen ----------------------------------------------------------
+
+
+async def only_late(store: Store, observer: uuid.UUID) -> Late:
+    """Send a heartbeat; return the one worker that is late."""
+    (late,) = (await store.heartbeat(observer, draining=False)).late
+    return late
+
+
+async def test_who_is_late(store: Store, virtual_time: VirtualTime) -> None:
+    """A heartbeat names those that left out two of theirs, and when they are dead."""
+    me = await hire(store, lease=1000)
+    other = await hire(store, lease=30, heartbeat=3)
+    virtual_time.advance(6)
+    assert (await store.heartbeat(me, draining=False)).late == []
+
+    virtual_time.advance(0.1)
+    late = await only_late(store, me)
+    assert (late.id, late.dead_after) == (other, 30)
+
+    virtual_time.advance(24)
+    overdue = await only_late(store, me)
+    assert overdue == attrs.evolve(late, dead_after=4)
+
+    assert (await store.heartbeat(other, draining=False)).registered
+    assert (await store.heartbeat(me, draining=False)).late == []
+
+
+async def test_who_has_a_heartbeat_from_the_future_is_late(
     store: Store, virtual_time: VirtualTime
 ) -> None:
-    """A sweep that is told what the clock can say waits, but not with what nobody holds."""
-    started = virtual_time.now().timestamp()
-    worker, other = await hire(store), await hire(store)
-    await store.enqueue([a_task(), a_task()])
-    await claim(store, worker, 1)
-    await claim(store, other, 1)
-    await store.deregister(other)
+    """It is dead after its lease, and the next heartbeat goes by the clock as it is."""
+    me, other = await hire(store, lease=1000), await hire(store, lease=30, heartbeat=3)
+    virtual_time.start -= dt.timedelta(seconds=6)
+    assert (await store.heartbeat(me, draining=False)).late == []
+
+    virtual_time.start -= dt.timedelta(hours=1)
+    late = await only_late(store, me)
+    assert (late.id, late.dead_after) == (other, 30)
+
+    assert (await store.heartbeat(other, draining=False)).registered
+    assert (await store.heartbeat(me, draining=False)).late == []
+
+
+async def test_a_lease_of_a_moment(store: Store, virtual_time: VirtualTime) -> None:
+    """Nobody has to be seen for longer than his lease."""
+    me = await hire(store, lease=1000)
+    await hire(store, lease=1, heartbeat=0.3)
+    virtual_time.advance(2)
+
+    assert (await only_late(store, me)).dead_after == 1
+
+
+@pytest.mark.parametrize(
+    ("passed", "seconds", "dead"),
+    [(30, 29.9, False), (30.1, 3.9, False), (30.1, 4, True), (29, 30, True), (-3600, 30, True)],
+)
+async def test_dead_is_who_has_been_seen_for_long_enough(
+    store: Store, virtual_time: VirtualTime, passed: float, seconds: float, dead: bool
+) -> None:
+    """For a heartbeat and a second if the lease is over by the store's clock, else for a lease."""
+    task_id, worker = await add(store), await hire(store, lease=30, heartbeat=3)
+    task = Known(task_id, (await claim_one(store, worker)).fence, worker)
+    me = await hire(store, lease=10_000)
+    virtual_time.start += dt.timedelta(seconds=100)
+    late = await only_late(store, me)
+    virtual_time.start += dt.timedelta(seconds=passed - 100)
+    seen = [Seen(uuid.uuid4(), late.heartbeat_at, 999), Seen(late.id, late.heartbeat_at, seconds)]
+
+    assert await store.sweep(max_lost=3, seen=seen) == dead
+    assert await state(store, task.id) is (State.READY if dead else State.RUNNING)
+    assert (await store.heartbeat(task.worker, draining=False)).registered == (not dead)
+
+
+async def test_who_has_sent_a_heartbeat_since_is_not_dead(
+    store: Store, virtual_time: VirtualTime
+) -> None:
+    """Neither is anybody who has not been seen; what nobody holds is settled all the same."""
+    one, other, gone = [await claimed_once(store) for _ in range(3)]
+    me = await hire(store, lease=10_000)
     virtual_time.advance(LEASE + 1)
+    late = (await store.heartbeat(me, draining=False)).late
+    seen = [Seen(each.id, each.heartbeat_at, 999) for each in late if each.id == one.worker]
+    await store.heartbeat(one.worker, draining=False)
+    virtual_time.advance(LEASE + 1)
+    await store.deregister(gone.worker)
 
-    assert await store.sweep(max_lost=3, clock_by=started + LEASE) == 1
-    assert await store.sweep(max_lost=3, clock_by=started + LEASE) == 0
-    assert await store.sweep(max_lost=3, clock_by=started + LEASE + 2) == 1
-
-
-async def test_the_clock_that_judges_leases(store: Store, virtual_time: VirtualTime) -> None:
-    """Registering and each heartbeat answer what it says."""
-    info = WorkerInfo(id=uuid.uuid4(), name="w", host="h", pid=1, task_types=[TYPE], lease=LEASE)
-    assert await store.register(info) == pytest.approx(virtual_time.now().timestamp(), abs=1e-3)
-    virtual_time.advance(5)
-    beat = await store.heartbeat(info.id, draining=False)
-
-    assert beat.clock == pytest.approx(virtual_time.now().timestamp(), abs=1e-3)
+    assert len(seen) == 1
+    assert await store.sweep(max_lost=3, seen=seen) == 1
+    assert await state(store, gone.id) is State.READY
+    assert await store.sweep(max_lost=3, seen=[]) == 0
+    for living in (one, other):
+        assert await state(store, living.id) is State.RUNNING
+    assert await store.sweep(max_lost=3) == 2

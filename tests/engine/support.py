@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import random
 
 from collections import Counter
@@ -17,8 +16,8 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue._core._filters import CancelFilter, TaskFilter
+from nursery_queue._core._heartbeat import Beat, Seen
 from nursery_queue._core._model import (
-    Beat,
     Claimed,
     Fence,
     Lane,
@@ -134,9 +133,9 @@ class FlakyStore:
         async with self._verb("check"):
             await self.inner.check()
 
-    async def register(self, worker: WorkerInfo) -> float:
+    async def register(self, worker: WorkerInfo) -> None:
         async with self._verb("register"):
-            return await self.inner.register(worker)
+            await self.inner.register(worker)
 
     async def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
         async with self._verb("heartbeat"):
@@ -187,12 +186,12 @@ class FlakyStore:
         *,
         max_lost: int,
         max_lost_of: Mapping[str, int] | None = None,
+        seen: Sequence[Seen] | None = None,
         tell: TellLost = tell_nobody,
-        clock_by: float = math.inf,
     ) -> int:
         async with self._verb("sweep"):
             return await self.inner.sweep(
-                max_lost=max_lost, max_lost_of=max_lost_of, tell=tell, clock_by=clock_by
+                max_lost=max_lost, max_lost_of=max_lost_of, seen=seen, tell=tell
             )
 
     async def backlog(

@@ -7,7 +7,6 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator
 
-import attrs
 import pytest
 import trio
 
@@ -189,9 +188,9 @@ async def test_looked_for_once_a_heartbeat(
     assert 18 <= store.calls["park"] <= 21
 
 
-def another(*task_types: str, number: int = 1) -> WorkerInfo:
+def another(*task_types: str, number: int = 1, lease: float = 3600) -> WorkerInfo:
     return WorkerInfo(
-        id=uuid.UUID(int=number), name="a", host="h", pid=1, task_types=task_types, lease=3600
+        id=uuid.UUID(int=number), name="a", host="h", pid=1, task_types=task_types, lease=lease
     )
 
 
@@ -206,7 +205,7 @@ async def test_nothing_else_stops_when_they_cannot_be_put_aside(
     store = FlakyStore(pg.store)
     store.down = {"park", "unpark"}
     await fill(pg, 1, "new", priority=5)
-    await elsewhere.register(attrs.evolve(another("known"), lease=30))
+    await elsewhere.register(another("known", lease=30))
     (lost,) = await fill(pg, 1, "known")
     await elsewhere.claim(another().id, ["known"], limit=1)
     async with working(nq.Worker(app, nq.Client(store))):

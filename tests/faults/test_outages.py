@@ -103,7 +103,7 @@ async def test_after_an_outage_the_living_have_time_to_show_up(
     store: FaultyStore,
     holding: Holding,
 ) -> None:
-    """The next sweep waits for one heartbeat, so another worker that lives is not swept."""
+    """The next sweep waits for a heartbeat of another worker that lives, so that is not swept."""
     other = await stranger(store, lease=30)
     for task in ("note", "hold"):
         await client.enqueue(task)
@@ -116,7 +116,7 @@ async def test_after_an_outage_the_living_have_time_to_show_up(
         await trio.sleep_until(52)  # the other is overdue since 50
         sweeps, store.down = store.calls["sweep"], set()
         await until_well(worker, "heartbeat")
-        await trio.sleep(2.9)
+        await trio.sleep(3.9)  # its heartbeat, and the margin
         assert store.calls["sweep"] == sweeps
         await store.inner.heartbeat(other, draining=False)
         await trio.sleep(0.2)

@@ -6,6 +6,7 @@ stored: answers are compared with numbers in the place of ids.
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
 import json
 
@@ -15,9 +16,9 @@ from typing import Any, cast
 import attrs
 
 from nursery_queue._core._errors import StaleClaim, TransientError
+from nursery_queue._core._heartbeat import Beat, Late
 from nursery_queue._core._model import (
     Attempt,
-    Beat,
     CancelRequest,
     Claim,
     Claimed,
@@ -103,7 +104,10 @@ class Side:
                 return attrs.evolve(answer, task_id=self.number(answer.task_id))
             case Beat():
                 requests = self.numbered(answer.cancel_requests)
-                return attrs.evolve(answer, cancel_requests=sorted(requests, key=_by_fence))
+                late = sorted(map(_as_python_writes, answer.late), key=lambda each: each.id)
+                return attrs.evolve(
+                    answer, cancel_requests=sorted(requests, key=_by_fence), late=late
+                )
             case CancelRequest() | Held() | Settlement():
                 return attrs.evolve(answer, fence=self.numbered(answer.fence))
             case Mapping():
@@ -121,6 +125,12 @@ def _differences(here: Any, there: Any) -> list[str]:
         return [f"{here}", f"{there}"]
     pairs: list[tuple[Any, Any]] = [*itertools.zip_longest(here, there)]  # pyright: ignore[reportUnknownArgumentType]  # lists of anything
     return [line for one, other in pairs if one != other for line in _differences(one, other)]
+
+
+def _as_python_writes(late: Late) -> Late:
+    """Return the same with an instant that is spelled in one way: each store has its own."""
+    instant = dt.datetime.fromisoformat(late.heartbeat_at)
+    return attrs.evolve(late, heartbeat_at=instant.astimezone(dt.UTC).isoformat())
 
 
 def _by_fence(request: CancelRequest) -> int:

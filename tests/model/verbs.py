@@ -15,8 +15,8 @@ import attrs
 
 from nursery_queue._core._errors import StaleClaim, TransientError
 from nursery_queue._core._filters import CancelFilter, TaskFilter
+from nursery_queue._core._heartbeat import Beat
 from nursery_queue._core._model import (
-    Beat,
     Claim,
     Claimed,
     Fence,

@@ -143,29 +143,6 @@ async def test_a_lost_task_that_is_ready_already(
     assert rows(session, "ready") == 1
 
 
-async def test_a_clock_that_is_set_back_prolongs_no_lease_by_more_than_a_lease(
-    store: PostgresStore, session: Session, virtual_time: VirtualTime
-) -> None:
-    """A worker that died before has a heartbeat from the future; whoever lives has his lease."""
-    ref = (await store.enqueue([a_task()]))[0]
-    await claim(store, await hire(store))
-    alive = await hire(store)
-    session.execute("update nursery_queue.worker set heartbeat_at = heartbeat_at + interval '1 h'")
-    session.commit()
-
-    assert await store.sweep(max_lost=3) == 0
-    assert (await store.heartbeat(alive, draining=False)).registered
-
-    virtual_time.advance(LEASE - 1)
-    assert (await store.heartbeat(alive, draining=False)).registered
-    assert await store.sweep(max_lost=3) == 0
-
-    virtual_time.advance(2)
-    assert await store.sweep(max_lost=3) == 1
-    assert await state(store, ref.id) is State.READY
-    assert [worker.id for worker in await store.workers()] == [alive]
-
-
 async def test_a_lost_task_that_a_transaction_holds(
     store: PostgresStore,
     session: Session,

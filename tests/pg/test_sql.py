@@ -74,7 +74,7 @@ EXPECTED = {
     "count_attempts": ("", "queue text, outcome text, final bool, count int8"),
     "count_tasks": ("", "queue text, state text, count int8, count int8"),
     "count_unknown": ("", "task_type text, count int8, min timestamptz"),
-    "declare_dead": ("clock_by float8", "id uuid"),
+    "declare_dead": ("ids uuid[], heartbeats timestamptz[], seconds float8[]", "id uuid"),
     "deregister": ("id uuid", ""),
     "encoding": ("", "current_setting text"),
     "copied": ("left_out int8", "answer text"),
@@ -82,7 +82,7 @@ EXPECTED = {
     "enqueue_dedup": ("tasks json", "id int8, created bool"),
     "forget_migration": ("version int4", ""),
     "forget_workers": ("left int8[], dead uuid[]", "array int8[]"),
-    "heartbeat": ("draining bool, id uuid", "coalesce jsonb, exists bool, extract float8"),
+    "heartbeat": ("draining bool, id uuid", "coalesce jsonb, coalesce jsonb"),
     "held": ("worker_id uuid", HELD),
     "keep_to_indexes": ("once bool", "set_config text"),
     "limit": ("queue text, max_running int4", ""),
@@ -136,9 +136,9 @@ EXPECTED = {
         (
             "names text[], type_queues text[], priorities int4[], keep_fors float8[],"
             " on_completes text[], id uuid, name text, host text, pid int4, queues text[],"
-            " task_types text[], lease float8, max_lost jsonb"
+            " task_types text[], lease float8, heartbeat float8, max_lost jsonb"
         ),
-        "extract float8",
+        "",
     ),
     "revive": ("id int8, states text[]", "?column? bool, case void"),
     "set_aside": ("id int8, error_type text, error_message text", "set_aside bool"),

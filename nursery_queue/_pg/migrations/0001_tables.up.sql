@@ -235,6 +235,9 @@ create table nursery_queue.worker (
     -- How many losses its task types allow, by name, where its code says so.
     max_lost     jsonb not null default '{}',
     -- Its lease has run out and others take its tasks: it can renew no more.
-    dead         boolean not null default false
+    dead         boolean not null default false,
+    -- Seconds from one heartbeat to the next.
+    heartbeat    double precision not null default 3
+                 check (heartbeat > 0 and heartbeat <= 3155760000)
 );
 comment on table nursery_queue.worker is 'One row for each live worker; its lease runs from heartbeat_at.';

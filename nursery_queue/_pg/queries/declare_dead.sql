@@ -1,24 +1,24 @@
--- Takes workers whose lease has run out, by the database's clock, for dead: from now on they renew
--- and claim no more, and others take their tasks. The clock may have been set back, or be that of
--- another server by now: a heartbeat from a future that no lease reaches counts as one of this
--- instant, so that nobody outlives his lease by as much. And it may have jumped ahead: later than
--- `clock_by` nobody is taken for dead who may only have had no time to renew his lease since
--- (tests/engine/test_clock_jumps.py). Walks worker_pkey; waits for nobody.
-with clock as materialized (
-    -- Not when the statement came: it may have waited for the table.
-    select nursery_queue.now() + (clock_timestamp() - statement_timestamp()) as instant
-), ahead as (
-    update nursery_queue.worker set heartbeat_at = instant
-      from clock
-     where ctid = any(array(
-        select ctid from nursery_queue.worker
-         where not dead
-           and heartbeat_at > (select instant from clock) + make_interval(secs => lease)
-           for update skip locked))
-), overdue as materialized (
+-- Takes workers for dead: from now on they renew and claim no more, and others take their tasks.
+-- Their lease has run out by the database's clock; but that may have jumped, so whoever says so has
+-- also seen the same heartbeat of theirs by a clock of his own, for as long as it takes them to send
+-- the next one and a second (MARGIN). Or he has seen it for their whole lease, whatever the
+-- database's clock says, which may have been set back since (tests/engine/test_clock_jumps.py).
+-- Null: nobody has seen anything, and the database's clock is believed. Walks worker_pkey; waits for
+-- nobody.
+with overdue as materialized (
     select ctid as place from nursery_queue.worker
-     where not dead and heartbeat_at < nursery_queue.now() - make_interval(secs => lease)
-       and extract(epoch from (select instant from clock)) <= %(clock_by)s::float8
+     where not dead
+       and case when %(ids)s::uuid[] is null
+                then heartbeat_at < nursery_queue.now() - make_interval(secs => lease)
+                else exists (
+                    select from unnest(%(ids)s::uuid[], %(heartbeats)s::timestamptz[],
+                                       %(seconds)s::float8[]) as seen (id, heartbeat_at, seconds)
+                     where seen.id = worker.id and seen.heartbeat_at = worker.heartbeat_at
+                       and (seen.seconds >= worker.lease
+                            or seen.seconds >= worker.heartbeat + 1
+                               and worker.heartbeat_at
+                                   < nursery_queue.now() - make_interval(secs => worker.lease)))
+           end
        for update skip locked
 ), declared as (
     update nursery_queue.worker set dead = true

@@ -1,6 +1,5 @@
 -- Makes a worker known, and what its code declares, in the order of the names: so two that start
--- at once cannot wait for each other. Answers what the clock says. Walks worker_pkey and
--- task_type_pkey.
+-- at once cannot wait for each other. Walks worker_pkey and task_type_pkey.
 with declared as (
     insert into nursery_queue.task_type as known (name, queue, priority, keep_for, on_complete)
     select name, queue, priority, keep_for, on_complete::jsonb
@@ -15,9 +14,8 @@ with declared as (
            is distinct from
            (excluded.queue, excluded.priority, excluded.keep_for, excluded.on_complete)
 )
-insert into nursery_queue.worker (id, name, host, pid, queues, task_types, lease, max_lost,
-                                  started_at, heartbeat_at)
+insert into nursery_queue.worker (id, name, host, pid, queues, task_types, lease, heartbeat,
+                                  max_lost, started_at, heartbeat_at)
 values (%(id)s::uuid, %(name)s::text, %(host)s::text, %(pid)s::int, %(queues)s::text[],
-        %(task_types)s::text[], %(lease)s::float8, %(max_lost)s::jsonb,
-        nursery_queue.now(), nursery_queue.now())
-returning extract(epoch from nursery_queue.now())::float8
+        %(task_types)s::text[], %(lease)s::float8, %(heartbeat)s::float8,
+        %(max_lost)s::jsonb, nursery_queue.now(), nursery_queue.now())
