@@ -58,14 +58,23 @@ def real(value: object, name: str, *, minimum: float, maximum: float) -> float:
 
 
 def instant(value: object, name: str) -> dt.datetime:
-    """Return *value*, a timezone-aware datetime, or raise naming it."""
+    """Return *value*, a timezone-aware datetime, in UTC, or raise naming it.
+
+    It is a datetime of Python's own: others, and some offsets, are not written as PostgreSQL reads
+    them.
+    """
     if not isinstance(value, dt.datetime):
         msg = f"{name} must be a datetime, not {value!r}"
         raise TypeError(msg)
     if value.tzinfo is None or value.utcoffset() is None:
         msg = f"{name} must be timezone-aware, not {value!r}: give it a tzinfo such as UTC"
         raise ValueError(msg)
-    return value
+    try:
+        utc = dt.datetime.astimezone(value, dt.UTC)
+    except OverflowError:
+        msg = f"{name} must be within the years 1 to 9999 in UTC, not {value!r}"
+        raise ValueError(msg) from None
+    return dt.datetime.combine(dt.datetime.date(utc), dt.datetime.timetz(utc))
 
 
 def label(value: object, name: str) -> str:

@@ -81,7 +81,9 @@ def test_instant() -> None:
         tzname = dst = utcoffset
 
     aware = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
-    assert instant(aware, "at") is aware
+    assert instant(aware, "at") == aware
+    with pytest.raises(ValueError, match="within the years 1 to 9999"):
+        instant(dt.datetime.min.replace(tzinfo=dt.timezone(dt.timedelta(hours=1))), "at")
     for naive in (aware.replace(tzinfo=None), aware.replace(tzinfo=NoZone())):
         with pytest.raises(ValueError, match="at must be timezone-aware"):
             instant(naive, "at")
