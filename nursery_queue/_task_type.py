@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 
 from collections.abc import Callable, Mapping
@@ -260,8 +261,20 @@ class TaskType(Generic[P, R]):
         """Call the handler with what `load` returned, and with *context* if it takes one.
 
         Returns what the handler returns: for an async one, its coroutine.
+
+        Raises:
+            TypeError: The handler is a `def` and returned a coroutine.
         """
-        return self.signature.call(context, values)
+        result = self.signature.call(context, values)
+        if not self.is_async and inspect.iscoroutine(result):
+            result.close()
+            msg = (
+                f"{self.name} is a `def` that returned a coroutine, so nothing of it has run: a"
+                f" decorator between app.task and an `async def`, for instance, has to be an"
+                f" `async def` itself and await what it wraps"
+            )
+            raise TypeError(msg)
+        return result
 
     def dump_result(self, value: Any, max_bytes: int = MAX_RESULT_BYTES) -> str | None:
         """Return what the handler returned as JSON text; None for None.
