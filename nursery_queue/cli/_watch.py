@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
 import signal
+import sys
 
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Protocol
@@ -13,16 +15,20 @@ import attrs
 import trio
 
 from nursery_queue._core._errors import TransientError
+from nursery_queue._runtime._signals import Escalation, obey
 
 from ._database import Database
-from ._errors import say
-from ._output import terminal
+from ._errors import PROBLEM, say
+from ._output import on_terminal, terminal
 from ._overview import Overview, overview
 
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
+
+
+SHOW_CURSOR = b"\x1b[?25h"  # what is drawn over hides it
 
 
 class Display(Protocol):
@@ -56,12 +62,19 @@ async def watch(database: Database, every: float, display: Display) -> None:
 
 
 async def end_with_a_signal(scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
-    # A second one finds nobody here, and does what it always does.
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        task_status.started()
-        async for signum in signals:
-            scope.cancel(signal.Signals(signum).name)
-            break
+    """Cancel *scope* at the first SIGINT or SIGTERM; the second ends the process, with a 1.
+
+    The second does so at once, also while we wait for somebody to read what we write. Where
+    the end is already under way, as with the last of a task, the first has nothing to cancel.
+    """
+    escalation = Escalation([lambda signum: scope.cancel(signum.name)], _exit)
+    await obey(escalation, [signal.SIGINT, signal.SIGTERM], lasting=True, task_status=task_status)
+
+
+def _exit(_signum: signal.Signals) -> None:
+    if on_terminal():
+        os.write(sys.stdout.fileno(), SHOW_CURSOR)
+    os._exit(PROBLEM)
 
 
 @attrs.define(eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 
@@ -147,7 +148,14 @@ def quick(migrated: str, clean: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             patch.setattr(sys, "stdin", io.StringIO(stdin or ""))
             for name, value in {"NURSERY_QUEUE_DSN": migrated, **(env or {})}.items():
                 patch.setenv(name, value)
-            code = main(args)
+            before = {
+                signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)
+            }
+            try:
+                code = main(args)
+            finally:  # what watches goes on to hear signals until its process ends
+                for signum, handler in before.items():
+                    signal.signal(signum, handler)
         return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 
     return run_inside

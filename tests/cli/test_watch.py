@@ -175,6 +175,31 @@ def test_a_reader_that_leaves(project: Path, migrated: str) -> None:
         assert (process.wait(PATIENCE), process.stderr.read()) == (0, "")
 
 
+def test_a_second_signal_ends_it_at_once(project: Path, migrated: str) -> None:
+    """Also where it waits for a reader that reads nothing; the exit code is that of a problem."""
+    rows(migrated, NEW, ["mail"])
+    with subprocess.Popen(
+        command("status", "--watch=0.001"),
+        cwd=project,
+        env=environment({"NURSERY_QUEUE_DSN": migrated}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            writes = Path(f"/proc/{process.pid}/wchan")
+            until(lambda: "pipe_write" in writes.read_text(), "a full pipe")
+
+            def ended() -> bool:
+                process.send_signal(TERM)  # two that are sent at once may be heard as one
+                return process.poll() is not None
+
+            until(ended, "its end")
+            assert process.returncode == 1
+        finally:
+            process.kill()
+
+
 @contextlib.contextmanager
 def terminal(*args: str, cwd: Path, dsn: str) -> Generator[tuple[subprocess.Popen[bytes], int]]:
     """Run a command on a terminal of its own while the block runs; we are at its other end."""
