@@ -128,6 +128,8 @@ def _trouble(execution: Execution | None) -> tuple[str, str]:
     use, stored = execution.connections, execution.settlement is not None
     silent = use is not None and use.unanswered
     what = "the database does not answer a statement of its handler" if silent else "still running"
+    if execution.dropped:
+        return what, "lost"
     return what, "settled" if execution.ended else "released" if stored else "not released yet"
 
 

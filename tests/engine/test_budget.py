@@ -235,6 +235,32 @@ async def test_who_is_still_there(
     assert (task.fate, task.started, task.ended) == (nq.Fate.RELEASED, True, True)
 
 
+async def test_what_is_said_of_a_task_that_others_have(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    client: nq.Client,
+    store: FlakyStore,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A handler that goes on when the lease is lost has nothing to release any more."""
+    ref = await client.enqueue("work", cleanup=100)
+    worker = nq.Worker(app, client, grace=1, cleanup=1)
+    async with working(worker):
+        await trio.sleep(1)
+        lost = worker.health().worker_id
+        assert lost is not None
+        await store.inner.deregister(lost)
+        await store.inner.sweep(max_lost=1)
+        await trio.sleep(10)
+        assert await outcomes(client, ref) == ["lost"]
+    (line, *_) = [each for each in caplog.messages if "still running" in each]
+
+    assert "still running, its task lost: " in line
+    assert worker.exit_report is not None
+    (task,) = worker.exit_report.tasks
+    assert task.fate is nq.Fate.LEASE_LOST
+
+
 async def test_the_report_is_there_before_such_a_handler_ends(
     virtual_time: VirtualTime, app: nq.App, client: nq.Client
 ) -> None:
