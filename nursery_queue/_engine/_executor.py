@@ -122,6 +122,7 @@ class Executor:
 
     def begins(self, execution: Execution) -> None:
         """Let it be known that a handler is about to be called, unless that has been told."""
+        execution.begun_at = min(execution.begun_at, trio.current_time())
         if not execution.told and self.starts.wanted:
             execution.told = True
             self.starts.tell(self._started(execution))
@@ -155,7 +156,7 @@ class Executor:
             queue=claim.queue,
             attempt=claim.attempt,
             worker_id=self.stage.worker_id(),
-            lag=claim.lag + trio.current_time() - execution.claimed_at,
+            lag=claim.lag + execution.begun_at - execution.claimed_at,
         )
 
     def _meaning(self, execution: Execution, end: End) -> AttemptOutcome:

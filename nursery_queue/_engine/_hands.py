@@ -47,6 +47,7 @@ class Execution:
     # The store has been told that it has started, so that it counts if this worker dies; of a
     # claim that starts at once it knows from the beginning.
     noted: bool = False
+    begun_at: float = math.inf  # when its handler was called: a sync one waits for a thread first
     told: bool = False  # whoever wants to hear of its start has heard of it
     released: bool = False  # given back although the handler has not ended
     stored: bool = False  # its success has been committed with its transaction

@@ -114,6 +114,26 @@ async def test_the_lag_of_what_was_claimed_ahead(
     assert heard.lags == {refs[0].id: [2], refs[1].id: [2.75]}
 
 
+async def test_the_lag_of_what_nobody_heard_starting(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    either: nq.Client,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Who listens only from the middle of an attempt is told of its start with the lag it had."""
+    caplog.set_level(logging.CRITICAL, "nursery_queue.events")
+    ref = await either.enqueue("sleep", seconds=9)
+    await trio.sleep(2)
+    async with working(nq.Worker(app, either)):
+        await trio.sleep(4)
+        caplog.set_level(logging.DEBUG, "nursery_queue.events")
+        await final(either, ref)
+    told = [vars(each)["event"] for each in caplog.records if each.name == "nursery_queue.events"]
+    (lag,) = [each["lag"] for each in told if each["kind"] == "task_started"]
+
+    assert lag == pytest.approx(2, abs=0.1)
+
+
 # -- completions -----------------------------------------------------------------------
 
 
