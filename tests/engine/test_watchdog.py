@@ -111,7 +111,8 @@ def worker(app: nq.App, client: nq.Client) -> nq.Worker:
 @pytest.fixture
 def sinners(app: nq.App, ear: Ear) -> nq.App:
     """Task types that block the loop, each in a way of its own."""
-    forever, sizes = itertools.repeat(0), itertools.count(24)
+    # Neither too short to be noticed nor longer than a lease, on whatever machine.
+    forever, sizes = itertools.repeat(0), itertools.cycle(range(22, 27))
 
     def helper() -> None:
         ear.block()  # by a helper
@@ -140,7 +141,7 @@ def sinners(app: nq.App, ear: Ear) -> nq.App:
 
     @app.task(name="greedy")
     async def greedy() -> None:
-        # In C, which lets no other thread run until it is through; twice as long each time.
+        # In C, which lets no other thread run until it is through.
         re.match("(a+)+$", "a" * next(sizes) + "b")  # by a regular expression
 
     return app

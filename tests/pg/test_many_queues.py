@@ -41,6 +41,8 @@ READ = """
     select coalesce(sum(seq_tup_read + coalesce(idx_tup_fetch, 0)), 0)::int
       from pg_stat_xact_user_tables where relname in ('ready', 'queue', 'running', 'task')
 """
+# Else the counts may begin with what the session has read in the second before.
+FLUSH = "select pg_stat_force_next_flush()"
 ROWS = 2000  # that one claim of a few tasks may read, at most
 
 
@@ -101,6 +103,7 @@ async def test_twenty_thousand_queues(
             "insert into nursery_queue.queue (name, max_running)"
             " select 'q' || i, 3 from generate_series(0, 19999, 100) as i"
         )
+    session.execute(FLUSH)
     with session.transaction(force_rollback=True):
         session.execute(query("claim", "nursery_queue"), params(worker))
         (locks, read) = session.execute(LOCKS).fetchone(), session.execute(READ).fetchone()
@@ -130,6 +133,7 @@ async def test_paused_queues_are_in_nobodys_way(
         " from generate_series(0, 4999) as i"
     )
     await store.enqueue([a_task(queue="zzz")])
+    session.execute(FLUSH)
     with session.transaction(force_rollback=True):
         session.execute(query("claim", "nursery_queue"), params(worker))
         read = session.execute(READ).fetchone()
@@ -151,6 +155,7 @@ async def test_a_paused_queue_is_one_probe(
         fill(session, 1000, task_type=f"type{i}")
     await store.pause("q0", paused=True)
     await store.enqueue([a_task(queue="zzz")])
+    session.execute(FLUSH)
     with session.transaction(force_rollback=True):
         session.execute(query("claim", "nursery_queue"), params(worker))
         read = session.execute(READ).fetchone()
@@ -168,6 +173,7 @@ async def test_behind_a_backlog_of_another_type(
     await hire(store, task_types=["b"])  # somebody knows them: they are not put aside
     fill(session, 100_000, task_type="b")
     await store.enqueue([a_task(queue="q0", priority=-9)])
+    session.execute(FLUSH)
     with session.transaction(force_rollback=True):
         session.execute(query("claim", "nursery_queue"), params(worker))
         read = session.execute(READ).fetchone()
@@ -239,6 +245,7 @@ async def test_parking_is_bounded(store: PostgresStore, session: psycopg.Connect
     await hire(store)
     fill(session, 3000, queues=3000)
     fill(session, 3, queue="zzz", task_type="strange")
+    session.execute(FLUSH)
     with session.transaction(force_rollback=True):
         session.execute("select nursery_queue.park(100)")
         read = session.execute(READ).fetchone()

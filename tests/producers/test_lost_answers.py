@@ -184,7 +184,10 @@ async def test_an_answer_is_an_answer_also_at_commit(outside: Outside) -> None:
 
 
 async def test_a_session_that_was_idle_too_long(outside: Outside) -> None:
-    """The server says that it had nothing to do: what was sent to it is lost for sure."""
+    """The server says that it had nothing to do: what was sent to it is lost for sure.
+
+    Unless libpq sees the end of the connection first: then nobody hears what the server has said.
+    """
 
     def ended(pid: int) -> bool:
         with psycopg.connect(outside.dsn) as session:
@@ -199,7 +202,8 @@ async def test_a_session_that_was_idle_too_long(outside: Outside) -> None:
                 assert time.monotonic() < deadline
             nq.producer(conn).enqueue(NAME)
 
-    with pytest.raises(psycopg.errors.IdleSessionTimeout):
+    with pytest.raises((psycopg.errors.IdleSessionTimeout, nq.CommitOutcomeUnknown)) as caught:
         await trio.to_thread.run_sync(enqueue)
+    assert not isinstance(caught.value.__cause__, psycopg.errors.IdleSessionTimeout)
 
     assert outside.tasks() == []
