@@ -121,7 +121,6 @@ class Crew:
             worker_id=lambda: self.tenancy.info.id,
             leased=lambda: self.tenancy.holds,
             threads=Threads(settings.concurrency, self._thread_freed),
-            begins=self._begins,
         )
         self.executor = Executor(
             stage=self.stage,
@@ -130,6 +129,7 @@ class Crew:
             refunds=Refunds(rng),
             starts=self.client.audience.started,
         )
+        self.stage.begins = self.executor.begins  # each of them needs the other
         self.drain = Drain(
             hands=self.hands,
             executor=self.executor,
@@ -278,9 +278,6 @@ class Crew:
         if len(startable) < len(known):
             self.stage.threads.turn_away()
         return startable
-
-    def _begins(self, execution: Execution) -> None:
-        self.executor.begins(execution)
 
     def _thread_freed(self) -> None:
         self.poller.news()

@@ -121,17 +121,20 @@ class Executor:
             execution.released = True
 
     def begins(self, execution: Execution) -> None:
-        """Let it be known that a handler is about to be called, unless that has been told."""
-        execution.begun_at = min(execution.begun_at, trio.current_time())
-        if not execution.told and self.starts.wanted:
-            execution.told = True
-            self.starts.tell(self._started(execution))
+        """Let it be known that a handler is about to be called."""
+        execution.begun_at = trio.current_time()
+        if self.starts.wanted:
+            self._tell_start(execution)
+
+    def _tell_start(self, execution: Execution) -> None:
+        execution.told = True
+        self.starts.tell(self._started(execution))
 
     def _hand_in(self, execution: Execution, outcome: AttemptOutcome) -> None:
         # Even if others may have the task: the store knows whether they do, or we committed.
         if execution.in_doubt is not None or not self.stage.lost(execution):
-            if outcome is not _NOT_STARTED:
-                self.begins(execution)  # its end will be told, though it may not have been called
+            if not execution.told and outcome is not _NOT_STARTED and self.starts.wanted:
+                self._tell_start(execution)  # its end will be told, though it may not have begun
             self.settler.put(_entry(execution, outcome))
             return
         if outcome not in {_NOT_STARTED, _INTERRUPTED}:
@@ -156,7 +159,7 @@ class Executor:
             queue=claim.queue,
             attempt=claim.attempt,
             worker_id=self.stage.worker_id(),
-            lag=claim.lag + execution.begun_at - execution.claimed_at,
+            lag=claim.lag + min(execution.begun_at, trio.current_time()) - execution.claimed_at,
         )
 
     def _meaning(self, execution: Execution, end: End) -> AttemptOutcome:

@@ -33,7 +33,7 @@ from nursery_queue._core._streams import StreamWrite
 from nursery_queue._runtime._callbacks import Pending
 from nursery_queue._runtime._connection_use import ConnectionUse, connection_use
 from nursery_queue._runtime._patience import answered_within
-from nursery_queue._runtime._printable import in_attempt, printable
+from nursery_queue._runtime._printable import printable
 from nursery_queue._runtime._signals import interrupted
 from nursery_queue._stream_writer import Send
 from nursery_queue._task_type import TaskType
@@ -107,13 +107,16 @@ class Stage:
     send: Send | None = None  # stores what handlers write to streams; None: the client's store does
 
     async def run(self, execution: Execution, settle: Settle) -> End:
-        """Run one attempt. Raises only what is not its business, as being cancelled around it."""
-        in_attempt()
+        """Run one attempt, in a context of its own.
+
+        Raises only what is not its business, as being cancelled around it.
+        """
         scope = execution.scope
         if execution.task_type.is_async:  # else when it has a thread
             _start_clock(execution)
         error: BaseException | None = None
-        token = connection_use.set(use := ConnectionUse(in_attempt=True))
+        # For good: the context is the attempt's own, and so is what it still calls afterwards.
+        connection_use.set(use := ConnectionUse(in_attempt=True))
         execution.connections = use
         try:
             with scope:
@@ -133,7 +136,6 @@ class Stage:
                 raise
             error = _without_own_nursery(exc, execution.task_type)
         finally:
-            connection_use.reset(token)
             if execution.pending is not None:
                 execution.pending.refusal = _ENDED
         execution.unconnected = use.gave_up_at >= scope.deadline

@@ -70,15 +70,15 @@ def settle_params(settlements: Sequence[Settlement]) -> dict[str, Any]:
     outcomes = [settlement.outcome for settlement in settlements]
     errors = [settlement.error for settlement in settlements]
     return {
-        "task_ids": _plain(fence.task_id for fence in fences),
-        "epochs": _plain(fence.epoch for fence in fences),
-        "states": _plain(state.value for state in states),
-        "finals": _plain(state.is_final for state in states),
-        "attempts": _plain(settlement.attempt for settlement in settlements),
-        "losts": _plain(settlement.lost for settlement in settlements),
+        "task_ids": _plain([fence.task_id for fence in fences]),
+        "epochs": _plain([fence.epoch for fence in fences]),
+        "states": _plain([state.value for state in states]),
+        "finals": _plain([state.is_final for state in states]),
+        "attempts": _plain([settlement.attempt for settlement in settlements]),
+        "losts": _plain([settlement.lost for settlement in settlements]),
         "delays": _plain(_floats(settlement.delay for settlement in settlements)),
         "keep_fors": _plain(_floats(settlement.keep_for for settlement in settlements)),
-        "outcomes": _plain(outcome and outcome.value for outcome in outcomes),
+        "outcomes": _plain([outcome and outcome.value for outcome in outcomes]),
         "results": [settlement.result for settlement in settlements],
         "error_types": [error and error.type for error in errors],
         "error_messages": [error and error.message for error in errors],

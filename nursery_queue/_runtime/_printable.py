@@ -5,28 +5,21 @@ from __future__ import annotations
 import contextlib
 
 from collections.abc import Awaitable, Generator
-from contextvars import ContextVar
 from typing import TypeVar
 
 import trio
 
+from ._connection_use import connection_use
 from ._signals import interrupted
 
 
 T = TypeVar("T")
-
-_in_attempt: ContextVar[bool] = ContextVar("in_attempt", default=False)
 
 
 class UnprintableError(Exception):
     """Stands for an error whose `__repr__` raises; that one is its cause."""
 
     __module__ = "nursery_queue"  # what users read in tracebacks
-
-
-def in_attempt() -> None:
-    """Note that this context is an attempt's, and so are the tasks that are started from it."""
-    _in_attempt.set(True)
 
 
 @contextlib.contextmanager
@@ -48,7 +41,8 @@ class _Guard(trio.abc.Instrument):
     """Puts `printable` around what an attempt starts, in whatever nursery, before it runs."""
 
     def task_spawned(self, task: trio.lowlevel.Task) -> None:
-        if task.context.get(_in_attempt):
+        use = task.context.get(connection_use)
+        if use is not None and use.in_attempt:
             task.coro = printable(task.coro)  # type: ignore[assignment]  # it is one
 
 

@@ -22,6 +22,7 @@ from nursery_queue._engine._hands import Execution
 from nursery_queue._engine._stage import End, NotBegun, Raised, Stage, Stopped, Unsure
 from nursery_queue._engine._threads import Threads
 from nursery_queue._runtime._callbacks import call_all
+from nursery_queue._runtime._connection_use import connection_use
 from nursery_queue._runtime._printable import attempts_guarded
 from nursery_queue._store._memory import MemoryStore
 from nursery_queue._task_type import TaskRequest, TaskType, as_request
@@ -115,7 +116,11 @@ class Performer:
                 bridge=bridge,
                 send=_dropped,
             )
-            end = await _cancellable(stage, execution)
+            before = connection_use.set(None)  # the context is the caller's
+            try:
+                end = await _cancellable(stage, execution)
+            finally:
+                connection_use.reset(before)
         if isinstance(end, Succeeded) and execution.pending and execution.pending.callbacks:
             await call_all(execution.pending.callbacks, client.called_back)
         return await _result(end, execution)
