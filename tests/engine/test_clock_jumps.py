@@ -65,7 +65,13 @@ def make_worker(
     app: nq.App, client: nq.Client, lease: float = LEASE, heartbeat: float = HEARTBEAT
 ) -> nq.Worker:
     return nq.Worker(
-        app, client, lease=lease, heartbeat=heartbeat, poll_interval=600, rng=Longest()
+        app,
+        client,
+        queues=["default"],
+        lease=lease,
+        heartbeat=heartbeat,
+        poll_interval=600,
+        rng=Longest(),
     )
 
 
@@ -81,9 +87,9 @@ async def holding(
 
 
 async def leave_behind(store: FlakyStore, client: nq.Client) -> nq.TaskRef:
-    """Have a worker that never sends a heartbeat hold a task."""
+    """Have a worker that never sends a heartbeat hold a task, of a queue that is its alone."""
     dead = await hire(store, task_types=["quick"], lease=LEASE)
-    ref = await client.enqueue("quick")
+    (ref,) = await client.enqueue_many([nq.TaskRequest.by_name("quick").options(queue="left")])
     assert (await store.claim(dead, ["quick"], limit=1)).claims
     return ref
 
@@ -242,9 +248,9 @@ async def flap(virtual_time: VirtualTime, by: float, every: float = 3.1) -> None
 # -- the dead ----------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("virtual_time", "cancels")
+@pytest.mark.usefixtures("cancels")
 async def test_the_dead_are_found_when_their_lease_is_over(
-    app: nq.App, client: nq.Client, anywhere: FlakyStore
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, anywhere: FlakyStore
 ) -> None:
     """They are known to be late long before, so it takes no more than the next heartbeat."""
     async with working(make_worker(app, client)):

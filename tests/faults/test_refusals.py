@@ -404,7 +404,7 @@ async def test_a_migration_that_changes_types(
 ) -> None:
     """A prepared statement that a migration has overtaken is not held on to."""
     async with working(worker := nq.Worker(app, pg, rng=Longest())):
-        for n in range(10):  # until it is prepared
+        for n in range(40):  # until it is prepared on both connections
             await pg.result(await pg.enqueue("double", number=n))
         admin.do("alter table nursery_queue.task alter column keep_for type numeric")
         try:
