@@ -78,7 +78,7 @@ class PostgresStore(Sessions):
     _gone: int = attrs.field(default=0, init=False)  # parked since the last vacuum
     _park_after: Spot = attrs.field(default=Spot(""), init=False)  # where parking goes on
     # What was refused the last time, by what was done: it is told once, not in every round.
-    _refused: dict[str, dict[str, str]] = attrs.field(factory=dict, init=False)
+    _refused: dict[str, dict[str, str]] = attrs.field(factory=dict[str, dict[str, str]], init=False)
     _sweeper: Sweeper = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:

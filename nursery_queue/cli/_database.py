@@ -127,9 +127,10 @@ class Database:
         async with contextlib.AsyncExitStack() as stack:
             with self.entering():
                 connecting = connect(self.dsn, schema=self.schema, pool_size=pool_size)
-                with trio.move_on_after(patience) as limit:
+                client = None
+                with trio.move_on_after(patience):
                     client = await stack.enter_async_context(connecting)
-                if limit.cancelled_caught:
+                if client is None:
                     await check_schema(self.dsn, self.schema)  # asks once, and says what is wrong
                     msg = f"no connection within {patience:g} s"
                     raise TransientError(msg)

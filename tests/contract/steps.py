@@ -75,7 +75,13 @@ async def add(store: Store, **changes: Any) -> int:
 
 async def hire(store: Store, **changes: Any) -> UUID:
     """Register a worker."""
-    usual = {"name": "w", "host": "h", "pid": 1, "task_types": [TYPE], "lease": LEASE}
+    usual: dict[str, Any] = {
+        "name": "w",
+        "host": "h",
+        "pid": 1,
+        "task_types": [TYPE],
+        "lease": LEASE,
+    }
     info = WorkerInfo(**{"id": uuid.uuid4(), **usual, **changes})
     await store.register(info)
     return info.id
