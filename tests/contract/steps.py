@@ -76,13 +76,14 @@ async def add(store: Store, **changes: Any) -> int:
 async def hire(store: Store, **changes: Any) -> UUID:
     """Register a worker."""
     usual: dict[str, Any] = {
+        "id": uuid.uuid4(),
         "name": "w",
         "host": "h",
         "pid": 1,
         "task_types": [TYPE],
         "lease": LEASE,
     }
-    info = WorkerInfo(**{"id": uuid.uuid4(), **usual, **changes})
+    info = WorkerInfo(**usual | changes)
     await store.register(info)
     return info.id
 
