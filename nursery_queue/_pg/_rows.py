@@ -302,7 +302,7 @@ def _plain(values: Iterable[float | str | None]) -> str:
 
 
 def _floats(values: Iterable[float | None]) -> list[float | None]:
-    # An int will do as a float anywhere but in psycopg's arrays: those refuse mixtures.
+    # For `_plain`: any other kind of number might write itself as PostgreSQL does not.
     return [None if value is None else float(value) for value in values]
 
 
