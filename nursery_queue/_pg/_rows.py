@@ -76,8 +76,8 @@ def settle_params(settlements: Sequence[Settlement]) -> dict[str, Any]:
         "finals": _plain([state.is_final for state in states]),
         "attempts": _plain([settlement.attempt for settlement in settlements]),
         "losts": _plain([settlement.lost for settlement in settlements]),
-        "delays": _plain(_floats(settlement.delay for settlement in settlements)),
-        "keep_fors": _plain(_floats(settlement.keep_for for settlement in settlements)),
+        "delays": _plain([settlement.delay for settlement in settlements]),
+        "keep_fors": _plain([settlement.keep_for for settlement in settlements]),
         "outcomes": _plain([outcome and outcome.value for outcome in outcomes]),
         "results": [settlement.result for settlement in settlements],
         "error_types": [error and error.type for error in errors],
@@ -299,11 +299,6 @@ def _plain(values: Iterable[float | str | None]) -> str:
     """
     texts = ["NULL" if value is None else str(value) for value in values]
     return "{" + ",".join(texts) + "}"
-
-
-def _floats(values: Iterable[float | None]) -> list[float | None]:
-    # For `_plain`: any other kind of number might write itself as PostgreSQL does not.
-    return [None if value is None else float(value) for value in values]
 
 
 def backoff_text(policy: RetryPolicy | None) -> str | None:
