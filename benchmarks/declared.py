@@ -26,7 +26,7 @@ from psycopg.conninfo import make_conninfo
 
 import nursery_queue as nq
 
-from nursery_queue._pg._migrate import up_sync
+from nursery_queue._pg._migrator import up_sync
 
 
 DECLARED = """

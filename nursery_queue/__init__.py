@@ -1,24 +1,36 @@
 """Background tasks in PostgreSQL, run with structured concurrency."""
 
-# General layout, from the bottom up. A module may import what stands above it in this list
-# and nothing below; import-linter holds that in CI.
+# The rooms, from the top down. A room imports those below it and none above or beside it, which
+# import-linter holds (pyproject.toml).
 #
-#   _core       decisions: states, retry policy, what an outcome means, JSON. No I/O, no clock.
-#   _runtime    trio idioms that know no tasks: supervise, insist, the doorbell.
-#   _store      the boundary, and the in-memory side of it.
-#   _pg         the PostgreSQL side: connection, pool, SQL, migrations.
-#   _quiet_start  Ctrl-C while all of this is imported by the command line.
-#   _app, _task_type                 what users declare; knows no database.
-#   _context, _transaction, _stream_writer, _client  what handlers and applications call.
-#   _engine, _worker                 the loops, one a file, and their nesting.
-#   _connect, _producers, _embedded, testing, cli  the doors.
+#   cli, testing                       the command line; virtual time, MemoryStore, pytest fixtures
+#   _connect, _embedded, _producers    the one place that picks a store; a server out of a wheel;
+#                                      enqueuing on other libraries' connections
+#   _worker       the worker: lease, settling, handlers, claiming, one loop a file
+#   _client       what applications and handlers call: client, transaction, context, streams
+#   _declare      what users declare: App, TaskType, options. Knows no database
+#   _pg, _memory  PostgresStore: statements, rows, migrations; MemoryStore
+#   _store        the protocol of both, and nothing else
+#   _psycopg      psycopg on trio: connection, pool, listener. Knows no tasks
+#   _trio, _json  trio idioms that know no tasks; Python values <-> JSON by annotation
+#   _core         decisions: states, models, what an outcome means, retry. No I/O, no clock
+#   _quiet_start  Ctrl-C while the command line imports all of this
 #
 # Uses `from x import y as y` for `pyright --verifytypes`.
 from . import _quiet_start as _quiet_start  # isort: skip  # first: it is about what follows
-from ._app import App as App
-from ._client import Client as Client
+from ._client._after_commit import (
+    AfterCommit as AfterCommit,
+    AfterCommitBatch as AfterCommitBatch,
+    Drained as Drained,
+)
+from ._client._callbacks import CallbackCounts as CallbackCounts
+from ._client._client import Client as Client
+from ._client._context import CancelReason as CancelReason, TaskContext as TaskContext
+from ._client._instruments import Instrument as Instrument, LogEvents as LogEvents
+from ._client._stream_reader import StreamInfo as StreamInfo, StreamReader as StreamReader
+from ._client._stream_writer import StreamWriter as StreamWriter
+from ._client._transaction import Transaction as Transaction
 from ._connect import connect as connect, migrate as migrate
-from ._context import CancelReason as CancelReason, TaskContext as TaskContext
 from ._core import _errors as _errors
 from ._core._completion import (
     Cancelled as Cancelled,
@@ -58,6 +70,7 @@ from ._core._events import (
     Report as Report,
     Started as Started,
 )
+from ._core._log_level import log_level as _log_level
 from ._core._model import (
     Attempt as Attempt,
     Fence as Fence,
@@ -69,33 +82,19 @@ from ._core._model import (
     TaskStatus as TaskStatus,
     WorkerStatus as WorkerStatus,
 )
-from ._core._options import Options as Options
 from ._core._retry import RetryPolicy as RetryPolicy
 from ._core._states import State as State
+from ._declare._app import App as App
+from ._declare._options import Options as Options
+from ._declare._task_type import TaskRequest as TaskRequest, TaskType as TaskType
 from ._embedded import Embedded as Embedded, embedded as embedded
-from ._engine._exit_report import (
-    ExitReport as ExitReport,
-    Fate as Fate,
-    TaskExit as TaskExit,
-)
-from ._engine._handlers import HandlerHealth as HandlerHealth
-from ._engine._health import Health as Health, SiblingHealth as SiblingHealth
 from ._producers import producer as producer
 from ._producers._producer import AsyncProducer as AsyncProducer, Producer as Producer
-from ._runtime._after_commit import (
-    AfterCommit as AfterCommit,
-    AfterCommitBatch as AfterCommitBatch,
-    Drained as Drained,
-)
-from ._runtime._callbacks import CallbackCounts as CallbackCounts
-from ._runtime._instruments import Instrument as Instrument, LogEvents as LogEvents
-from ._runtime._log_level import log_level as _log_level
 from ._store import Store as Store
-from ._stream_writer import StreamWriter as StreamWriter
-from ._streams import StreamInfo as StreamInfo, StreamReader as StreamReader
-from ._task_type import TaskRequest as TaskRequest, TaskType as TaskType
-from ._transaction import Transaction as Transaction
-from ._worker import Worker as Worker
+from ._worker._exit_report import ExitReport as ExitReport, Fate as Fate, TaskExit as TaskExit
+from ._worker._handler_health import HandlerHealth as HandlerHealth
+from ._worker._health import Health as Health, SiblingHealth as SiblingHealth
+from ._worker._worker import Worker as Worker
 
 
 _log_level.obey()

@@ -23,11 +23,11 @@ import nursery_queue as nq
 
 from nursery_queue._core._model import WorkerInfo
 from nursery_queue._core._states import State
-from nursery_queue._pg._connection import Connection
-from nursery_queue._pg._pool import Pool
+from nursery_queue._memory._memory_store import MemoryStore
+from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._pg._sessions import APPLICATION
-from nursery_queue._pg._store import PostgresStore
-from nursery_queue._store._memory import MemoryStore
+from nursery_queue._psycopg._connection import Connection
+from nursery_queue._psycopg._pool import Pool
 from tests.databases import lent, name_in
 from tests.pg.proxy import DETOURS
 
@@ -122,7 +122,7 @@ def _system_tasks() -> Iterator[trio.lowlevel.Task]:
             and "/nursery_queue/" in code.co_filename
             and "/nursery_queue/testing/" not in code.co_filename
             # It is the client's, and lives as long as anybody waits, for whatever task.
-            and not code.co_filename.endswith("/nursery_queue/_news.py")
+            and not code.co_filename.endswith("/nursery_queue/_client/_notifier.py")
         ):
             yield task
 

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from nursery_queue._pg import _migrate
+from nursery_queue._pg import _migrator as _migrate
 
 
 KINDS = ("producer", "reader", "worker", "owner")

@@ -6,14 +6,14 @@ import contextlib
 
 from collections.abc import AsyncGenerator, Sequence
 
-from nursery_queue._app import App
-from nursery_queue._client import Client
+from nursery_queue._client._client import Client
+from nursery_queue._client._instruments import Instrument, LogEvents
+from nursery_queue._client._stream_reader import POLL
 from nursery_queue._core._checks import whole
+from nursery_queue._declare._app import App
+from nursery_queue._declare._task_type import MAX_PARAMS_BYTES, MAX_RESULT_BYTES
+from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._pg._sql import DEFAULT_SCHEMA
-from nursery_queue._pg._store import PostgresStore
-from nursery_queue._runtime._instruments import Instrument, LogEvents
-from nursery_queue._streams import POLL
-from nursery_queue._task_type import MAX_PARAMS_BYTES, MAX_RESULT_BYTES
 
 from ._admin import migrate_up, readable_dsn
 

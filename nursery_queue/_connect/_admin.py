@@ -16,11 +16,11 @@ from psycopg.conninfo import conninfo_to_dict
 
 from nursery_queue._core._errors import TransientError
 from nursery_queue._core._secrets import suspicious
-from nursery_queue._pg import _migrate
-from nursery_queue._pg._connection import Connection
-from nursery_queue._pg._errors import translated
-from nursery_queue._pg._pooler import connect
+from nursery_queue._pg import _migrator as _migrate
 from nursery_queue._pg._sql import DEFAULT_SCHEMA, checked_schema
+from nursery_queue._psycopg._connection import Connection
+from nursery_queue._psycopg._database_errors import translated
+from nursery_queue._psycopg._pooler import connect
 
 
 CONNECT_TIMEOUT = 30.0  # seconds until a server that says nothing counts as not there

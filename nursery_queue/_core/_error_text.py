@@ -5,44 +5,22 @@ from __future__ import annotations
 import itertools
 import traceback
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, cast
+from typing import cast
 
-from ._codec import Params
 from ._errors import ParamsError, ResultError
-from ._groups import connected
-from ._model import ErrorRecord
+from ._exception_groups import connected
 
 
 MESSAGE_LIMIT = 10_000  # characters
 TRACEBACK_LIMIT = 50_000
-DETAILS_LIMIT = 50_000
-_NOTES, _NOTE_LIMIT = 20, 1_000  # of details that are too long: so many, and characters of each
 # What calls the user's code, and stands above it in every traceback.
 _MACHINERY = frozenset(
     {"nursery_queue", "trio", "trio_asyncio", "asyncio", "outcome", "contextlib", "cattrs"}
     | {"concurrent", "threading"}
 )
 _CHAIN_LIMIT = 100  # exceptions; the standard formatter takes them all, however many
-_DETAILS = Params.of_unknown("details")
-
-
-def error_record(error: BaseException) -> ErrorRecord:
-    """Return *error* with its message, traceback and details. Never raises.
-
-    A message is cut at 10,000 characters and a traceback at 50,000, with a note of how much
-    is missing. NUL and lone surrogates, which PostgreSQL does not take, become visible
-    escapes. Details are the exception's attribute `details`, if that is a mapping that
-    can be written as JSON, and its `__notes__`; of more than 50,000 characters only the first
-    notes are kept, cut, and "cut" says how much there was.
-    """
-    return ErrorRecord(
-        type=cut(_storable(_type_name(type(error))), 500),
-        message=cut(_storable(_message(error)), MESSAGE_LIMIT),
-        traceback=cut_middle(_storable(_traceback(error)), TRACEBACK_LIMIT),
-        details=_details(error),
-    )
 
 
 def cut(text: str, limit: int) -> str:
@@ -66,24 +44,39 @@ def _storable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
-def _exact(text: str) -> str:
-    # Not an f-string: this is a plain str even if *text* is of a subclass with its own methods.
-    return "".join(("", text))  # noqa: FLY002  # for the reason above
+def exact(text: str) -> str:
+    """Return *text* as a plain `str`, even if it is of a subclass with methods of its own."""
+    return "".join(("", text))  # noqa: FLY002  # an f-string calls them
+
+
+def type_of(error: BaseException) -> str:
+    """Return the full name of the class of *error*, as any store can hold it. Never raises."""
+    return cut(_storable(_type_name(type(error))), 500)
 
 
 def _type_name(cls: type[BaseException]) -> str:
     try:
         module, name = cls.__module__, cls.__qualname__
-        return _exact(name) if module == "builtins" else f"{module}.{name}"
+        return exact(name) if module == "builtins" else f"{module}.{name}"
     except BaseException:  # noqa: BLE001  # a metaclass may do anything
         return type.__repr__(cls)
 
 
+def message_of(error: BaseException) -> str:
+    """Return the message of *error*, at most 10,000 characters of it. Never raises."""
+    return cut(_storable(_message(error)), MESSAGE_LIMIT)
+
+
 def _message(error: BaseException) -> str:
     try:
-        return _exact(str(error))
+        return exact(str(error))
     except BaseException as second:  # noqa: BLE001  # `__str__` is the user's, and may do anything
         return f"(no message: its __str__ raised {_type_name(type(second))})"
+
+
+def traceback_of(error: BaseException) -> str:
+    """Return the traceback of *error* from the user's code on, cut in its middle. Never raises."""
+    return cut_middle(_storable(_traceback(error)), TRACEBACK_LIMIT)
 
 
 def _traceback(error: BaseException) -> str:
@@ -166,34 +159,6 @@ def _one(error: BaseException) -> str:
     frames = "".join(traceback.format_tb(_beginning(error, about_values=_is_about_values(error))))
     head = "Traceback (most recent call last):\n" if frames else ""
     return f"{head}{frames}{_type_name(type(error))}: {_message(error)}\n"
-
-
-def _details(error: BaseException) -> str | None:
-    try:
-        found: dict[str, Any] = {}
-        notes = getattr(error, "__notes__", None)
-        if isinstance(notes, list) and notes:
-            found["notes"] = notes
-        details = getattr(error, "details", None)
-        if isinstance(details, Mapping):
-            found |= details
-        text = _DETAILS.dump(found) if found else None
-        if text is None or len(text) <= DETAILS_LIMIT:
-            return text
-        return _cut_details(len(text), found.get("notes"))
-    except BaseException:  # noqa: BLE001  # attributes are the user's; details are a courtesy
-        return None
-
-
-def _cut_details(length: int, notes: object) -> str:
-    """Return what there is room for of details that are too long: notes, cut, and a mark."""
-    listed = cast("list[object]", notes) if isinstance(notes, list) else []
-    strings = [_exact(each) for each in listed if isinstance(each, str)]
-    mark = f"{length} characters of details; more than {DETAILS_LIMIT} are not stored"
-    kept: dict[str, Any] = {"cut": mark}
-    if strings:
-        kept["notes"] = [cut(each, _NOTE_LIMIT) for each in strings[:_NOTES]]
-    return _DETAILS.dump(kept)
 
 
 def one_line(text: str) -> str:

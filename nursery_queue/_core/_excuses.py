@@ -7,7 +7,7 @@ import math
 
 from collections.abc import Iterator
 
-from ._groups import cause_of, context_of, hides_context, is_a, leaves
+from ._exception_groups import cause_of, context_of, hides_context, is_a, leaves
 
 
 class Excuse(enum.Enum):

@@ -11,7 +11,7 @@ import attrs
 
 from ._checks import label
 from ._declaration import AS_DECLARED
-from ._json import to_text
+from ._json_text import to_text
 from ._model import NewTask
 
 

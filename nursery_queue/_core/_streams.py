@@ -12,7 +12,7 @@ from typing import Any, Self, cast
 import attrs
 
 from ._errors import Closed, StaleClaim, StreamFull
-from ._json import to_text
+from ._json_text import to_text
 from ._model import Fence
 
 

@@ -1,0 +1,1 @@
+"""`PostgresStore`: the statements, their rows, and the migrations of the tables."""

@@ -7,10 +7,10 @@ import datetime as dt
 from collections.abc import Sequence
 
 from nursery_queue._core._model import NewTask, TaskRef
+from nursery_queue._psycopg._connection import Connection
+from nursery_queue._psycopg._cursors import OwnAsyncCursor
 
 from . import _plan
-from ._connection import Connection
-from ._cursors import OwnAsyncCursor
 from ._rows import backoff_text
 from ._sql import query
 

@@ -8,8 +8,7 @@ from typing import Self
 import attrs
 
 from nursery_queue._core._excuses import Excuse, causes, excuse
-
-from ._errors import is_conflict, is_transient
+from nursery_queue._psycopg._database_errors import is_conflict, is_transient
 
 
 @attrs.define(eq=False)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import attrs
 
-from nursery_queue._core._json import from_text
+from nursery_queue._core._json_text import from_text
 from nursery_queue._core._model import NewTask, TaskRef, TaskStatus
 from nursery_queue._core._states import State
 

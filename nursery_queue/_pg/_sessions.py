@@ -16,12 +16,9 @@ import psycopg
 import trio
 
 from nursery_queue._core._errors import Closed, NotifyUnavailable, TransientError
-from nursery_queue._runtime._connection_use import connection_use
-from nursery_queue._store import Bell, Ring
-
-from ._cancelling import expendable
-from ._connection import Connection
-from ._errors import (
+from nursery_queue._psycopg._cancelling import expendable
+from nursery_queue._psycopg._connection import Connection
+from nursery_queue._psycopg._database_errors import (
     CallTimeout,
     is_refusal,
     leaves_unknown,
@@ -30,13 +27,16 @@ from ._errors import (
     unconnected,
     unknown,
 )
-from ._hosts import Address, Hosts
-from ._isolation import READ_COMMITTED
-from ._listener import NO_NOTIFICATIONS, Listener
-from ._pool import Pool
-from ._pooler import connect
+from nursery_queue._psycopg._hosts import Address, Hosts
+from nursery_queue._psycopg._isolation import READ_COMMITTED
+from nursery_queue._psycopg._listener import NO_NOTIFICATIONS, Listener
+from nursery_queue._psycopg._pool import Pool
+from nursery_queue._psycopg._pooler import connect
+from nursery_queue._psycopg._session_clock import SessionClock
+from nursery_queue._store import Bell, Ring
+from nursery_queue._trio._connection_use import connection_use
+
 from ._rows import Row
-from ._session_clock import SessionClock
 from ._sql import DEFAULT_SCHEMA, checked_schema, query
 
 

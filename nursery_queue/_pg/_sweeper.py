@@ -11,19 +11,19 @@ from uuid import UUID
 import attrs
 import psycopg
 
-from nursery_queue._core._error_text import error_record
+from nursery_queue._core._error_text import message_of
 from nursery_queue._core._errors import DatabaseRefused
 from nursery_queue._core._heartbeat import Seen
 from nursery_queue._core._model import ErrorRecord, Held, Settlement
 from nursery_queue._core._outcome import settle_lost
 from nursery_queue._core._states import Event
+from nursery_queue._psycopg._connection import Connection
+from nursery_queue._psycopg._database_errors import is_of_the_rows
 from nursery_queue._store import TellLost
 
 from . import _rows
-from ._connection import Connection
-from ._errors import is_of_the_rows
+from ._postgres_transaction import settle_rows
 from ._sql import query
-from ._transaction import settle_rows
 
 
 log = logging.getLogger("nursery_queue")
@@ -191,6 +191,6 @@ def _failed(held: Held, exc: Exception, allowed: Allowed) -> Settlement:
     error = ErrorRecord(
         type="worker_lost",
         message=f"worker {held.worker_id} went away, and what became of this task cannot be"
-        f" stored: {error_record(exc).message}",
+        f" stored: {message_of(exc)}",
     )
     return attrs.evolve(decided, event=Event.FAIL, error=error)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any, Protocol, overload
 
-from nursery_queue._app import App
-from nursery_queue._client import Client
+from nursery_queue._client._client import Client
 from nursery_queue._core._checks import whole
+from nursery_queue._declare._app import App
+from nursery_queue._declare._task_type import MAX_PARAMS_BYTES
 from nursery_queue._pg._sql import DEFAULT_SCHEMA, checked_schema
-from nursery_queue._task_type import MAX_PARAMS_BYTES
 
-from . import _own, _psycopg
+from . import _native as _own, _psycopg_producer as _psycopg
 from ._planned import Planner
 from ._producer import AsyncProducer, Producer
 
@@ -101,11 +101,11 @@ def _made_for(connection: object, planner: Planner) -> Producer | AsyncProducer 
     if "psycopg" in libraries:
         return _psycopg.made_for(connection, planner)
     if "sqlalchemy" in libraries:
-        from . import _sqlalchemy  # noqa: PLC0415  # who has other connections need not have it
+        from . import _sqlalchemy_producer as _sqlalchemy  # noqa: PLC0415  # who has other connections need not have it
 
         return _sqlalchemy.made_for(connection, planner)
     if "django" in libraries:
-        from . import _django  # noqa: PLC0415  # who has other connections need not have it
+        from . import _django_producer as _django  # noqa: PLC0415  # who has other connections need not have it
 
         return _django.made_for(connection, planner)
     return _own.made_for(connection, planner)

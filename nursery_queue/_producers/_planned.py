@@ -9,13 +9,13 @@ from typing import Any, LiteralString, TypeVar
 
 import attrs
 
-from nursery_queue._app import App
+from nursery_queue._client._transaction import new_tasks, task_id
 from nursery_queue._core._model import TaskRef, TaskStatus
+from nursery_queue._declare._app import App
+from nursery_queue._declare._task_type import TaskRequest
 from nursery_queue._pg import _plan
 from nursery_queue._pg._plan import Plan
 from nursery_queue._pg._rows import Row
-from nursery_queue._task_type import TaskRequest
-from nursery_queue._transaction import new_tasks, task_id
 
 from ._producer import AsyncProducer, Producer
 

@@ -9,11 +9,11 @@ from typing import Any, ParamSpec, TypeVarTuple, overload
 
 import attrs
 
+from nursery_queue._client._callbacks import CallbackCounts, Tally
 from nursery_queue._core._model import TaskRef, TaskStatus
-from nursery_queue._runtime._callbacks import CallbackCounts, Tally
-from nursery_queue._task_type import TaskRequest, TaskType, as_request
+from nursery_queue._declare._task_type import TaskRequest, TaskType, as_request
 
-from ._call import Call
+from ._committed_call import Call
 
 
 P = ParamSpec("P")

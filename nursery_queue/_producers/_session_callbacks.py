@@ -21,7 +21,7 @@ from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import await_only
 
-from ._call import Call, call_all
+from ._committed_call import Call, call_all
 
 
 log = logging.getLogger("nursery_queue")

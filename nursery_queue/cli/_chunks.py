@@ -13,7 +13,7 @@ import attrs
 
 from nursery_queue._core._model import TaskStatus
 
-from ._errors import say
+from ._failures import say
 from ._output import flush, harmless, terminal, write, write_json
 
 

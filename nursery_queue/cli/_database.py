@@ -13,7 +13,7 @@ import attrs
 import click
 import trio
 
-from nursery_queue._client import Client
+from nursery_queue._client._client import Client
 from nursery_queue._connect import connect
 from nursery_queue._connect._admin import (
     DatabaseError,
@@ -27,7 +27,7 @@ from nursery_queue._connect._admin import (
 from nursery_queue._core._errors import TransientError
 from nursery_queue._core._secrets import suspicious
 
-from ._errors import PROBLEM, UNREACHABLE, USAGE, ProblemError
+from ._failures import PROBLEM, UNREACHABLE, USAGE, ProblemError
 from ._settings import Dsn
 
 

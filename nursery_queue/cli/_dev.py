@@ -17,14 +17,14 @@ from nursery_queue._connect._admin import migrate_up
 from nursery_queue._embedded import embedded
 
 from ._database import Database
-from ._errors import PROBLEM, USAGE, ProblemError, Session
+from ._failures import PROBLEM, USAGE, ProblemError, Session
 from ._load import load_app
 from ._logging import keep_ours, level_of, log_to_stderr
-from ._options import schema, verbose
 from ._output import write
 from ._settings import Dsn, setting
-from ._work import Shift, stop_signals, work
-from ._worker import worker_options, worker_settings
+from ._shared_options import schema, verbose
+from ._worker_command import worker_options, worker_settings
+from ._worker_process import Shift, stop_signals, work
 
 
 @click.command()

@@ -8,15 +8,15 @@ import click
 import trio
 
 from nursery_queue._core._model import TaskRef
-from nursery_queue._core._options import LOWEST_PRIORITY
-from nursery_queue._task_type import TaskRequest
+from nursery_queue._declare._options import LOWEST_PRIORITY
+from nursery_queue._declare._task_type import TaskRequest
 
 from ._database import Database
-from ._errors import say
+from ._failures import say
 from ._load import load_app
-from ._options import database, json_lines
 from ._output import plain, write, write_json
 from ._settings import setting
+from ._shared_options import database, json_lines
 from ._types import Duration, Instant, Json, JsonObject, Label, Whole
 
 

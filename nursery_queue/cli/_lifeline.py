@@ -15,8 +15,8 @@ from typing import Self
 
 import attrs
 
-from ._errors import PROBLEM
-from ._work import Shift
+from ._failures import PROBLEM
+from ._worker_process import Shift
 
 
 @attrs.define(eq=False)

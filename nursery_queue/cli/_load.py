@@ -11,9 +11,9 @@ import traceback
 from types import ModuleType
 from typing import Any
 
-from nursery_queue._app import App
+from nursery_queue._declare._app import App
 
-from ._errors import USAGE, ProblemError
+from ._failures import USAGE, ProblemError
 
 
 log = logging.getLogger("nursery_queue.cli")

@@ -15,10 +15,10 @@ import click
 
 from click.core import ParameterSource
 
+from nursery_queue._core._log_level import log_level
 from nursery_queue._core._secrets import redacted
-from nursery_queue._runtime._log_level import log_level
 
-from ._errors import Session
+from ._failures import Session
 
 
 _COLOURS = {"WARNING": "33", "ERROR": "31", "CRITICAL": "1;31", "DEBUG": "2"}

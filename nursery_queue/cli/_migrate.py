@@ -15,9 +15,9 @@ from nursery_queue._connect._admin import (
 )
 
 from ._database import Database, schema_name
-from ._errors import say
-from ._options import database, json_lines, schema, verbose
+from ._failures import say
 from ._output import plain, write, write_json, write_rows
+from ._shared_options import database, json_lines, schema, verbose
 from ._types import Whole
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from ._errors import OutputClosedError
+from ._failures import OutputClosedError
 
 
 if TYPE_CHECKING:

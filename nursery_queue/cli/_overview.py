@@ -7,7 +7,7 @@ from typing import Self
 
 import attrs
 
-from nursery_queue._client import Client
+from nursery_queue._client._client import Client
 from nursery_queue._core._model import QueueStatus, Stats
 from nursery_queue._core._states import State
 

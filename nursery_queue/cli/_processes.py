@@ -16,13 +16,13 @@ import attrs
 import trio
 
 from nursery_queue._core._retry import Backoff
-from nursery_queue._runtime._chance import new_rng
-from nursery_queue._runtime._signals import Escalation, obey
+from nursery_queue._trio._rng import new_rng
+from nursery_queue._trio._signals import Escalation, obey
 
-from ._errors import CLEAN, PROBLEM, UNREACHABLE, USAGE
+from ._failures import CLEAN, PROBLEM, UNREACHABLE, USAGE
 from ._lifeline import Lifeline
 from ._logging import say_at_once
-from ._work import stop_signals
+from ._worker_process import stop_signals
 
 
 log = logging.getLogger("nursery_queue.cli")

@@ -7,14 +7,14 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 import click
 import trio
 
-from nursery_queue._client import Client
+from nursery_queue._client._client import Client
 from nursery_queue._core._model import QueueStatus
 
 from ._database import Database
-from ._errors import say
-from ._options import database, json_lines
+from ._failures import say
 from ._output import on_terminal, plain, write_json, write_rows
 from ._overview import limit_of, open_or_paused
+from ._shared_options import database, json_lines
 from ._types import Label, Whole
 
 

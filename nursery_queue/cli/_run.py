@@ -15,8 +15,8 @@ import click
 from nursery_queue._core._secrets import redacted
 from nursery_queue._quiet_start import INTERRUPTED
 
-from ._errors import CLEAN, PROBLEM, OutputClosedError, Session, root_of, say
-from ._group import commands
+from ._commands import commands
+from ._failures import CLEAN, PROBLEM, OutputClosedError, Session, root_of, say
 
 
 def run(args: Sequence[str]) -> int:

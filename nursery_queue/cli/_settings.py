@@ -15,7 +15,7 @@ import click
 
 from click.core import ParameterSource
 
-from nursery_queue._runtime._log_level import is_level
+from nursery_queue._core._log_level import is_level
 
 from ._types import ParamType
 

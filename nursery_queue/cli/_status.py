@@ -15,7 +15,6 @@ from nursery_queue._core._model import QueueStatus, WorkerStatus
 from nursery_queue._core._states import State
 
 from ._database import Database
-from ._options import database, json_lines
 from ._output import (
     as_table,
     flush,
@@ -28,8 +27,9 @@ from ._output import (
     write_rows,
 )
 from ._overview import Overview, limit_of, open_or_paused, overview
+from ._shared_options import database, json_lines
+from ._status_watch import Log, Screen, watch
 from ._types import Duration
-from ._watch import Log, Screen, watch
 
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from nursery_queue._core._model import Attempt, TaskStatus
 from nursery_queue._core._states import State
 
 from ._database import Database
-from ._errors import CLEAN, PROBLEM, say
-from ._options import BIGINT, database, ids, json_lines
+from ._failures import CLEAN, PROBLEM, say
 from ._output import (
     harmless,
     on_terminal,
@@ -25,7 +24,8 @@ from ._output import (
     write_json,
     write_rows,
 )
-from ._steering import cancel, retry
+from ._shared_options import BIGINT, database, ids, json_lines
+from ._tasks_change import cancel, retry
 from ._tasks_watch import watch
 from ._types import Whole
 

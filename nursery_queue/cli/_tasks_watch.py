@@ -11,19 +11,19 @@ import attrs
 import click
 import trio
 
-from nursery_queue._client import Client
+from nursery_queue._client._client import Client
+from nursery_queue._client._stream_reader import FURTHEST, StreamInfo
 from nursery_queue._core._errors import StreamRestarted, TransientError, UnknownTask
 from nursery_queue._core._model import TaskStatus
 from nursery_queue._core._states import State
-from nursery_queue._streams import FURTHEST, StreamInfo
 
 from ._chunks import Bar, Display, JsonLines, Lines
 from ._database import Database
-from ._errors import CLEAN, PROBLEM, ProblemError, say
-from ._options import BIGINT, database, json_lines
+from ._failures import CLEAN, PROBLEM, ProblemError, say
 from ._output import on_terminal, terminal
+from ._shared_options import BIGINT, database, json_lines
+from ._status_watch import end_with_a_signal
 from ._types import StreamName, Whole
-from ._watch import end_with_a_signal
 
 
 PAUSE = 1.0  # seconds between questions while the database is away

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nursery_queue._runtime._timekeeper import ClockStuck as ClockStuck
-from nursery_queue._store._memory import MemoryStore as MemoryStore
+from nursery_queue._memory._memory_store import MemoryStore as MemoryStore
+from nursery_queue._trio._clock import ClockStuck as ClockStuck
 
 from ._deterministic import deterministic as deterministic
 from ._perform import perform as perform, performing as performing

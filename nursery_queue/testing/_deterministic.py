@@ -9,7 +9,7 @@ import random
 from collections.abc import Generator
 from typing import Any
 
-from nursery_queue._runtime._chance import seeded
+from nursery_queue._trio._rng import seeded
 
 
 @contextlib.contextmanager

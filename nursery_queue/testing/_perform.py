@@ -12,20 +12,20 @@ from typing import Any, ParamSpec, assert_never, cast, overload
 import attrs
 import trio
 
-from nursery_queue._client import Client
-from nursery_queue._context import CancelReason
+from nursery_queue._client._callbacks import call_all
+from nursery_queue._client._client import Client
+from nursery_queue._client._context import CancelReason
 from nursery_queue._core._checks import whole
 from nursery_queue._core._model import Claim, Fence, NewTask
 from nursery_queue._core._outcome import Succeeded
-from nursery_queue._engine._asyncio_bridge import open_bridge
-from nursery_queue._engine._hands import Execution
-from nursery_queue._engine._stage import End, NotBegun, Raised, Stage, Stopped, Unsure
-from nursery_queue._engine._threads import Threads
-from nursery_queue._runtime._callbacks import call_all
-from nursery_queue._runtime._connection_use import connection_use
-from nursery_queue._runtime._printable import attempts_guarded
-from nursery_queue._store._memory import MemoryStore
-from nursery_queue._task_type import TaskRequest, TaskType, as_request
+from nursery_queue._declare._task_type import TaskRequest, TaskType, as_request
+from nursery_queue._memory._memory_store import MemoryStore
+from nursery_queue._trio._connection_use import connection_use
+from nursery_queue._trio._printable import attempts_guarded
+from nursery_queue._worker._asyncio_bridge import open_bridge
+from nursery_queue._worker._execution import End, NotBegun, Raised, Stage, Stopped, Unsure
+from nursery_queue._worker._slots import Execution
+from nursery_queue._worker._threads import Threads
 
 
 P = ParamSpec("P")

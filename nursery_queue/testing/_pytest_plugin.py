@@ -19,13 +19,13 @@ import pytest
 if TYPE_CHECKING:
     import psycopg
 
-    from nursery_queue.testing import VirtualTime
+    from . import VirtualTime
 
 
 @pytest.fixture
 def virtual_time() -> VirtualTime:
     """A virtual clock for the test, which must name it as an argument of its own."""
-    from nursery_queue.testing import VirtualTime
+    from . import VirtualTime
 
     return VirtualTime()
 
@@ -63,7 +63,7 @@ def nursery_queue_template(nursery_queue_server: str) -> Generator[str]:
     """Name of a migrated database for others to copy: copying is faster than migrating."""
     from psycopg.conninfo import conninfo_to_dict
 
-    from nursery_queue._pg._migrate import up_sync
+    from nursery_queue._pg._migrator import up_sync
 
     with _database(nursery_queue_server, template="template0") as dsn:
         up_sync(dsn)

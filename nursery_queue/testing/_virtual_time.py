@@ -13,7 +13,7 @@ import attrs
 import trio
 
 from nursery_queue._core._checks import duration
-from nursery_queue._runtime._timekeeper import ClockStuck, Watched, timekeeper
+from nursery_queue._trio._clock import ClockStuck, Watched, timekeeper
 
 
 LONG = 3600.0  # real seconds to sleep when there is nothing to do; whatever happens wakes us

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nursery_queue.cli._errors import ProblemError
+from nursery_queue.cli._failures import ProblemError
 from nursery_queue.cli._load import load_app
 from tests.cli.conftest import Run
 

@@ -27,7 +27,8 @@ class Press:
 
 sys.meta_path.insert(0, Press())
 """
-MODULES = ["trio", "psycopg", "nursery_queue._worker", "click", "nursery_queue.cli._work", "shop"]
+MODULES = ["trio", "psycopg", "nursery_queue._worker._worker", "click", "nursery_queue.cli._run"]
+MODULES += ["shop"]
 
 
 def interrupted(project: Path, at: str, *words: str) -> subprocess.CompletedProcess[str]:

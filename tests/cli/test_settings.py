@@ -7,9 +7,9 @@ import click
 import pytest
 
 from nursery_queue.cli import main
-from nursery_queue.cli._group import commands
+from nursery_queue.cli._commands import commands
 from nursery_queue.cli._settings import Dsn, Setting
-from nursery_queue.cli._worker import worker
+from nursery_queue.cli._worker_command import worker
 
 
 def settings(*args: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nursery_queue import ExitReport, Fate, TaskExit
-from nursery_queue.cli._work import exit_code
+from nursery_queue.cli._worker_process import exit_code
 from tests.cli.conftest import Start
 from tests.cli.processes import Running, rows, until
 from tests.cli.test_worker import INT, STATES, TERM, WORKERS, enqueue, in_hand

@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from nursery_queue._pg._store import PostgresStore
+from nursery_queue._memory._memory_store import MemoryStore
+from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._store import Store
-from nursery_queue._store._memory import MemoryStore
 
 
 @pytest.fixture(params=["memory", "postgres"])

@@ -15,8 +15,9 @@ import nursery_queue as nq
 
 from nursery_queue._core._filters import CancelFilter, TaskFilter
 from nursery_queue._core._states import Event, State
-from nursery_queue._pg import _store
-from nursery_queue._store import Store, _tables
+from nursery_queue._memory import _tables
+from nursery_queue._pg import _postgres_store as _store
+from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime
 from tests.contract.steps import (
     TYPE,

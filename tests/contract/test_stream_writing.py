@@ -23,8 +23,8 @@ from nursery_queue._core._streams import (
     StreamRequest,
     StreamWrite,
 )
+from nursery_queue._memory._memory_store import MemoryStore
 from nursery_queue._store import Store
-from nursery_queue._store._memory import MemoryStore
 from tests.contract.steps import Known, a_task, add, claim_one, claimed_once, count, ends, settle
 
 

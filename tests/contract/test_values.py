@@ -12,9 +12,9 @@ import pytest
 
 import nursery_queue as nq
 
-from nursery_queue._core._codec import dump_result
-from nursery_queue._core._json import is_of
+from nursery_queue._core._json_text import is_of
 from nursery_queue._core._states import Event
+from nursery_queue._json._codec import dump_result
 from nursery_queue._store import Store
 from nursery_queue.testing import MemoryStore
 from tests.contract.steps import add, claim_one, hire, settle

@@ -21,7 +21,7 @@ import trio
 
 import nursery_queue as nq
 
-from nursery_queue.cli._group import commands
+from nursery_queue.cli._commands import commands
 from tests.docs.pages import README, Block, blocks, passes, run
 
 

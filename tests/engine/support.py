@@ -31,6 +31,7 @@ from nursery_queue._core._model import (
     WorkerStatus,
 )
 from nursery_queue._core._streams import StreamPage, StreamRequest, StreamWrite
+from nursery_queue._memory._memory_store import MemoryStore
 from nursery_queue._store import (
     Bell,
     Isolation,
@@ -40,7 +41,6 @@ from nursery_queue._store import (
     TellLost,
     tell_nobody,
 )
-from nursery_queue._store._memory import MemoryStore
 
 
 class Longest(random.Random):

@@ -15,7 +15,7 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
-from nursery_queue._runtime._asyncio_loop import TrioHostedLoop
+from nursery_queue._trio._asyncio_loop import TrioHostedLoop
 from tests.engine.support import final, outcomes, state, working
 
 

@@ -16,7 +16,7 @@ import nursery_queue as nq
 
 from nursery_queue import CancelReason
 from nursery_queue._core._model import Settlement
-from nursery_queue._engine import _stage
+from nursery_queue._worker import _execution as _stage
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import FlakyStore, outcomes, working
 

@@ -13,7 +13,7 @@ import trio
 
 import nursery_queue as nq
 
-from nursery_queue._pg._connection import Connection
+from nursery_queue._psycopg._connection import Connection
 from nursery_queue.testing import MemoryStore, VirtualTime, perform
 from tests.engine.support import FlakyStore, Longest, eventually, final, outcomes, working
 

@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 import nursery_queue as nq
 
 from nursery_queue._core._excuses import Excuse, excuse
-from nursery_queue._pg._connection import Connection
+from nursery_queue._psycopg._connection import Connection
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import final, outcomes, state, working
 

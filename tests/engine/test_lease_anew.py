@@ -11,10 +11,10 @@ import trio
 
 import nursery_queue as nq
 
-from nursery_queue._context import CancelReason
+from nursery_queue._client._context import CancelReason
 from nursery_queue._core._model import WorkerInfo
 from nursery_queue._core._outcome import MAX_LOST
-from nursery_queue._engine._hands import Hands
+from nursery_queue._worker._slots import Hands
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import FlakyStore, Longest, final, outcomes, state, working
 

@@ -18,7 +18,7 @@ import nursery_queue as nq
 
 from nursery_queue import CancelReason
 from nursery_queue._core._model import CancelRequest
-from nursery_queue._engine._hands import Execution
+from nursery_queue._worker._slots import Execution
 from nursery_queue.testing import MemoryStore, VirtualTime, deterministic
 from tests.engine.handlers import KINDS, Handlers, Kind
 from tests.engine.support import FlakyStore, outcomes, state, working

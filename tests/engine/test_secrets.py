@@ -12,7 +12,7 @@ import pytest
 import nursery_queue as nq
 
 from nursery_queue._core._model import Claim, Fence
-from nursery_queue._pg._store import PostgresStore
+from nursery_queue._pg._postgres_store import PostgresStore
 
 
 PASSWORD, CARD = "hunter2", "4000-1234"

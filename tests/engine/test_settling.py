@@ -17,8 +17,8 @@ import nursery_queue as nq
 
 from nursery_queue._core._model import Fence, Refusal, Settlement
 from nursery_queue._core._states import Event
-from nursery_queue._engine import _stage
 from nursery_queue._store import Isolation, StoreTransaction
+from nursery_queue._worker import _execution as _stage
 from nursery_queue.testing import VirtualTime
 from tests.contract.steps import claim, hire, settle
 from tests.engine.support import FlakyStore, eventually, final, outcomes, state, working

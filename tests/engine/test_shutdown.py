@@ -11,7 +11,7 @@ from psycopg.conninfo import make_conninfo
 
 import nursery_queue as nq
 
-from nursery_queue._pg._connection import Connection
+from nursery_queue._psycopg._connection import Connection
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import FlakyStore, eventually, outcomes, state, working
 

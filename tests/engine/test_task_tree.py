@@ -13,7 +13,7 @@ import trio
 
 import nursery_queue as nq
 
-from nursery_queue._runtime._task_tree import place, task_tree
+from nursery_queue._trio._task_tree import place, task_tree
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import working
 
@@ -176,4 +176,4 @@ async def test_handlers_that_are_not_of_trio(
     await nq.Worker(app, client).run_until_idle()
 
     (line,) = [line for line in seen[0].splitlines() if f"task {ref.id} other: " in line]
-    assert ("/nursery_queue/_engine/" if kind == "sync" else "/_asyncio_loop.py:") in line
+    assert ("/nursery_queue/_worker/" if kind == "sync" else "/_asyncio_loop.py:") in line

@@ -12,7 +12,7 @@ import trio
 
 import nursery_queue as nq
 
-from nursery_queue._pg._connection import Connection
+from nursery_queue._psycopg._connection import Connection
 from tests.engine.support import eventually, final, outcomes, state, working
 
 

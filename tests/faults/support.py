@@ -15,9 +15,9 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue._core._model import Fence, Refusal, Settlement
-from nursery_queue._engine._health import SiblingHealth
-from nursery_queue._runtime._supervisor import SiblingState
 from nursery_queue._store import Bell, Ring
+from nursery_queue._trio._supervisor import SiblingState
+from nursery_queue._worker._health import SiblingHealth
 from tests.engine.support import FlakyStore
 
 

@@ -12,9 +12,9 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue._core._model import Settlement
-from nursery_queue._engine._entries import Entry
-from nursery_queue._engine._hands import Hands
-from nursery_queue._engine._settler import Settler
+from nursery_queue._worker._entries import Entry
+from nursery_queue._worker._settler import Settler
+from nursery_queue._worker._slots import Hands
 from nursery_queue.testing import VirtualTime
 from tests.engine.instruments import Recorder
 from tests.engine.support import Longest, outcomes, state, working

@@ -23,8 +23,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 import nursery_queue as nq
 
 from nursery_queue._embedded._server import Server
-from nursery_queue._pg._connection import Connection
-from nursery_queue._pg._hosts import CONNECT_TIMEOUT, Address, Hosts, address_of
+from nursery_queue._psycopg._connection import Connection
+from nursery_queue._psycopg._hosts import CONNECT_TIMEOUT, Address, Hosts, address_of
 from tests.engine.support import eventually, final, outcomes, working
 from tests.pg.proxy import Proxy, proxied
 from tests.processes.server import OwnServer, own_server

@@ -20,9 +20,9 @@ import nursery_queue as nq
 
 from nursery_queue._core._model import Claimed
 from nursery_queue._core._retry import Backoff
-from nursery_queue._pg._store import PostgresStore
-from nursery_queue._runtime._supervisor import Sibling, SiblingState, supervise
+from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._store import Bell
+from nursery_queue._trio._supervisor import Sibling, SiblingState, supervise
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import final, state, working
 from tests.faults.network import pass_time_until, sockets_to

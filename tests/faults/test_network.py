@@ -13,9 +13,9 @@ import trio
 
 import nursery_queue as nq
 
-from nursery_queue._engine._poller import CLAIM_TIMEOUT
-from nursery_queue._engine._tenancy import GOODBYE
-from nursery_queue._pg._connection import Connection
+from nursery_queue._psycopg._connection import Connection
+from nursery_queue._worker._claimer import CLAIM_TIMEOUT
+from nursery_queue._worker._lease import GOODBYE
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import final, outcomes, working
 from tests.faults.network import pass_time, pass_time_until, sockets_to

@@ -11,7 +11,7 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue._core._model import WorkerInfo
-from nursery_queue._pg._store import PostgresStore
+from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import Longest, outcomes, working
 from tests.faults.support import FaultyStore, Holding, lines, logged, until_well, unwell

@@ -19,8 +19,8 @@ import nursery_queue as nq
 
 from nursery_queue._connect import _admin
 from nursery_queue._core._errors import NotifyUnavailable
-from nursery_queue._pg._pooler import connect
-from nursery_queue._pg._store import PostgresStore
+from nursery_queue._pg._postgres_store import PostgresStore
+from nursery_queue._psycopg._pooler import connect
 from nursery_queue._store import Bell
 from nursery_queue.testing import VirtualTime
 from tests.contract.steps import claim, hire

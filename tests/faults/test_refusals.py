@@ -20,8 +20,8 @@ from psycopg.conninfo import make_conninfo
 
 import nursery_queue as nq
 
-from nursery_queue._pg._connection import Connection
-from nursery_queue._pg._store import PostgresStore
+from nursery_queue._pg._postgres_store import PostgresStore
+from nursery_queue._psycopg._connection import Connection
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import Longest, outcomes, state, working
 from tests.faults.support import Holding, lines, logged, sibling, unwell

@@ -15,7 +15,7 @@ import nursery_queue as nq
 
 from nursery_queue._core._errors import NotifyUnavailable
 from nursery_queue._core._retry import Backoff
-from nursery_queue._runtime._supervisor import Sibling, SiblingState, supervise
+from nursery_queue._trio._supervisor import Sibling, SiblingState, supervise
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import Longest
 from tests.faults.support import BUGS, Odd, lines, logged

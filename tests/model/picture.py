@@ -16,9 +16,9 @@ import attrs
 
 from nursery_queue._core._model import NewTask
 from nursery_queue._core._states import State
-from nursery_queue._pg._store import PostgresStore
-from nursery_queue._store._memory import MemoryStore
-from nursery_queue._store._rows import Place
+from nursery_queue._memory._memory_rows import Place
+from nursery_queue._memory._memory_store import MemoryStore
+from nursery_queue._pg._postgres_store import PostgresStore
 from tests.model.sides import Side
 
 

@@ -28,8 +28,8 @@ from nursery_queue._core._model import (
     TaskRef,
     TaskStatus,
 )
-from nursery_queue._pg._store import PostgresStore
-from nursery_queue._store._memory import MemoryStore
+from nursery_queue._memory._memory_store import MemoryStore
+from nursery_queue._pg._postgres_store import PostgresStore
 
 
 NOBODY = 10**12  # what is added to a number that no task has, so that no task has the id

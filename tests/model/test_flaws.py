@@ -10,7 +10,12 @@ import pytest
 
 from nursery_queue._core._model import Held, Settlement
 from nursery_queue._core._outcome import settle_lost
-from nursery_queue._pg import _sessions, _store, _sweeper, _transaction
+from nursery_queue._pg import (
+    _postgres_store as _store,
+    _postgres_transaction as _transaction,
+    _sessions,
+    _sweeper,
+)
 from nursery_queue._pg._sql import query
 from nursery_queue.testing import VirtualTime
 from tests.model.search import search

@@ -8,8 +8,8 @@ import math
 
 import attrs
 
-from nursery_queue._pg._store import PostgresStore
-from nursery_queue._store._memory import MemoryStore
+from nursery_queue._memory._memory_store import MemoryStore
+from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue.testing import VirtualTime
 from tests.model.sides import Side, Sides
 from tests.model.verbs import Verbs

@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, Generator
 import psycopg
 import pytest
 
-from nursery_queue._pg._connection import Connection
-from nursery_queue._pg._store import PostgresStore
+from nursery_queue._pg._postgres_store import PostgresStore
+from nursery_queue._psycopg._connection import Connection
 from tests.pg.queries import Session
 
 

@@ -11,7 +11,7 @@ from psycopg.errors import InFailedSqlTransaction, UniqueViolation
 
 import nursery_queue as nq
 
-from nursery_queue._pg._connection import Connection
+from nursery_queue._psycopg._connection import Connection
 from tests.pg.proxy import Proxy, proxied
 
 

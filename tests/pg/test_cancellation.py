@@ -23,7 +23,7 @@ import trio.testing
 from psycopg import pq
 
 from nursery_queue._core._errors import CommitOutcomeUnknown
-from nursery_queue._pg._connection import Connection
+from nursery_queue._psycopg._connection import Connection
 from tests.pg.proxy import Proxy, proxied
 
 

@@ -12,7 +12,7 @@ import pytest
 from psycopg.errors import InFailedSqlTransaction, SerializationFailure, UniqueViolation
 
 from nursery_queue._core._errors import CommitOutcomeUnknown
-from nursery_queue._pg._connection import Connection
+from nursery_queue._psycopg._connection import Connection
 from tests.pg.proxy import Proxy, proxied
 
 

@@ -15,7 +15,7 @@ from psycopg import errors
 import nursery_queue as nq
 
 from nursery_queue._core._states import Event
-from nursery_queue._pg._store import PostgresStore
+from nursery_queue._pg._postgres_store import PostgresStore
 from tests.contract.steps import a_task, claimed_once, ends
 from tests.pg.queries import Session, call, rows
 

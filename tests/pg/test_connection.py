@@ -16,8 +16,8 @@ import trio.testing
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from nursery_queue._pg._connection import Connection
-from nursery_queue._pg._errors import CallTimeout
+from nursery_queue._psycopg._connection import Connection
+from nursery_queue._psycopg._database_errors import CallTimeout
 from tests.pg.proxy import proxied
 
 

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from nursery_queue._core._errors import CommitOutcomeUnknown, TransientError
-from nursery_queue._pg._store import PostgresStore
+from nursery_queue._pg._postgres_store import PostgresStore
 from tests.contract.steps import a_task, count
 from tests.pg.proxy import Proxy, proxied
 from tests.pg.queries import Session, rows

@@ -14,8 +14,8 @@ from psycopg.conninfo import make_conninfo
 
 import nursery_queue as nq
 
-from nursery_queue._pg import _migrate
-from nursery_queue._pg._migrate import sql as script
+from nursery_queue._pg import _migrator as _migrate
+from nursery_queue._pg._migrator import sql as script
 
 
 OTHERS = ("SQL_ASCII", "LATIN1", "WIN1252", "EUC_JP")

@@ -13,8 +13,8 @@ import trio
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from nursery_queue._core._errors import CommitOutcomeUnknown, DatabaseRefused, TransientError
-from nursery_queue._pg._connection import Connection
-from nursery_queue._pg._errors import (
+from nursery_queue._psycopg._connection import Connection
+from nursery_queue._psycopg._database_errors import (
     CallTimeout,
     PoolTimeout,
     is_transient,

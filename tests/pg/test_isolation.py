@@ -16,8 +16,8 @@ from psycopg.conninfo import make_conninfo
 
 import nursery_queue as nq
 
-from nursery_queue._pg import _migrate
-from nursery_queue._pg._store import PostgresStore
+from nursery_queue._pg import _migrator as _migrate
+from nursery_queue._pg._postgres_store import PostgresStore
 from tests.contract.steps import a_task, claim, hire
 from tests.faults.pooler import pooled
 from tests.pg.queries import Session

@@ -20,7 +20,7 @@ import pytest
 import trio
 import trio.testing
 
-from nursery_queue._pg._connection import Connection
+from nursery_queue._psycopg._connection import Connection
 from tests.pg.proxy import proxied
 from tests.pg.test_cancellation import assert_as_new, interrupt, rows_from
 

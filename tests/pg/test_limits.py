@@ -13,8 +13,8 @@ import trio
 
 from nursery_queue._core._model import WorkerInfo
 from nursery_queue._core._states import Event
+from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._pg._sql import query
-from nursery_queue._pg._store import PostgresStore
 from nursery_queue._store import Bell
 from tests.contract.steps import TYPE, a_task, claim, ends, hire, settle
 from tests.contract.test_listen import listening

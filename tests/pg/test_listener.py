@@ -14,8 +14,8 @@ import pytest
 import trio
 import trio.testing
 
-from nursery_queue._pg._connection import Connection
-from nursery_queue._pg._listener import Listener
+from nursery_queue._psycopg._connection import Connection
+from nursery_queue._psycopg._listener import Listener
 from tests.pg.proxy import proxied
 
 

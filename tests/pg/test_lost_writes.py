@@ -10,8 +10,8 @@ import trio
 from nursery_queue._core._errors import CommitOutcomeUnknown, TransientError
 from nursery_queue._core._filters import CancelFilter, TaskFilter
 from nursery_queue._core._streams import StreamRequest
-from nursery_queue._pg._connection import Connection
-from nursery_queue._pg._store import PostgresStore
+from nursery_queue._pg._postgres_store import PostgresStore
+from nursery_queue._psycopg._connection import Connection
 from tests.contract.steps import Known, a_task, claimed_once
 from tests.contract.test_stream_writing import write
 from tests.pg.proxy import Proxy, proxied

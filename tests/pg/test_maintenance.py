@@ -12,7 +12,7 @@ from nursery_queue._core._errors import DatabaseRefused, TransientError
 from nursery_queue._core._model import Held, Outcome, Settlement
 from nursery_queue._core._states import Event, State
 from nursery_queue._pg import _sweeper
-from nursery_queue._pg._store import PostgresStore
+from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._store import Bell
 from nursery_queue.testing import VirtualTime
 from tests.contract.steps import LEASE, TYPE, a_task, add, claim, ends, hire, settle, state, status

@@ -15,9 +15,9 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue._core._model import Claimed, Lane, Spot
-from nursery_queue._pg import _store
+from nursery_queue._pg import _postgres_store as _store
+from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._pg._sql import query
-from nursery_queue._pg._store import PostgresStore
 from nursery_queue.testing import VirtualTime
 from tests.contract.steps import TYPE, a_task, claim, hire
 from tests.engine.support import working

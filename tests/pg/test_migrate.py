@@ -16,11 +16,11 @@ from psycopg import errors, sql
 import nursery_queue as nq
 
 from nursery_queue._core._errors import SchemaError
-from nursery_queue._pg import _migrate
-from nursery_queue._pg._connection import Connection
-from nursery_queue._pg._migrate import Migration, migrations
+from nursery_queue._pg import _migrator as _migrate
+from nursery_queue._pg._migrator import Migration, migrations
+from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._pg._sql import DEFAULT_SCHEMA
-from nursery_queue._pg._store import PostgresStore
+from nursery_queue._psycopg._connection import Connection
 
 
 OURS = [migration.version for migration in migrations()]

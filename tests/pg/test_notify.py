@@ -17,7 +17,7 @@ import nursery_queue as nq
 
 from nursery_queue._core._states import Event
 from nursery_queue._embedded import serve
-from nursery_queue._pg._store import PostgresStore
+from nursery_queue._pg._postgres_store import PostgresStore
 from tests.contract.steps import a_task, add, claim_one, hire, settle
 from tests.pg.queries import Session, rows
 

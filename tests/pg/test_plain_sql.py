@@ -14,9 +14,9 @@ from psycopg import errors, sql
 import nursery_queue as nq
 
 from nursery_queue._core._filters import TaskFilter
-from nursery_queue._core._json import is_of
+from nursery_queue._core._json_text import is_of
 from nursery_queue._core._states import Event, State
-from nursery_queue._pg._store import PostgresStore
+from nursery_queue._pg._postgres_store import PostgresStore
 from tests.contract.steps import claim, claim_one, hire, settle
 from tests.pg.queries import BIG, Session, call, rows
 

@@ -18,9 +18,9 @@ from nursery_queue._core._filters import TaskFilter
 from nursery_queue._core._model import Fence, NewTask, WorkerInfo
 from nursery_queue._core._states import Event, State
 from nursery_queue._pg import _rows
-from nursery_queue._pg._pool import Pool
+from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._pg._sql import query
-from nursery_queue._pg._store import PostgresStore
+from nursery_queue._psycopg._pool import Pool
 from nursery_queue.testing import _pytest_plugin
 from tests.contract.steps import ends
 from tests.pg.queries import BIG, FILL, prepared

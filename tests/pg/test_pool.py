@@ -15,10 +15,10 @@ import trio
 import trio.testing
 
 from nursery_queue._core._errors import Closed, CommitOutcomeUnknown
-from nursery_queue._pg._connection import Connection
-from nursery_queue._pg._connection_slots import FIRST, FIRST_OF_ATTEMPT, SINGLE
-from nursery_queue._pg._errors import PoolTimeout
-from nursery_queue._pg._pool import PING_TIMEOUT, Pool
+from nursery_queue._psycopg._connection import Connection
+from nursery_queue._psycopg._connection_slots import FIRST, FIRST_OF_ATTEMPT, SINGLE
+from nursery_queue._psycopg._database_errors import PoolTimeout
+from nursery_queue._psycopg._pool import PING_TIMEOUT, Pool
 from nursery_queue.testing import VirtualTime
 from tests.faults.network import pass_time_until
 from tests.pg.proxy import proxied

@@ -18,8 +18,8 @@ import pytest
 from psycopg import connection_async, conninfo, errors, postgres, waiting
 from psycopg.types import array
 
-from nursery_queue._pg import _connection
-from nursery_queue._pg._connection import Connection
+from nursery_queue._psycopg import _connection
+from nursery_queue._psycopg._connection import Connection
 
 
 PACKAGE = Path(_connection.__file__).parent

@@ -19,10 +19,10 @@ from psycopg.conninfo import make_conninfo
 
 import nursery_queue as nq
 
-from nursery_queue._pg import _migrate
-from nursery_queue._pg._pooler import connect
+from nursery_queue._pg import _migrator as _migrate
+from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._pg._sql import query
-from nursery_queue._pg._store import PostgresStore
+from nursery_queue._psycopg._pooler import connect
 from tests.contract.steps import claim, hire
 from tests.pg.queries import Session
 from tests.roles import Roles, made_roles, run

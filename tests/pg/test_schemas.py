@@ -24,11 +24,11 @@ from nursery_queue._core._filters import TaskFilter
 from nursery_queue._core._model import Refusal
 from nursery_queue._core._states import Event, State
 from nursery_queue._core._streams import StreamWrite
-from nursery_queue._pg import _migrate
-from nursery_queue._pg._connection import Connection
+from nursery_queue._pg import _migrator as _migrate
+from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._pg._sessions import channel_of
 from nursery_queue._pg._sql import checked_schema
-from nursery_queue._pg._store import PostgresStore
+from nursery_queue._psycopg._connection import Connection
 from nursery_queue._store import Bell, Store
 from nursery_queue.testing import _pytest_plugin
 from tests.contract.steps import (

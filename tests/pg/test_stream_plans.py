@@ -15,12 +15,12 @@ from psycopg import sql
 from nursery_queue._core._model import Fence
 from nursery_queue._core._states import Event
 from nursery_queue._core._streams import PAGE, Chunk, StreamRequest, StreamWrite
-from nursery_queue._pg import _streams
-from nursery_queue._pg._connection import Connection
-from nursery_queue._pg._pool import Pool
+from nursery_queue._pg import _stream_rows as _streams
+from nursery_queue._pg._postgres_store import PostgresStore
+from nursery_queue._pg._postgres_transaction import settle_rows
 from nursery_queue._pg._sql import query
-from nursery_queue._pg._store import PostgresStore
-from nursery_queue._pg._transaction import settle_rows
+from nursery_queue._psycopg._connection import Connection
+from nursery_queue._psycopg._pool import Pool
 from tests.contract.steps import ends
 
 

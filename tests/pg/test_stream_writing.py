@@ -12,8 +12,8 @@ import trio
 from nursery_queue._core._errors import StaleClaim
 from nursery_queue._core._model import Refusal
 from nursery_queue._core._states import Event
-from nursery_queue._pg import _store
-from nursery_queue._pg._store import PostgresStore
+from nursery_queue._pg import _postgres_store as _store
+from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._store import Bell
 from tests.contract.steps import Known, add, claim_one, claimed_once, ends, hire, settle
 from tests.contract.test_listen import listening

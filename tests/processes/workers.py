@@ -21,7 +21,7 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue._core._outcome import MAX_LOST
-from nursery_queue.cli._errors import UNREACHABLE
+from nursery_queue.cli._failures import UNREACHABLE
 from tests.cli.processes import CHECKOUT, Running, rows, started, until
 from tests.processes import evidence
 

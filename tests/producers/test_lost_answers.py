@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 import nursery_queue as nq
 
-from nursery_queue._pg._connection import Connection
+from nursery_queue._psycopg._connection import Connection
 from tests.pg.proxy import proxied
 from tests.producers.conftest import Outside
 

@@ -17,7 +17,7 @@ import nursery_queue as nq
 from nursery_queue._core._model import Fence
 from nursery_queue._core._states import Event
 from nursery_queue._core._streams import Chunk, StreamWrite
-from nursery_queue._pg._connection import Connection
+from nursery_queue._psycopg._connection import Connection
 from nursery_queue._store import Store
 from tests.contract.steps import claimed_once, settle
 

@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
-from nursery_queue._runtime._gathering import Gathering
+from nursery_queue._trio._batcher import Gathering
 
 
 @attrs.define(eq=False)

@@ -17,9 +17,9 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
+from nursery_queue._client._notifier import Interest
 from nursery_queue._core._streams import Chunk, ChunkKind, StreamWrite
-from nursery_queue._news import Interest
-from nursery_queue._runtime._supervisor import SiblingState
+from nursery_queue._trio._supervisor import SiblingState
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import FlakyStore
 from tests.faults.network import sockets_to

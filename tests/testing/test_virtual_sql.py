@@ -14,9 +14,9 @@ import trio
 
 import nursery_queue as nq
 
-from nursery_queue._pg import _migrate
-from nursery_queue._pg._connection import Connection
-from nursery_queue._pg._store import PostgresStore
+from nursery_queue._pg import _migrator as _migrate
+from nursery_queue._pg._postgres_store import PostgresStore
+from nursery_queue._psycopg._connection import Connection
 from nursery_queue.testing import VirtualTime
 
 

@@ -20,9 +20,9 @@ import trio.testing
 
 import nursery_queue as nq
 
-from nursery_queue._pg._connection import Connection
-from nursery_queue._pg._listener import Listener
-from nursery_queue._pg._store import PostgresStore
+from nursery_queue._pg._postgres_store import PostgresStore
+from nursery_queue._psycopg._connection import Connection
+from nursery_queue._psycopg._listener import Listener
 from nursery_queue.testing import ClockStuck, MemoryStore, VirtualTime
 
 

@@ -11,10 +11,10 @@ from typing import Any, ParamSpec, TypeVar, assert_type
 
 import nursery_queue as nq
 
-from nursery_queue._app import App
-from nursery_queue._context import TaskContext
+from nursery_queue._client._context import TaskContext
 from nursery_queue._core._completion import Cancelled, Failed, Result, Succeeded
-from nursery_queue._task_type import TaskRequest, TaskType
+from nursery_queue._declare._app import App
+from nursery_queue._declare._task_type import TaskRequest, TaskType
 from nursery_queue.testing import MemoryStore
 
 

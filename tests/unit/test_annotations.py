@@ -15,8 +15,8 @@ from typing import Any, Literal, Optional
 import attrs
 import pytest
 
-from nursery_queue._core._codec import Params
 from nursery_queue._core._errors import ParamsError
+from nursery_queue._json._codec import Params
 
 
 class AsFloat(float, enum.Enum):

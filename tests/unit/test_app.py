@@ -16,20 +16,20 @@ import pytest
 
 from hypothesis import given, strategies as st
 
-from nursery_queue._app import App
-from nursery_queue._context import TaskContext
+from nursery_queue._client._context import TaskContext
 from nursery_queue._core._errors import ParamsError, PayloadTooLarge, UnknownTaskType
 from nursery_queue._core._model import Claim, Fence
 from nursery_queue._core._retry import ONCE, RetryPolicy
-from nursery_queue._task_type import TaskRequest, TaskType, as_request
+from nursery_queue._declare._app import App
+from nursery_queue._declare._task_type import TaskRequest, TaskType, as_request
 
 
 if TYPE_CHECKING:
     from fractions import Fraction as Inner, Fraction as Nowhere
 
-    import nursery_queue._context as somewhere
+    import nursery_queue._client._context as somewhere
 
-    from nursery_queue._context import TaskContext as Alias
+    from nursery_queue._client._context import TaskContext as Alias
 
 NOON = dt.datetime(2030, 1, 1, 12, tzinfo=dt.UTC)
 

@@ -39,8 +39,8 @@ import pytest
 
 from hypothesis import given, strategies as st
 
-from nursery_queue._core._codec import Params, dump_result
 from nursery_queue._core._errors import ParamsError, ResultError
+from nursery_queue._json._codec import Params, dump_result
 
 
 class Colour(enum.Enum):

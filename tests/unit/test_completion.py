@@ -17,10 +17,10 @@ from hypothesis import given, strategies as st
 import nursery_queue as nq
 
 from nursery_queue._core import _outcome
-from nursery_queue._core._codec import Params
 from nursery_queue._core._errors import ParamsError, PayloadTooLarge
 from nursery_queue._core._model import Claim, Fence, Held
-from nursery_queue._task_type import TaskRequest, TaskType
+from nursery_queue._declare._task_type import TaskRequest, TaskType
+from nursery_queue._json._codec import Params
 from nursery_queue.testing import perform
 
 

@@ -15,8 +15,8 @@ from nursery_queue._core._error_text import (
     TRACEBACK_LIMIT,
     cut,
     cut_middle,
-    error_record,
 )
+from nursery_queue._json._error_record import error_record
 
 
 class CustomError(Exception):

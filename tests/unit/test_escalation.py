@@ -12,7 +12,7 @@ from types import FrameType
 
 import trio
 
-from nursery_queue._runtime._signals import Escalation, obey
+from nursery_queue._trio._signals import Escalation, obey
 
 
 TERM, INT, USR1, USR2 = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2

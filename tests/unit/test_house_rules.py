@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,12 @@ def test_there_is_something_to_check() -> None:
     """The rules below look at the files of the package, and there are some."""
     assert len(MODULES) > 10
     assert QUERIES
+
+
+def test_a_file_name_says_where_it_is() -> None:
+    """No two modules have the same name, so that a name in a traceback or a talk is enough."""
+    names = Counter(module.name for module in MODULES if module.name != "__init__.py")
+    assert [found for found, count in names.items() if count > 1] == []
 
 
 @pytest.mark.parametrize("module", MODULES, ids=name)

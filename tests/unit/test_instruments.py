@@ -10,7 +10,7 @@ import pytest
 
 import nursery_queue as nq
 
-from nursery_queue._runtime._instruments import Audience
+from nursery_queue._client._instruments import Audience
 from nursery_queue.testing import MemoryStore
 
 

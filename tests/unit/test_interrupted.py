@@ -12,7 +12,7 @@ from typing import NoReturn
 import pytest
 import trio
 
-from nursery_queue._runtime._signals import interrupted
+from nursery_queue._trio._signals import interrupted
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ import trio
 
 import nursery_queue as nq
 
-from nursery_queue._engine._settler import Settler
-from nursery_queue._engine._tenancy import Tenancy
-from nursery_queue._pg._connection import Connection
-from nursery_queue._pg._listener import Listener
-from nursery_queue._pg._store import PostgresStore
+from nursery_queue._pg._postgres_store import PostgresStore
+from nursery_queue._psycopg._connection import Connection
+from nursery_queue._psycopg._listener import Listener
 from nursery_queue._store import Bell, Store
+from nursery_queue._worker._lease import Tenancy
+from nursery_queue._worker._settler import Settler
 from nursery_queue.testing import MemoryStore
 from tests.leftovers import Watch, shift_of
 
@@ -117,7 +117,7 @@ async def test_a_claim(
     """A task that is not given back is found, unless the test has said that it may be left."""
     watch.look_for_claims = look
     monkeypatch.setattr(Settler, "put", ignore)
-    monkeypatch.setattr("nursery_queue._engine._crew.FLUSH", 0.0)
+    monkeypatch.setattr("nursery_queue._worker._wiring.FLUSH", 0.0)
     await work(app, either)
 
     assert [found[:28] for found in watch.found] == ["task 1 is claimed by worker "] * look
@@ -280,7 +280,7 @@ def test_what_is_found_fails_the_test(
         import pytest, trio, uuid
         import nursery_queue as nq
         from nursery_queue.testing import MemoryStore
-        from nursery_queue._engine._tenancy import Tenancy
+        from nursery_queue._worker._lease import Tenancy
 
         @pytest.fixture(autouse=True)
         def broken(monkeypatch):

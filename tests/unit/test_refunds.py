@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from nursery_queue._core._excuses import Excuse
-from nursery_queue._engine._refunds import Refunds
+from nursery_queue._worker._refunds import Refunds
 
 
 def test_conflicts_after_a_lack_of_connections() -> None:

@@ -1,0 +1,1 @@
+"""What applications and handlers call: client, transaction, context, streams, instruments."""

@@ -1,0 +1,398 @@
+"""What applications call: enqueue, ask, steer."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import nullcontext
+from typing import Any, ParamSpec, Self, overload
+
+import attrs
+
+from nursery_queue._core import _events
+from nursery_queue._core._checks import limit, whole
+from nursery_queue._core._errors import Closed, TaskCancelled, TaskFailed, UnknownTask
+from nursery_queue._core._filters import TaskFilter
+from nursery_queue._core._log_level import log_level
+from nursery_queue._core._model import Attempt, Held, Settlement, Stats, TaskRef, TaskStatus
+from nursery_queue._core._outcome import MAX_LOST
+from nursery_queue._core._states import State
+from nursery_queue._core._streams import stream_name
+from nursery_queue._declare._app import App
+from nursery_queue._declare._task_type import (
+    MAX_PARAMS_BYTES,
+    MAX_RESULT_BYTES,
+    TaskRequest,
+    TaskType,
+    as_request,
+)
+from nursery_queue._store import Isolation
+from nursery_queue._trio._lifetime import Lifetime
+
+from ._after_commit import AfterCommit, AfterCommitBatch
+from ._callbacks import CallbackCounts, Pending, Tally, call_all
+from ._instruments import Audience, Instrument, LogEvents
+from ._notifier import News
+from ._queue_administration import Steering, name_of
+from ._result_waiter import Waiting
+from ._stream_reader import FURTHEST, POLL, StreamInfo, StreamReader, Streams, poll_interval
+from ._transaction import Transaction, check_options, new_tasks, opened, task_id
+
+
+P = ParamSpec("P")
+
+
+@attrs.define(eq=False)
+class Client(Steering):
+    """Enqueues tasks and asks about them. `connect()` makes one on PostgreSQL.
+
+    Every method raises `TransientError` if the database cannot be reached or does not
+    answer, and `Closed` after `aclose()`. A cancelled call had no effect, unless the server did
+    not answer its cancellation either, for 5 s.
+
+    A call that writes (enqueue, cancel, retry, pause ...) raises `CommitOutcomeUnknown` if the
+    connection was lost after the write may have been sent: look before you call it again. An
+    enqueue with a `dedup_key` may be repeated. `promote`, `sweep` and `prune` may be, too, and
+    raise `TransientError`.
+
+    Args:
+        store: Where the tasks are, for instance `testing.MemoryStore()`.
+        max_params_bytes: The largest params, and the largest context, of one task, in bytes of
+            JSON; 1,000,000.
+        max_result_bytes: The largest result of one task that workers with this client store,
+            in bytes of JSON; 1,000,000. A larger one fails the task at once: `ResultTooLarge`.
+        instruments: Who hears of what happens to tasks, here and in workers with this client;
+            by default `LogEvents()` alone.
+        stream_poll_interval: Seconds between looks of those who read streams, should a
+            notification get lost; 5. 0: they rely on notifications alone.
+        app: What it declares counts for what is enqueued by name; None: what workers have stored.
+
+    Raises:
+        TypeError: One of *instruments* is none.
+    """
+
+    max_params_bytes: int = attrs.field(default=MAX_PARAMS_BYTES, kw_only=True)
+    max_result_bytes: int = attrs.field(default=MAX_RESULT_BYTES, kw_only=True)
+    instruments: Sequence[Instrument] = attrs.field(
+        factory=lambda: (LogEvents(),), converter=tuple[Instrument, ...], kw_only=True
+    )
+    stream_poll_interval: float = attrs.field(default=POLL, converter=poll_interval, kw_only=True)
+    app: App | None = attrs.field(default=None, kw_only=True)
+    audience: Audience = attrs.field(init=False, repr=False)
+    called_back: Tally = attrs.field(factory=Tally, init=False, repr=False)
+    lifetime: Lifetime = attrs.field(factory=Lifetime, init=False, repr=False)
+    _news: News = attrs.field(init=False, repr=False)
+    _waiting: Waiting = attrs.field(init=False, repr=False)
+    _streams: Streams = attrs.field(init=False, repr=False)
+    _closed: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.audience = Audience(self.instruments)
+        self._news = News(self.store)
+        self._waiting = Waiting(self.store, self._news)
+        self._streams = Streams(self.store, self._news, self.stream_poll_interval)
+        log_level.complain()
+
+    async def __aenter__(self) -> Self:
+        self.lifetime.check_owner()
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections; may be called again. Using the client then raises `Closed`.
+
+        Workers that run on it are cancelled first, and raise `Closed`. A handler may not close
+        the client of its worker: `RuntimeError`.
+        """
+        self.lifetime.check_owner()
+        self._closed = True
+        for each in (self._waiting, self._streams, self._news):
+            each.close(_CLOSED)
+        await self.lifetime.end()
+        await self.store.aclose()
+        await self._news.ended()
+
+    # -- enqueuing ----------------------------------------------------------------
+
+    @overload
+    async def enqueue(
+        self, task: TaskType[P, Any], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskRef: ...
+
+    @overload
+    async def enqueue(self, task: TaskRequest, /) -> TaskRef: ...
+
+    @overload
+    async def enqueue(self, task: str, /, **params: Any) -> TaskRef: ...
+
+    async def enqueue(self, task: object, /, *args: Any, **kwargs: Any) -> TaskRef:
+        """Store one task and return its id; what is not said of it is as declared.
+
+        Args:
+            task: A task type, followed by the handler's arguments; or what `bind()` returned;
+                or the name of a task type whose code lives elsewhere, with its params by name.
+            args: The handler's positional arguments.
+            kwargs: The handler's arguments by name.
+
+        Raises:
+            TypeError: The arguments do not fit the handler.
+            ParamsError: An argument cannot be written as JSON.
+            PayloadTooLarge: They are larger than `max_params_bytes`.
+            CommitOutcomeUnknown: The answer was lost: it may or may not be stored.
+        """
+        (ref,) = await self.enqueue_many([as_request(task, *args, **kwargs)])
+        return ref
+
+    async def enqueue_many(
+        self, requests: Sequence[TaskRequest], *, copy: bool = False
+    ) -> list[TaskRef]:
+        """Store tasks, all or none; their ids come back in order.
+
+        Args:
+            requests: What `bind()` returned, of any task types, with any options.
+            copy: Store them by COPY: for 100,000 at a time, which takes two thirds of the time. A
+                role that may not pick ids stores 10,000 at a time.
+
+        Raises:
+            PayloadTooLarge: Params are larger than `max_params_bytes`.
+            ValueError: One has a dedup key, and *copy* is given: COPY cannot look for others.
+            CommitOutcomeUnknown: The answer was lost: all are stored, or none.
+        """
+        self._check_open()
+        tasks = new_tasks(requests, self.max_params_bytes, self.app, copy=copy)
+        refs = await self.store.enqueue(tasks, copy=copy)
+        if self.audience.enqueued.wanted:
+            for event in _events.enqueued(tasks, refs):
+                self.audience.enqueued.tell(event)
+        return refs
+
+    @contextlib.asynccontextmanager
+    async def transaction(
+        self,
+        *,
+        after: AfterCommit | AfterCommitBatch | None = None,
+        isolation: Isolation | None = None,
+    ) -> AsyncGenerator[Transaction]:
+        """Open a transaction, in which your writes and your tasks commit together.
+
+        Commits when the block ends well, rolls back when it raises or is cancelled. Raises
+        `CommitOutcomeUnknown` if the connection is lost during the commit.
+
+        Args:
+            after: Who calls what `tx.after` is given. None: the block does, after its commit,
+                and waits for them; cancelled then, it cancels them.
+            isolation: "read committed" (as all verbs here are), "repeatable read" or
+                "serializable"; None: as the database or the role has it.
+
+        Raises:
+            ValueError: There is no such *isolation*.
+            RuntimeError: *after* has not been entered, and has no nursery.
+            Closed: It has been closed, or is a batch that is over.
+            TypeError: It is neither an `AfterCommit` nor a batch of one.
+        """
+        self._check_open()
+        check_options(after, isolation)
+        complete = False  # psycopg.Rollback ends the block without an error
+        with nullcontext(Pending()) if after is None else after.registering() as pending:
+            async with self.store.transaction(isolation=isolation) as inner:
+                tx = opened(inner, self.max_params_bytes, self.audience, pending, self.app)
+                try:
+                    yield tx
+                    complete = True
+                finally:
+                    tx.end()
+            if complete:
+                pending.committed = True
+                tx.committed()
+        if after is None and complete and pending.callbacks:
+            await call_all(pending.callbacks, self.called_back)
+
+    @property
+    def callbacks(self) -> CallbackCounts:
+        """What became of callbacks that have ended; those of an `AfterCommit` it counts itself.
+
+        Those that handlers give to `ctx.after` count on their worker's client.
+        """
+        return self.called_back.counts
+
+    # -- asking -------------------------------------------------------------------
+
+    async def status(self, task: TaskRef | int, *, payloads: bool = False) -> TaskStatus | None:
+        """Say where a task is. None: it never existed, or has been pruned.
+
+        *payloads*: with its params and its context.
+        """
+        return (await self.status_many([task], payloads=payloads))[0]
+
+    async def status_many(
+        self, tasks: Sequence[TaskRef | int], *, payloads: bool = False
+    ) -> list[TaskStatus | None]:
+        """Say where tasks are, in the order asked, all at one moment; see `status`."""
+        self._check_open()
+        ids = [task_id(task) for task in tasks]
+        return await self.store.status_many(ids, payloads=payloads)
+
+    async def attempts(self, task: TaskRef | int) -> list[Attempt]:
+        """Return every execution of a task, oldest first, a running one included."""
+        self._check_open()
+        return await self.store.attempts(task_id(task))
+
+    async def wait(self, task: TaskRef | int) -> TaskStatus:
+        """Wait until a task has ended, in whatever way. Raises `UnknownTask`.
+
+        Woken by NOTIFY. Asks besides: once a second without NOTIFY, else ever less often, at
+        last once a minute. Rides out outages of the database, however long and from the first
+        question on: it never raises `TransientError`.
+        """
+        return await self._final(task, math.inf)
+
+    async def result(self, task: TaskRef | int, timeout: float | None = None) -> Any:  # noqa: ASYNC109  # the contract has it
+        """Wait until a task has ended and return what its handler returned, as JSON has it.
+
+        Args:
+            task: The task.
+            timeout: Seconds to wait at most; None or infinity: for ever. 0 asks once whether it has
+                ended: that first question may take its time, up to 5 s, whatever the timeout.
+
+        Raises:
+            TaskFailed: It failed for good; the message has its error.
+            TaskCancelled: It was cancelled.
+            UnknownTask: There is none of that id (any more).
+            trio.TooSlowError: It has not ended within *timeout*.
+            TransientError: The database could not even be asked once within *timeout*. Other
+                outages are ridden out.
+        """
+        status = await self._final(task, math.inf if timeout is None else limit(timeout, "timeout"))
+        match status.state:
+            case State.FAILED:
+                msg = f"task {status.id} ({status.task_type}) failed: {status.error}"
+                raise TaskFailed(msg)
+            case State.CANCELLED:
+                msg = f"task {status.id} ({status.task_type}) was cancelled"
+                raise TaskCancelled(msg)
+            case _:
+                return status.result
+
+    async def _final(self, task: TaskRef | int, limit: float) -> TaskStatus:
+        self._check_open()
+        status = await self._waiting.final(task_id(task), limit)
+        if status is None:
+            msg = f"there is no task {task_id(task)}: it never existed, or has been pruned"
+            raise UnknownTask(msg)
+        return status
+
+    async def list_tasks(
+        self,
+        *,
+        state: State | str | None = None,
+        queue: str | None = None,
+        task_type: TaskType[..., Any] | str | None = None,
+        limit: int = 100,
+        after: TaskRef | int | None = None,
+        payloads: bool = False,
+    ) -> list[TaskStatus]:
+        """Return a page of tasks, newest first, without what can be large.
+
+        Args:
+            state: Only tasks in this state.
+            queue: Only tasks of this queue.
+            task_type: Only of this type.
+            limit: How many at most, 1 to 10,000.
+            after: Only those below this id: for the next page, the last id of this one. So no
+                task comes twice, whatever is enqueued meanwhile.
+            payloads: With their params, contexts and results, which are not read otherwise.
+        """
+        self._check_open()
+        which = TaskFilter(
+            state=None if state is None else State(state),
+            queue=queue,
+            task_type=None if task_type is None else str(name_of(task_type)),
+            limit=whole(limit, "limit", minimum=1, maximum=10_000),
+            after=None if after is None else task_id(after),
+            payloads=payloads,
+        )
+        return await self.store.list_tasks(which)
+
+    async def stats(self) -> Stats:
+        """Count tasks by queue and state, list workers, and name types nobody knows."""
+        self._check_open()
+        return await self.store.stats()
+
+    # -- streams ------------------------------------------------------------------
+
+    def read_stream(
+        self,
+        task: TaskRef | int,
+        name: str = "default",
+        start: int = 0,
+        *,
+        restarts: int | None = None,
+    ) -> StreamReader:
+        """Read what a task writes to a stream: `async for data in client.read_stream(task)`.
+
+        All of it comes, in order, once, as it was written, until the stream is closed; by
+        default that is when the task has ended. Woken by NOTIFY; looks besides, each
+        `stream_poll_interval`. Rides out outages of the database, however long: it never
+        raises `TransientError`. See `StreamReader` for what it does raise.
+
+        Args:
+            task: The task; it need not have begun.
+            name: The stream's name; nothing need have been written to it.
+            start: Index of the first chunk wanted, of those since the last restart; waits for
+                it if need be. Below 0 it counts from the end, as that is when reading begins.
+            restarts: For whoever goes on where an earlier reader has stopped: its `restarts`.
+                Should the stream have been restarted since, the reader says so. None: never mind.
+        """
+        self._check_open()
+        first = whole(start, "start", minimum=-FURTHEST, maximum=FURTHEST)
+        if restarts is not None:
+            whole(restarts, "restarts", minimum=0, maximum=2**31 - 1)
+        return self._streams.reader(task_id(task), stream_name(name), first, restarts)
+
+    async def stream_info(self, task: TaskRef | int, name: str = "default") -> StreamInfo | None:
+        """Say how far a stream has come. None: there is no such task (any more)."""
+        self._check_open()
+        return await self._streams.info(task_id(task), stream_name(name))
+
+    # -- steering -----------------------------------------------------------------
+
+    async def cancel(self, task: TaskRef | int, *, running: bool = True) -> bool:
+        """Cancel a task. False: unknown, or it has ended already.
+
+        A waiting task never starts. A running one has its scope cancelled, on whatever worker
+        it runs; with *running* False it may finish, but is not tried again.
+        """
+        self._check_open()
+        return await self.store.cancel(task_id(task), running=running)
+
+    async def retry(self, task: TaskRef | int) -> bool:
+        """Let a failed or cancelled task go again, with all its attempts before it.
+
+        False: it is neither, or another live task has its dedup key by now.
+        """
+        self._check_open()
+        return await self.store.retry(task_id(task))
+
+    async def sweep(self, *, max_lost: int = MAX_LOST) -> int:
+        """Settle as lost what dead workers hold, and return how many; better left to workers.
+
+        Dead is whose lease has run out by the database's clock, and nothing else is asked: if that
+        has just been set ahead, these are the living. Workers have an eye on each other besides.
+        """
+        self._check_open()
+        return await self.store.sweep(max_lost=max_lost, tell=self._lost)
+
+    def _lost(self, held: Held, settlement: Settlement) -> None:
+        if self.audience.completed.wanted:
+            self.audience.completed.tell(_events.lost(held, settlement))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed(_CLOSED)
+
+
+_CLOSED = "this client has been closed: open another one with nursery_queue.connect()"

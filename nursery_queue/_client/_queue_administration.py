@@ -1,0 +1,161 @@
+"""What operators ask and steer: queues, workers, and many tasks at once; single steps of upkeep."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from types import EllipsisType
+from typing import Any
+
+import attrs
+
+from nursery_queue._core._checks import instant, label, whole
+from nursery_queue._core._filters import CancelFilter, TaskFilter
+from nursery_queue._core._model import QueueStatus, WorkerStatus
+from nursery_queue._declare._task_type import TaskType
+from nursery_queue._store import Store
+
+
+BELOW_ALL = -(2**63)  # ids need not be positive: plain SQL may give any
+
+
+@attrs.define(eq=False)
+class Steering:
+    """The part of a client that is about more than one task."""
+
+    store: Store
+
+    async def cancel_all(
+        self,
+        queue: str | None = None,
+        task_type: TaskType[..., Any] | str | None = None,
+        before: dt.datetime | None = None,
+        *,
+        everything: bool = False,
+        dry_run: bool = False,
+    ) -> int:
+        """Cancel every task that fits and has not ended, as `cancel` does; return how many.
+
+        What is enqueued after the call is not touched. Goes through all tasks by id, in many
+        short transactions: if it is cancelled or fails, those it has come to stay cancelled,
+        and it can be called again. Running tasks are counted each time.
+
+        Args:
+            queue: Only tasks of this queue.
+            task_type: Only of this type.
+            before: Only those created earlier.
+            everything: To be given instead of these, if all tasks are meant.
+            dry_run: Count them and do nothing.
+
+        Raises:
+            ValueError: Nothing says which tasks are meant, or *before* has no time zone.
+        """
+        self._check_open()
+        which = CancelFilter(
+            queue=None if queue is None else label(queue, "queue"),
+            task_type=None if task_type is None else label(name_of(task_type), "task_type"),
+            before=None if before is None else instant(before, "before"),
+        )
+        if everything == (which != CancelFilter()):
+            msg = (
+                "cancel_all of everything must be asked for: give a queue, a task_type or an"
+                " instant (before), or else everything=True alone"
+            )
+            raise ValueError(msg)
+        newest = await self.store.list_tasks(TaskFilter(limit=1))
+        last, total = (BELOW_ALL, 0) if newest else (None, 0)
+        while last is not None:
+            last, count = await self.store.cancel_some(
+                which, after=last, upto=newest[0].id, dry_run=dry_run
+            )
+            total += count
+        return total
+
+    async def queues(self) -> list[QueueStatus]:
+        """Return every queue that has live tasks or has ever been configured or paused, by name."""
+        self._check_open()
+        return await self.store.queues()
+
+    async def pause(self, queue: str) -> None:
+        """Start no more tasks of a queue, on any worker, from now until `resume`.
+
+        What runs is not touched, and its outcomes are stored. What a worker has claimed ahead
+        and not started it gives back when it hears of the pause: at once, or at its next poll if
+        it only polls. Until then it may start some of that. Twice is as good as once.
+        Raises `ValueError` if *queue* is no name.
+        """
+        self._check_open()
+        await self.store.pause(label(queue, "queue"), paused=True)
+
+    async def resume(self, queue: str) -> None:
+        """Start tasks of a paused queue again, at once. Keeps its `max_running`."""
+        self._check_open()
+        await self.store.pause(label(queue, "queue"), paused=False)
+
+    async def configure_queue(
+        self,
+        queue: str,
+        *,
+        max_running: int | EllipsisType | None = ...,
+        notify: bool | EllipsisType = ...,
+    ) -> None:
+        """Set how a queue is worked on, over all workers. What is left out stays as it is.
+
+        Args:
+            queue: Its name.
+            max_running: At most so many of its tasks run at a time, exact at every moment. 0 is
+                a pause; None: as many as the workers can. A lower limit stops nothing that
+                runs, a higher one starts tasks at once. What was claimed ahead of a queue that
+                has too many is given back, as after `pause`.
+            notify: Whether an enqueue to this queue wakes the workers, by NOTIFY. False spares
+                its commits that, and leaves its tasks to be found at the next poll
+                (`poll_interval` of the worker, 5 s). At first true.
+
+        Raises:
+            ValueError: *queue* is no name, or *max_running* is negative.
+            TypeError: *max_running* is no whole number, *notify* is no bool, or neither is given.
+        """
+        self._check_open()
+        name = label(queue, "queue")
+        if isinstance(max_running, EllipsisType) and isinstance(notify, EllipsisType):
+            msg = f"what is to be set for the queue {name!r}? Give max_running, notify, or both"
+            raise TypeError(msg)
+        loud = None if isinstance(notify, EllipsisType) else _truth(notify, "notify")
+        if not isinstance(max_running, EllipsisType):
+            limit = None if max_running is None else whole(max_running, "max_running", minimum=0)
+            await self.store.limit(name, limit)
+        if loud is not None:
+            await self.store.notify(name, notify=loud)
+
+    async def workers(self) -> list[WorkerStatus]:
+        """Return every registered worker, the oldest first, and what is known of it."""
+        self._check_open()
+        return await self.store.workers()
+
+    async def promote(self) -> int:
+        """Make scheduled tasks that are due ready, and return how many; workers do so too."""
+        self._check_open()
+        return await self.store.promote()
+
+    async def prune(self) -> int:
+        """Delete tasks that ended longer ago than they are kept, and return how many.
+
+        One batch of at most 1,000; workers do so too.
+        """
+        self._check_open()
+        return await self.store.prune()
+
+    def _check_open(self) -> None:
+        raise NotImplementedError
+
+
+def _truth(given: object, name: str) -> bool:
+    if not isinstance(given, bool):
+        msg = f"{name} must be True or False, not {given!r:.100}"
+        raise TypeError(msg)
+    return given
+
+
+def name_of(task_type: object) -> object:
+    """Return the name of a task type that may be given by name."""
+    return task_type.name if isinstance(task_type, TaskType) else task_type

@@ -1,0 +1,228 @@
+"""Reading what tasks write to their streams, from the first chunk to the last."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import attrs
+import trio
+
+from nursery_queue._core._checks import duration
+from nursery_queue._core._errors import Closed, StreamRestarted, UnknownTask
+from nursery_queue._core._streams import Chunk, StreamPage, StreamRequest
+from nursery_queue._store import Bell, Store
+from nursery_queue._trio._batcher import Gathering
+
+from ._notifier import Interest, News, Seat
+
+
+POLL = 5.0  # seconds between looks at a stream of which nothing is heard
+CALM = 0.1  # seconds; chunks are told of by their tasks, but ends are not
+AT_ONCE = 100  # streams in one question: a page of each has to fit into memory
+FURTHEST = 2**62  # an index at which no stream has a chunk
+
+
+def poll_interval(value: object) -> float:
+    """Return seconds between looks; 0: none."""
+    return duration(value, "stream_poll_interval")
+
+
+@attrs.frozen(kw_only=True)
+class StreamInfo:
+    """How far a stream has come."""
+
+    length: int  # chunks there are, those that a restart has hidden not counted
+    closed: bool  # nothing will come after them, unless the task is made to go again
+    restarts: int  # how often a new attempt has begun it anew
+    last_write: dt.datetime | None  # None: nothing has been written
+
+
+@attrs.define(eq=False)
+class Streams:
+    """The streams of one client's tasks, as their readers see them."""
+
+    _store: Store
+    _news: News
+    _poll: float
+    _interest: Interest = attrs.field(init=False)
+    _questions: Gathering[StreamRequest, StreamPage | None] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        bells = frozenset({Bell.STREAM, Bell.FINISHED})
+        self._interest = Interest(bells, deaf=self._poll, hearing=self._poll, calm=CALM)
+        self._news.ring_for(self._interest)
+        self._questions = Gathering(self._read, "reading streams", AT_ONCE)
+
+    def reader(self, task_id: int, name: str, start: int, restarts: int | None) -> StreamReader:
+        """Return a reader that begins at *start*; nothing happens before it reads."""
+        return StreamReader(self, task_id, name, start, restarts)
+
+    async def info(self, task_id: int, name: str) -> StreamInfo | None:
+        """Say how far a stream has come; None: there is no such task."""
+        asked = StreamRequest(task_id=task_id, name=name, start=FURTHEST)
+        (page,) = await self._read([asked])
+        if page is None:
+            return None
+        return StreamInfo(
+            length=page.length,
+            closed=page.closed,
+            restarts=page.restarts,
+            last_write=page.last_write,
+        )
+
+    def close(self, why: str) -> None:
+        """Tell whoever reads `Closed`, and why."""
+        self._questions.close(why)
+
+    # -- for readers --------------------------------------------------------------------
+
+    def seat(self, task_id: int) -> Seat:
+        """Take a place among those who wait for chunks."""
+        return self._news.seat(task_id, self._interest)
+
+    async def ask(self, request: StreamRequest) -> StreamPage | None:
+        """Return a page as it is now. Rides out outages."""
+        return await self._questions.ask(request)
+
+    async def _read(self, requests: Sequence[StreamRequest]) -> Sequence[StreamPage | None]:
+        return await self._store.read_streams(requests)
+
+
+@attrs.define(eq=False)
+class StreamReader:
+    """Yields what a task writes to one of its streams: all of it, in order, once.
+
+    `client.read_stream()` makes one. `async for` ends when the stream is closed and everything
+    has been read. One who is cancelled has lost nothing and may go on reading. For one task at
+    a time. Holds at most a page of what is to come: 64 chunks, and of large ones 1 MB.
+
+    Raises:
+        UnknownTask: There is no such task (any more).
+        StreamRestarted: A new attempt has begun the stream anew; what has been read so far
+            counts no more. Open another reader, at 0.
+        Closed: The reader or its client has been closed.
+    """
+
+    _streams: Streams
+    task_id: int
+    name: str
+    _position: int
+    # Generation that positions count in; None: any will do, as nothing has been read.
+    _restarts: int | None
+    _chunks: deque[Chunk] = attrs.field(factory=deque[Chunk], init=False)
+    # Where we hear of news, from the first question on; what we were last told covers all that
+    # was there then. None: we hear nothing, so there may be anything.
+    _seat: Seat | None = attrs.field(default=None, init=False)
+    _more: bool = attrs.field(default=True, init=False)  # there was more than we were told
+    _ended: bool = attrs.field(default=False, init=False)  # after these chunks nothing will come
+    _closed: bool = attrs.field(default=False, init=False)
+    _in_use: bool = attrs.field(default=False, init=False)
+
+    @property
+    def position(self) -> int:
+        """Index of the chunk that comes next; below 0 until the end it counts from is known."""
+        return self._position
+
+    @property
+    def restarts(self) -> int | None:
+        """How often the stream had been begun anew when we read it; None: that is not known yet.
+
+        Together with `position` it says where another reader can go on.
+        """
+        return self._restarts
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._in_use:
+            msg = "another task is reading with this reader: open one for each"
+            raise trio.BusyResourceError(msg)
+        self._in_use = True
+        try:
+            await trio.lowlevel.checkpoint()
+            while not self._chunks and not self._ended:
+                await self._read()
+            return self._next()
+        except BaseException:
+            self._leave()  # it may never come back
+            raise
+        finally:
+            self._in_use = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Read no more; may be called again. Whoever is reading gets `Closed`."""
+        self._closed = True
+        self._leave()
+        await trio.lowlevel.checkpoint()
+
+    async def _read(self) -> None:
+        """Wait until there may be more, and read it, if there is."""
+        self._check_open()
+        if self._seat is None:
+            self._seat, self._more = self._streams.seat(self.task_id), True
+        if not self._more:
+            await self._seat.news()
+            self._check_open()
+        page = await self._streams.ask(
+            StreamRequest(
+                task_id=self.task_id,
+                name=self.name,
+                start=self._position,
+                restarts=self._restarts,
+            )
+        )
+        if page is None:
+            msg = f"there is no task {self.task_id}: it never existed, or has been pruned"
+            raise UnknownTask(msg)
+        self._turn_to(page)
+
+    def _turn_to(self, page: StreamPage) -> None:
+        if self._restarts not in {None, page.restarts} and self._position > 0:
+            msg = (
+                f"stream {self.name!r} of task {self.task_id} has been begun anew by a later"
+                f" attempt: the {self._position} chunks before count no more, read again from 0"
+            )
+            raise StreamRestarted(msg)
+        self._restarts, self._position = page.restarts, page.start
+        self._chunks.extend(page.chunks)
+        self._more = bool(page.chunks) and self._position + len(page.chunks) < page.length
+        if page.closed and not self._more:
+            self._ended = True
+            self._leave()
+
+    def _next(self) -> Any:
+        self._check_open()
+        if not self._chunks:
+            raise StopAsyncIteration
+        value = self._chunks[0].value
+        self._chunks.popleft()
+        self._position += 1
+        return value
+
+    def _leave(self) -> None:
+        if (seat := self._seat) is not None:
+            self._seat = None
+            seat.leave()
+            seat.ring()  # another task may be waiting in it
+
+    def _check_open(self) -> None:
+        if self._closed:
+            msg = "this reader has been closed: open another one with client.read_stream()"
+            raise Closed(msg)

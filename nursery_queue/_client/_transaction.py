@@ -1,0 +1,244 @@
+"""A transaction, as applications and handlers see it."""
+
+from __future__ import annotations
+
+import contextlib
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any, ParamSpec, TypeVarTuple, get_args, overload
+
+import attrs
+import trio
+
+from nursery_queue._core._errors import TransactionEnded
+from nursery_queue._core._events import Enqueued, enqueued
+from nursery_queue._core._model import NewTask, Settlement, TaskRef, TaskStatus
+from nursery_queue._core._streams import StreamWrite
+from nursery_queue._declare._app import App
+from nursery_queue._declare._task_type import TaskRequest, TaskType, as_request
+from nursery_queue._store import Isolation, StoreTransaction
+
+from ._after_commit import AfterCommit, AfterCommitBatch
+from ._callbacks import Callback, Pending
+from ._instruments import Audience
+
+
+P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
+
+
+@attrs.define(eq=False)
+class Transaction:
+    """One open transaction: the application's writes and the tasks commit together.
+
+    Use after the block has ended raises `TransactionEnded`. Not to be used by two tasks at
+    the same time, except that psycopg runs one statement after the other.
+    """
+
+    _open: Callable[[], Awaitable[StoreTransaction]]
+    _max_params_bytes: int
+    _audience: Audience
+    _pending: Pending  # together with what is to be called although it is not ours
+    _app: App | None = None  # what it declares counts for tasks enqueued by name
+    _inner: StoreTransaction | None = None
+    _opening: trio.Lock = attrs.field(factory=trio.Lock, init=False)
+    _ended: bool = attrs.field(default=False, init=False)
+    # What there will be to tell when it is committed.
+    _enqueued: list[Enqueued] = attrs.field(factory=list[Enqueued], init=False)
+    _callbacks: list[Callback] = attrs.field(factory=list[Callback], init=False)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a transaction in the database: `ctx.tx` opens one at first use."""
+        return self._inner is not None and not self._ended
+
+    @property
+    def connection(self) -> Any:
+        """The psycopg connection. In a handler's `ctx.tx`: await `begin()` or `execute` first."""
+        if self._ended or self._inner is None:
+            raise TransactionEnded(_ended_message() if self._ended else _UNOPENED)
+        return self._inner.connection
+
+    async def begin(self) -> None:
+        """Open the transaction now, unless it is open."""
+        await self._current()
+
+    async def execute(self, query: Any, params: Any = None) -> Any:
+        """Run a statement of your own and return psycopg's cursor; errors are psycopg's."""
+        return await (await self._current()).execute(query, params)
+
+    @overload
+    async def enqueue(
+        self, task: TaskType[P, Any], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskRef: ...
+
+    @overload
+    async def enqueue(self, task: TaskRequest, /) -> TaskRef: ...
+
+    @overload
+    async def enqueue(self, task: str, /, **params: Any) -> TaskRef: ...
+
+    async def enqueue(self, task: object, /, *args: Any, **kwargs: Any) -> TaskRef:
+        """Store a task with this transaction; see `Client.enqueue`."""
+        (ref,) = await self.enqueue_many([as_request(task, *args, **kwargs)])
+        return ref
+
+    async def enqueue_many(
+        self, requests: Sequence[TaskRequest], *, copy: bool = False
+    ) -> list[TaskRef]:
+        """Store tasks with this transaction, all or none; see `Client.enqueue_many`."""
+        tasks = new_tasks(requests, self._max_params_bytes, self._app, copy=copy)
+        refs = await (await self._current()).enqueue(tasks, copy=copy)
+        if self._audience.enqueued.wanted:
+            self._enqueued += enqueued(tasks, refs)
+        return refs
+
+    async def cancel(self, task: TaskRef | int, *, running: bool = True) -> bool:
+        """Cancel a task with this transaction; see `Client.cancel`."""
+        return await (await self._current()).cancel(task_id(task), running=running)
+
+    async def status(self, task: TaskRef | int, *, payloads: bool = False) -> TaskStatus | None:
+        """Say where a task is, as this transaction sees it; see `Client.status`."""
+        (status,) = await self.status_many([task], payloads=payloads)
+        return status
+
+    async def status_many(
+        self, tasks: Sequence[TaskRef | int], *, payloads: bool = False
+    ) -> list[TaskStatus | None]:
+        """Say where tasks are, in the order asked, as this transaction sees them."""
+        ids = [task_id(task) for task in tasks]
+        return await (await self._current()).status_many(ids, payloads=payloads)
+
+    def after(self, fn: Callable[[*Ts], object], /, *args: *Ts) -> None:
+        """Have *fn* called once this is committed, and only then. It is best effort.
+
+        Not if it is rolled back, or a savepoint around this call, or if what became of the
+        commit is not known. They begin in the order of the calls, run concurrently, and in the
+        context of the call; one that fails is logged. When, and within which limits, is said
+        by what `client.transaction` was given as *after*: `AfterCommit`. By default its block
+        waits for them, when the connection has been given back: 10 run at once, each is
+        cancelled after 30 s, and all when the block is.
+
+        Args:
+            fn: A function, async or not; it runs in trio's thread. If it blocks, let
+                `trio.to_thread.run_sync` be *fn*.
+            args: Its arguments.
+
+        Raises:
+            TransactionEnded: The block has ended.
+            Closed: The `AfterCommit` of this transaction has been closed.
+        """
+        if self._ended:
+            raise TransactionEnded(_ended_message())
+        self._callbacks.append(self._pending.add(fn, args))
+
+    @contextlib.asynccontextmanager
+    async def savepoint(self) -> AsyncGenerator[None]:
+        """A block that is rolled back alone when it raises; the error goes on."""
+        enqueued, callbacks = len(self._enqueued), len(self._callbacks)
+        complete = kept = False
+        try:
+            async with (await self._current()).savepoint():
+                yield
+                complete = True  # psycopg.Rollback ends the block without an error
+            kept = complete
+        finally:
+            if not kept:
+                del self._enqueued[enqueued:]
+                self._pending.drop(self._callbacks[callbacks:])
+
+    async def _current(self) -> StoreTransaction:
+        if self._ended:
+            raise TransactionEnded(_ended_message())
+        if self._inner is None:
+            async with self._opening:
+                if self._inner is None:
+                    self._inner = await self._open()
+        return self._inner
+
+    # -- for the engine and for streams --------------------------------------------
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Settle this attempt's own claim with the transaction."""
+        await (await self._current()).settle(settlement)
+
+    async def write_stream(self, write: StreamWrite) -> None:
+        """Store chunks with the transaction."""
+        await (await self._current()).write_stream(write)
+
+    def end(self) -> None:
+        """Refuse further use."""
+        self._ended = True
+
+    def committed(self) -> None:
+        """Tell what has been enqueued."""
+        for event in self._enqueued:
+            self._audience.enqueued.tell(event)
+
+
+def opened(
+    inner: StoreTransaction,
+    max_params_bytes: int,
+    audience: Audience,
+    pending: Pending,
+    app: App | None,
+) -> Transaction:
+    """Return a `Transaction` that is open already."""
+
+    async def never() -> StoreTransaction:
+        raise AssertionError
+
+    return Transaction(never, max_params_bytes, audience, pending, app, inner)
+
+
+def check_options(after: object, isolation: object) -> None:
+    """Raise for what `client.transaction` cannot be given."""
+    if after is not None and not isinstance(after, AfterCommit | AfterCommitBatch):
+        msg = (
+            f"transaction(after=...) takes an AfterCommit or a batch of one, not {after!r:.100}: a "
+            f"function to call after the commit goes to tx.after() within the block"
+        )
+        raise TypeError(msg)
+    if isolation is not None and isolation not in (levels := get_args(Isolation)):
+        msg = f"isolation must be one of {', '.join(levels)}, or None, not {isolation!r:.100}"
+        raise ValueError(msg)
+
+
+def new_tasks(
+    requests: Sequence[TaskRequest], max_params_bytes: int, app: App | None, *, copy: bool
+) -> list[NewTask]:
+    """Return what a store stores, or raise for one that cannot be, or not by *copy*.
+
+    What is declared in *app* counts where a request was made by name.
+    """
+    asked = [as_request(each) for each in requests]
+    if app is not None:
+        asked = [app.declared(each) for each in asked]
+    tasks = [each.to_new_task(max_params_bytes) for each in asked]
+    for task in tasks if copy else ():
+        if task.dedup_key is not None:
+            msg = (
+                f"copy=True cannot look for tasks with the same dedup_key, and a {task.task_type}"
+                f" has the dedup_key {task.dedup_key!r}: enqueue those that have one without it"
+            )
+            raise ValueError(msg)
+    return tasks
+
+
+def task_id(task: TaskRef | int) -> int:
+    """Return the id of a task named either way. Raises `TypeError` for anything else."""
+    return _whole(task.id if isinstance(task, TaskRef) else task)
+
+
+def _whole(given: object) -> int:
+    if isinstance(given, bool) or not isinstance(given, int):
+        msg = f"a task is named by its id or what enqueue returned, not {given!r:.100}"
+        raise TypeError(msg)
+    return given
+
+
+_UNOPENED = "nothing has been done in this transaction yet: await its begin() first"
+
+
+def _ended_message() -> str:
+    return "this transaction has ended: open another one with client.transaction()"

@@ -1,0 +1,1 @@
+"""What users declare: apps, task types, their options. Knows no database."""

@@ -1,0 +1,1 @@
+"""`MemoryStore`: tasks in this process, for tests and simulations."""

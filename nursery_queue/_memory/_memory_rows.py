@@ -1,0 +1,210 @@
+"""The rows of `MemoryStore`."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+
+from typing import Any
+from uuid import UUID
+
+import attrs
+
+from nursery_queue._core._declaration import AS_DECLARED
+from nursery_queue._core._filters import CancelFilter
+from nursery_queue._core._heartbeat import MARGIN, Late, Seen
+from nursery_queue._core._json_text import as_jsonb, find_fault, object_from_text, to_text
+from nursery_queue._core._model import Attempt, NewTask, Outcome, Settlement, WorkerInfo
+from nursery_queue._core._retry import RetryPolicy
+from nursery_queue._core._states import State, transition
+
+
+LONGEST_NAME = 255
+
+
+@attrs.frozen(kw_only=True)
+class Task:
+    """What was asked; never changes."""
+
+    id: int
+    asked: NewTask
+    created_at: dt.datetime
+    run_at: dt.datetime
+    queue: str  # as asked, or else as declared
+    priority: int
+    completes: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Place:
+    """Where a task is. Each state uses the fields it needs."""
+
+    state: State
+    attempt: int = 0
+    epoch: int = 0
+    lost: int = 0
+    due_at: dt.datetime | None = None  # while it is scheduled
+    ready_at: dt.datetime | None = None
+    worker_id: UUID | None = None
+    started_at: dt.datetime | None = None
+    cancel_requested: bool = False
+    cancel_interrupts: bool = True
+    started: bool = True  # while it is running; False: held ahead, not known to have started
+    suspect: bool = False  # its worker died holding it, and it may have been at fault
+    finished_at: dt.datetime | None = None
+    expires_at: dt.datetime | None = None
+    result: str | None = None
+    error_type: str | None = None
+    error_message: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Setting:
+    """How a queue is set."""
+
+    paused: bool = False
+    max_running: int | None = None
+    notify: bool = True
+
+    @property
+    def open(self) -> bool:
+        """Whether the end of a task can make room for another: no limit of 0, which is a pause."""
+        return not self.paused and self.max_running != 0
+
+
+@attrs.define(eq=False)
+class Worker:
+    """A registered worker."""
+
+    info: WorkerInfo
+    started_at: dt.datetime
+    heartbeat_at: dt.datetime
+    draining: bool = False
+
+    def alive(self, now: dt.datetime) -> bool:
+        """Whether its lease has not run out."""
+        return self.heartbeat_at + dt.timedelta(seconds=self.info.lease) >= now
+
+    def is_late(self, now: dt.datetime) -> bool:
+        """Whether its last heartbeat was two of them ago, or is as far in the future."""
+        return abs(now - self.heartbeat_at) > 2 * dt.timedelta(seconds=self.info.heartbeat)
+
+    def late(self, now: dt.datetime) -> Late:
+        """Say what others need to know to find out whether it is dead."""
+        lease = self.info.lease
+        return Late(
+            id=self.info.id,
+            heartbeat_at=self.heartbeat_at.isoformat(),
+            dead_after=lease if self.alive(now) else min(self.info.heartbeat + MARGIN, lease),
+        )
+
+    def dead(self, now: dt.datetime, seen: Seen) -> bool:
+        """Whether it is, after what somebody has seen of it."""
+        late = self.late(now)
+        return seen.heartbeat_at == late.heartbeat_at and seen.seconds >= late.dead_after
+
+
+def as_stored(asked: NewTask) -> NewTask:
+    """Return *asked* with what is JSON in it as a database would give it back."""
+    return attrs.evolve(
+        asked,
+        params=as_jsonb(asked.params),
+        context=None if asked.context is None else as_jsonb(asked.context),
+    )
+
+
+def check_task(asked: NewTask) -> None:
+    """Raise for a task that a database would not take."""
+    object_from_text(asked.params)
+    for name in ("task_type", "queue", "dedup_key"):
+        if (value := getattr(asked, name)) is not None:
+            check_name(value, name)
+    if asked.on_complete is not None:
+        check_names_in(json.loads(asked.on_complete))
+
+
+def check_name(value: str, what: str) -> None:
+    """Raise for a name that an index would not take."""
+    if not 1 <= len(value) <= LONGEST_NAME:
+        msg = f"{what} must have 1 to {LONGEST_NAME} characters, not {value!r}"
+        raise ValueError(msg)
+
+
+def check_names_in(on_complete: dict[str, Any] | None) -> None:
+    """Raise for what could not be stored as it asks when a task has ended."""
+    while on_complete is not None:
+        check_name(on_complete["task_type"], "on_complete.task_type")
+        check_name(on_complete.get("queue") or "default", "on_complete.queue")
+        on_complete = on_complete.get("on_complete")
+
+
+def check_settlement(settlement: Settlement) -> None:
+    """Raise for a settlement that a database would not take."""
+    transition(State.RUNNING, settlement.event)
+    details = settlement.error.details if settlement.error else None
+    for text, name in (settlement.result, "result"), (details, "error details"):
+        if text is not None and (fault := find_fault(json.loads(text), name)):
+            raise ValueError(fault)
+
+
+def execution(task_id: int, number: int, place: Place, outcome: Outcome) -> Attempt:
+    """Return the log entry of the attempt that *place* is."""
+    assert place.worker_id is not None
+    assert place.started_at is not None
+    return Attempt(
+        task_id=task_id,
+        number=number,
+        outcome=outcome,
+        worker_id=place.worker_id,
+        started_at=place.started_at,
+    )
+
+
+def completion(task: Task, ended: Place, why_cancelled: str) -> NewTask | None:
+    """Return the task that tells how *task* ended, if somebody asked for one."""
+    if task.asked.on_complete is None:
+        return None
+    match ended.state:
+        case State.SUCCEEDED:
+            value = None if ended.result is None else json.loads(ended.result)
+            ending = {"status": "succeeded", "value": value}
+        case State.FAILED:
+            error = f"{ended.error_type}: {ended.error_message}"
+            ending = {"status": "failed", "error_type": ended.error_type, "error": error}
+        case _:
+            ending = {"status": "cancelled", "reason": why_cancelled}
+    context = None if task.asked.context is None else json.loads(task.asked.context)
+    asked = json.loads(task.asked.on_complete)
+    nested, backoff = asked.pop("on_complete", AS_DECLARED), asked.pop("backoff", None)
+    said: dict[str, Any] = {"queue": None, "priority": None}
+    said |= {name: asked[name] for name in asked if name not in {"context", "timeout"}}
+    return NewTask(
+        **said,
+        params=to_text({"task_id": task.id, "context": context, "result": ending}, "params"),
+        backoff=None if backoff is None else RetryPolicy(**backoff),
+        timeout=float(asked["timeout"]) if "timeout" in asked else None,
+        on_complete=nested if nested in (None, AS_DECLARED) else to_text(nested, "on_complete"),
+        context=to_text(asked["context"], "context") if "context" in asked else None,
+    )
+
+
+def tells(task: Task) -> str | None:
+    """Return the type of the task that is to tell how *task* ends, if there is to be one."""
+    if task.asked.on_complete is None:
+        return None
+    name: str = json.loads(task.asked.on_complete)["task_type"]
+    return name
+
+
+def fits(task: Task, which: CancelFilter) -> bool:
+    """Whether *task* is one of those that *which* describes."""
+    return (
+        which.queue in (None, task.queue)
+        and which.task_type in (None, task.asked.task_type)
+        and (which.before is None or task.created_at < which.before)
+    )
+
+
+def order(task: Task) -> tuple[int, int]:
+    """Sort key: best priority first, oldest first."""
+    return (-task.priority, task.id)

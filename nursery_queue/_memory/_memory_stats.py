@@ -1,0 +1,96 @@
+"""Counts what is in the tables of `MemoryStore`."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+
+from nursery_queue._core._model import Stats, Stranded, WorkerStatus
+from nursery_queue._core._states import State
+from nursery_queue._core._tally import Way, counters_of
+
+from ._memory_rows import Task
+from ._tables import Tables
+
+
+def stats(tables: Tables) -> Stats:
+    """Count tasks and attempts, and list workers."""
+    queues: dict[str, Counter[State]] = defaultdict(Counter)
+    ways: dict[str, Counter[Way]] = defaultdict(Counter)
+    for task_id, place in tables.places.items():
+        queue = tables.tasks[task_id].queue
+        queues[queue][place.state] += 1
+        log = tables.log.get(task_id, ())
+        ways[queue].update((attempt.outcome, attempt.final) for attempt in log)
+        ways[queue].update(tables.earlier.get(task_id, ()))
+    due = Counter(task.queue for task in _due(tables))
+    counters = {
+        queue: counters_of(ways[queue], running=states[State.RUNNING], backlog=due[queue])
+        for queue, states in queues.items()
+    }
+    return Stats(
+        queues={queue: dict(+states) for queue, states in queues.items()},
+        workers=workers(tables),
+        unknown_task_types=_stranded(tables),
+        counters=counters,
+    )
+
+
+def backlog(
+    tables: Tables, task_types: Sequence[str], queues: Sequence[str] | None, most: int
+) -> int:
+    """Count tasks of these types that are due in these queues, up to *most*."""
+    here = (
+        task
+        for task in _due(tables)
+        if task.asked.task_type in task_types and (queues is None or task.queue in queues)
+    )
+    return sum(1 for _ in itertools.islice(here, most))
+
+
+def _due(tables: Tables) -> Iterator[Task]:
+    """Yield what waits for a worker: ready, or about to be."""
+    now = tables.now()
+    for task_id, place in tables.places.items():
+        late = place.due_at is not None and place.due_at <= now
+        if place.state is State.READY or late:
+            yield tables.tasks[task_id]
+
+
+def _stranded(tables: Tables) -> dict[str, Stranded]:
+    now = tables.now()
+    alive = [worker for worker in tables.workers.values() if worker.alive(now)]
+    known = {name for worker in alive for name in worker.info.task_types}
+    since: dict[str, list[dt.datetime]] = defaultdict(list)
+    for task_id, place in tables.places.items():
+        task = tables.tasks[task_id]
+        if place.state is State.READY and task.asked.task_type not in known:
+            since[task.asked.task_type].append(place.ready_at or task.run_at)
+    return {name: Stranded(len(due), min(due)) for name, due in sorted(since.items())}
+
+
+def workers(tables: Tables) -> list[WorkerStatus]:
+    """List who is registered."""
+    now = tables.now()
+    return [
+        WorkerStatus(
+            id=worker_id,
+            name=worker.info.name,
+            host=worker.info.host,
+            pid=worker.info.pid,
+            queues=worker.info.queues,
+            task_types=worker.info.task_types,
+            started_at=worker.started_at,
+            heartbeat_at=worker.heartbeat_at,
+            draining=worker.draining,
+            alive=worker.alive(now),
+            running=sum(
+                place.state is State.RUNNING and place.worker_id == worker_id
+                for place in tables.places.values()
+            ),
+        )
+        for worker_id, worker in tables.workers.items()
+    ]

@@ -1,0 +1,192 @@
+"""A transaction of `MemoryStore`: steps that are kept until its block ends."""
+
+from __future__ import annotations
+
+import contextlib
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any, NoReturn
+
+import attrs
+import trio
+
+from nursery_queue._core._errors import StaleClaim, TransientError
+from nursery_queue._core._model import NewTask, Refusal, Settlement, TaskRef, TaskStatus
+from nursery_queue._core._states import State
+from nursery_queue._core._streams import StreamWrite, insist_on
+
+from ._memory_rows import check_settlement, check_task
+from ._worker_verbs import Duties
+
+
+Step = Callable[[Duties], object]
+
+
+@attrs.define(eq=False)
+class Draft:
+    """What an open transaction has done so far."""
+
+    steps: list[Step] = attrs.field(factory=list[Step])
+    settlements: dict[int, Settlement] = attrs.field(factory=dict[int, Settlement])
+    keys: dict[str, int] = attrs.field(factory=dict[str, int])  # of its own new tasks
+    waiting: dict[int, NewTask] = attrs.field(factory=dict[int, NewTask])  # its own new tasks
+    ended: set[int] = attrs.field(factory=set[int])
+    stopped: set[int] = attrs.field(factory=set[int])  # running, and not to go round again
+    written: set[int] = attrs.field(factory=set[int])  # have something new in a stream
+
+    def copy(self) -> Draft:
+        return Draft(
+            list(self.steps),
+            dict(self.settlements),
+            dict(self.keys),
+            dict(self.waiting),
+            set(self.ended),
+            set(self.stopped),
+            set(self.written),
+        )
+
+
+@attrs.define(eq=False)
+class MemoryTransaction:
+    """Steps kept until the block ends, then applied in one go."""
+
+    _tables: Duties
+    _draft: Draft = attrs.field(factory=Draft, init=False)
+    rings: bool = attrs.field(default=False, init=False)  # the commit is news to others
+
+    @property
+    def connection(self) -> NoReturn:
+        """There is none."""
+        msg = "a MemoryStore has no database connection: use PostgreSQL for your own SQL"
+        raise TypeError(msg)
+
+    async def execute(self, query: Any, params: Any = None) -> NoReturn:
+        """There is no SQL."""
+        del params
+        await trio.lowlevel.checkpoint()
+        msg = f"a MemoryStore runs no SQL: use PostgreSQL for {query!r}"
+        raise TypeError(msg)
+
+    async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[TaskRef]:
+        """Store tasks when the block ends well; their ids are known now."""
+        del copy
+        await trio.lowlevel.checkpoint()
+        for task in tasks:
+            check_task(task)
+        return [self._enqueue(task) for task in tasks]
+
+    def _enqueue(self, task: NewTask) -> TaskRef:
+        draft, task, key = self._draft, self._tables.as_declared(task), task.dedup_key
+        if key is not None:
+            existing = draft.keys.get(key) or self._tables.live_key(task)
+            if existing is not None and existing not in draft.ended:
+                return TaskRef(existing, created=False)
+        task_id, now = next(self._tables.ids), self._tables.now()
+        if key is not None:
+            draft.keys[key] = task_id
+        draft.waiting[task_id] = task
+        self.rings = self.rings or self._tables.rings(task)
+        draft.steps.append(lambda tables: tables.insert(task, task_id, now))
+        return TaskRef(task_id)
+
+    async def cancel(self, task_id: int, *, running: bool = True) -> bool:
+        """Cancel when the block ends well."""
+        await trio.lowlevel.checkpoint()
+        draft, place = self._draft, self._tables.places.get(task_id)
+        waiting = task_id in draft.waiting if place is None else not place.state.is_final
+        if not waiting or task_id in draft.ended:
+            return False
+        self.rings, teller = True, None
+        held = place is not None and place.state is State.RUNNING
+        if held and task_id not in draft.settlements:
+            draft.stopped.add(task_id)
+        else:
+            draft.ended.add(task_id)
+            teller = self._teller(task_id)
+        draft.steps.append(lambda tables: tables.cancel(task_id, running=running, teller=teller))
+        return True
+
+    async def status_many(
+        self, task_ids: Sequence[int], *, payloads: bool = False
+    ) -> list[TaskStatus | None]:
+        """Say where tasks would be if the block ended now."""
+        await trio.lowlevel.checkpoint()
+        tables = self._tried()
+        return [tables.status(task_id, payloads=payloads) for task_id in task_ids]
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Settle one claim when the block ends well."""
+        await trio.lowlevel.checkpoint()
+        check_settlement(settlement)
+        draft, task_id = self._draft, settlement.fence.task_id
+        _insist(settlement, Refusal.STALE if task_id in draft.settlements else None)
+        _insist(settlement, self._tables.refusal(settlement))
+        if task_id in draft.stopped and not settlement.state.is_final:
+            _insist(settlement, Refusal.CANCEL_REQUESTED)
+        draft.settlements[task_id] = settlement
+        self.rings, teller = True, None
+        if settlement.state.is_final:
+            draft.ended.add(task_id)
+            teller = self._teller(task_id) if settlement.on_complete else None
+        draft.steps.append(lambda tables: tables.apply(settlement, teller))
+
+    async def write_stream(self, write: StreamWrite) -> None:
+        """Store chunks when the block ends well."""
+        await trio.lowlevel.checkpoint()
+
+        def step(tables: Duties) -> None:
+            insist_on(tables.write_stream(write), write)
+
+        step(self._tried())
+        self._draft.steps.append(step)
+        self._draft.written.add(write.fence.task_id)
+
+    @property
+    def written(self) -> set[int]:
+        """The tasks whose streams have something new."""
+        return self._draft.written
+
+    def _tried(self) -> Duties:
+        """Return the tables as they would be if the block ended now."""
+        tables = self._tables.copy()
+        for step in self._draft.steps:
+            step(tables)
+        return tables
+
+    def _teller(self, task_id: int) -> int | None:
+        """Return the id of the task that will tell how this one has ended, if one will.
+
+        Ids are in the order in which things were done, not that of the commit.
+        """
+        mine = self._draft.waiting.get(task_id)
+        asked = self._tables.tasks[task_id].asked if mine is None else mine
+        return None if asked.on_complete is None else next(self._tables.ids)
+
+    @contextlib.asynccontextmanager
+    async def savepoint(self) -> AsyncGenerator[None]:
+        """A block that can fail alone."""
+        kept = self._draft.copy()
+        try:
+            yield
+        except BaseException:
+            self._draft = kept
+            raise
+
+    def commit(self) -> None:
+        """Apply everything, or raise and apply nothing."""
+        for settlement in self._draft.settlements.values():
+            _insist(settlement, self._tables.refusal(settlement))
+        for key in self._draft.keys:
+            if self._tables.dedup.get(key, 0) not in {0, *self._draft.ended}:
+                msg = f"dedup key {key!r} was taken while the transaction was open"
+                raise TransientError(msg)
+        if self._draft.written:
+            self._tried()  # raises if a claim or a stream is not any more what it was
+        for step in self._draft.steps:
+            step(self._tables)
+
+
+def _insist(settlement: Settlement, refusal: Refusal | None) -> None:
+    if refusal is not None:
+        msg = f"{settlement.fence} cannot be settled: {refusal}"
+        raise (StaleClaim if refusal is Refusal.STALE else TransientError)(msg)

@@ -1,0 +1,119 @@
+"""What can be done on a connection the caller already has: alone, or in a transaction."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, TypeVar
+
+import attrs
+import psycopg
+
+from nursery_queue._core._errors import ClaimLocked, StaleClaim, TransientError
+from nursery_queue._core._model import Fence, NewTask, Refusal, Settlement, TaskRef, TaskStatus
+from nursery_queue._core._streams import StreamWrite
+from nursery_queue._psycopg._connection import Connection
+
+from . import _plan, _stream_rows as _streams
+from ._copy import copy_tasks
+from ._excusing import Excuses
+from ._plan import Plan
+from ._rows import settle_params
+from ._sql import query
+
+
+log = logging.getLogger("nursery_queue")
+T = TypeVar("T")
+
+
+async def carry_out(conn: Connection, plan: Plan[T]) -> T:
+    """Send what *plan* says and return what its answer means."""
+    rows = await conn.fetch(plan.statement, plan.params) if plan.statement is not None else []
+    return plan.read(rows)
+
+
+async def insert_tasks(
+    conn: Connection, schema: str, tasks: Sequence[NewTask], *, copy: bool = False
+) -> list[TaskRef]:
+    """Store tasks, all or none, and answer in their order; without *copy*, in one statement."""
+    if copy and tasks:
+        return await copy_tasks(conn, schema, tasks)
+    return await carry_out(conn, _plan.enqueue(schema, tasks))
+
+
+async def settle_rows(
+    conn: Connection, schema: str, settlements: Sequence[Settlement]
+) -> dict[Fence, Refusal]:
+    """Apply settlements in one statement; return those not applied, and why."""
+    if not settlements:
+        return {}
+    rows = await conn.fetch(query("settle", schema), settle_params(settlements))
+    if (untold := rows[0][3]) is not None:
+        for task_id, why in untold.items():
+            log.error("what on_complete of task %s asks for cannot be stored: %s", task_id, why)
+    return {
+        Fence(task_id, epoch): Refusal(refusal)
+        for task_id, epoch, refusal, _ in rows
+        if refusal is not None
+    }
+
+
+@attrs.define(eq=False)
+class PostgresTransaction:
+    """A `StoreTransaction` on a connection with an open transaction."""
+
+    connection: Connection
+    _schema: str
+    _excuses: Excuses
+
+    async def execute(self, query: Any, params: Any = None) -> psycopg.AsyncCursor[Any]:
+        """Run a statement of the application's own; errors are psycopg's."""
+        return await self.connection.execute(query, params)
+
+    async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[TaskRef]:
+        """Store tasks; nobody sees them before the commit."""
+        return await insert_tasks(self.connection, self._schema, tasks, copy=copy)
+
+    async def cancel(self, task_id: int, *, running: bool = True) -> bool:
+        """Ask for a task to be cancelled; nobody sees it before the commit."""
+        plan = _plan.cancel(self._schema, task_id, running=running)
+        return await carry_out(self.connection, plan)
+
+    async def status_many(
+        self, task_ids: Sequence[int], *, payloads: bool = False
+    ) -> list[TaskStatus | None]:
+        """Say where tasks are, as this transaction sees them."""
+        # For the while it lasts the connection is the user's, who may have set client_encoding.
+        plan = _plan.for_anybody(_plan.status(self._schema, task_ids, payloads=payloads))
+        return await carry_out(self.connection, plan)
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Settle one claim, with the commit. Raises `StaleClaim` if it is not ours any more.
+
+        Raises `ClaimLocked` if another transaction holds it: this one may ask again.
+        """
+        self._excuses.settling = True
+        refused = await settle_rows(self.connection, self._schema, [settlement])
+        if refused:
+            refusal = refused[settlement.fence]
+            msg = f"{settlement.fence} cannot be settled: {refusal}"
+            raise _REFUSALS[refusal](msg)
+
+    async def write_stream(self, write: StreamWrite) -> None:
+        """Store chunks with the commit; nobody sees them before."""
+        await _streams.write(self.connection, self._schema, write)
+
+    @contextlib.asynccontextmanager
+    async def savepoint(self) -> AsyncGenerator[None]:
+        """A block that can fail alone."""
+        async with self.connection.transaction():
+            yield
+
+
+_REFUSALS = {
+    Refusal.STALE: StaleClaim,
+    Refusal.LOCKED: ClaimLocked,
+    Refusal.CANCEL_REQUESTED: TransientError,
+}

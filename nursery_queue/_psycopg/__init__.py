@@ -1,0 +1,1 @@
+"""psycopg on trio: connections, pool, listener. Knows no tasks."""

@@ -1,0 +1,63 @@
+"""Asking the server to cancel what a connection is doing."""
+
+from __future__ import annotations
+
+import contextlib
+
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import trio
+
+from psycopg import capabilities, pq
+
+from nursery_queue._trio._clock import held
+
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from ._connection import Connection
+
+
+@contextlib.contextmanager
+def expendable(conn: Connection) -> Generator[None]:
+    """Close *conn* at once when a call in the block is cancelled, not after cancelling it.
+
+    For a connection that would not be kept then anyway.
+    """
+    usual, conn.cancel_timeout = conn.cancel_timeout, 0.0
+    try:
+        yield
+    finally:
+        conn.cancel_timeout = usual
+
+
+async def request_cancel(conn: psycopg.AsyncConnection[Any]) -> None:
+    """Ask over a connection of its own; on return the server has been told.
+
+    So a request can never hit the statement after the one it was meant for. Bound it by a
+    cancel scope. Raises `OperationalError` if the server cannot be asked.
+    """
+    with held():
+        if capabilities.has_cancel_safe():
+            await _request_cancel(conn)
+        else:  # libpq before 17
+            await trio.to_thread.run_sync(conn.cancel, abandon_on_cancel=True)
+
+
+async def _request_cancel(conn: psycopg.AsyncConnection[Any]) -> None:
+    request = conn.pgconn.cancel_conn()
+    try:
+        request.start()
+        await trio.lowlevel.wait_writable(request.socket)  # PQcancelPoll wants that first
+        while (status := request.poll()) != pq.PollingStatus.OK:
+            if status == pq.PollingStatus.READING:
+                await trio.lowlevel.wait_readable(request.socket)
+            elif status == pq.PollingStatus.WRITING:
+                await trio.lowlevel.wait_writable(request.socket)
+            else:
+                msg = f"the cancel request failed: {request.get_error_message()}"
+                raise psycopg.OperationalError(msg)
+    finally:
+        request.finish()

@@ -1,0 +1,63 @@
+"""Cursors for our own statements, which nothing reaches that a program has registered.
+
+A program may have psycopg turn JSON, instants, numbers or text into what it likes, for all
+connections or for one of its own; and a connection's cursors may be of any class, with rows of any
+kind. That is for its own statements.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from psycopg.adapt import AdaptersMap
+from psycopg.postgres import register_default_adapters, register_default_types
+from psycopg.rows import TupleRow, tuple_row
+from psycopg.types import TypesRegistry
+from psycopg.types.array import register_all_arrays
+from psycopg.types.json import set_json_loads
+
+from nursery_queue._core._json_text import from_text
+
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection, Connection
+
+
+def _as_delivered() -> AdaptersMap:
+    """Return the adapters that psycopg itself begins with; only JSON is read in our own way."""
+    types = TypesRegistry()
+    register_default_types(types)
+    made = AdaptersMap(types=types)
+    register_default_adapters(made)
+    register_all_arrays(made)
+    set_json_loads(from_text, made)
+    return made
+
+
+_OURS = _as_delivered()
+
+
+class OwnCursor(psycopg.Cursor[TupleRow]):
+    """On a blocking connection, whosever it is."""
+
+    def __init__(self, connection: Connection[Any]) -> None:
+        super().__init__(connection, row_factory=tuple_row)
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        """Ours, not those of the connection."""
+        return _OURS
+
+
+class OwnAsyncCursor(psycopg.AsyncCursor[TupleRow]):
+    """On an async connection, whosever it is."""
+
+    def __init__(self, connection: AsyncConnection[Any]) -> None:
+        super().__init__(connection, row_factory=tuple_row)
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        """Ours, not those of the connection."""
+        return _OURS

@@ -1,0 +1,351 @@
+"""Where handlers run, in production and in tests: one attempt in its scope, from call to end."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+from uuid import UUID
+
+import attrs
+import trio
+
+from nursery_queue._client._callbacks import Pending
+from nursery_queue._client._client import Client
+from nursery_queue._client._context import CancelReason, TaskContext
+from nursery_queue._client._stream_writer import Send
+from nursery_queue._client._transaction import Transaction
+from nursery_queue._core._errors import (
+    ClaimLocked,
+    CommitOutcomeUnknown,
+    DatabaseRefused,
+    DoNotRetry,
+    RetryAfter,
+    Snooze,
+    StaleClaim,
+    TransientError,
+)
+from nursery_queue._core._exception_groups import is_a, leaves
+from nursery_queue._core._excuses import Excuse, excuse
+from nursery_queue._core._outcome import Succeeded
+from nursery_queue._core._streams import StreamWrite
+from nursery_queue._declare._task_type import TaskType
+from nursery_queue._trio._connection_use import ConnectionUse, connection_use
+from nursery_queue._trio._printable import printable
+from nursery_queue._trio._signals import interrupted
+from nursery_queue._trio._timeouts import answered_within
+
+from ._asyncio_bridge import AsyncioBridge
+from ._slots import Execution
+from ._threads import NoThread, Threads
+
+
+log = logging.getLogger("nursery_queue")
+
+_ENDED = "this attempt has ended: call ctx.after before the handler returns"
+
+SETTLE_WITHIN = 5.0  # seconds, in the transaction of a handler that has returned
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.1  # seconds between two looks whether a lock is gone
+NOTE_WITHIN = 5.0  # seconds, that a task starts which may kill its worker
+
+
+@attrs.frozen
+class Raised:
+    """The handler failed, or says what is to become of its task."""
+
+    error: BaseException
+
+
+@attrs.frozen
+class Stopped:
+    """The handler was cancelled; *error* is what came of its clean-up."""
+
+    reason: CancelReason | None
+    error: BaseException | None = None
+
+
+@attrs.frozen
+class Unsure:
+    """The handler succeeded, and the COMMIT of its transaction got no answer.
+
+    *committed* tells what the transaction has enqueued, should it turn out to be committed.
+    """
+
+    success: Succeeded
+    error: CommitOutcomeUnknown
+    committed: Callable[[], None]
+
+
+@attrs.frozen
+class NotBegun:
+    """The handler was not called.
+
+    The store could not be told that it starts, or there was no thread for it.
+    """
+
+
+End = Succeeded | Raised | Stopped | Unsure | NotBegun
+
+# Settles an attempt in the transaction that it has opened.
+Settle = Callable[[Transaction, Execution, Succeeded], Awaitable[None]]
+
+
+@attrs.define(eq=False, kw_only=True)
+class Stage:
+    """Runs handlers, each in a cancel scope of its own, and says how they ended."""
+
+    client: Client
+    worker_id: Callable[[], UUID]
+    leased: Callable[[], bool]  # False: others may have the tasks in hand
+    threads: Threads
+    begins: Callable[[Execution], None] = lambda _: None  # the handler is about to be called
+    bridge: AsyncioBridge | None = None
+    send: Send | None = None  # stores what handlers write to streams; None: the client's store does
+
+    async def run(self, execution: Execution, settle: Settle) -> End:
+        """Run one attempt, in a context of its own.
+
+        Raises only what is not its business, as being cancelled around it.
+        """
+        scope = execution.scope
+        if execution.task_type.is_async:  # else when it has a thread
+            _start_clock(execution)
+        error: BaseException | None = None
+        # For good: the context is the attempt's own, and so is what it still calls afterwards.
+        connection_use.set(use := ConnectionUse(in_attempt=True))
+        execution.connections = use
+        try:
+            with scope:
+                try:
+                    if execution.claim.wary and not await self._noted(execution):
+                        return NotBegun()
+                    if execution.task_type.is_async:
+                        self.begins(execution)
+                    return await self._perform(execution, settle)
+                except NoThread:
+                    return NotBegun()
+                finally:
+                    if (task := trio.lowlevel.current_task()).child_nurseries:
+                        _abandon_nurseries(task)
+        except BaseException as exc:
+            if _is_for_others(exc):
+                raise
+            error = _without_own_nursery(exc, execution.task_type)
+        finally:
+            if execution.pending is not None:
+                execution.pending.refusal = _ENDED
+        execution.unconnected = use.gave_up_at >= scope.deadline
+        reason = self.why(execution)
+        if error is not None and (not scope.cancel_called or _counts(error, reason)):
+            return Raised(error)
+        return Stopped(reason, error)
+
+    async def _noted(self, execution: Execution) -> bool:
+        """Let the store know of a start before it happens: it may be this worker's end."""
+        fence = execution.claim.fence
+        try:
+            with answered_within(NOTE_WITHIN, f"noting that {execution.claim} starts"):
+                held = await self.client.store.note_started(self.worker_id(), [fence])
+        except (TransientError, DatabaseRefused) as exc:
+            log.info("%s is given back: %s", execution.claim, exc)
+            return False
+        execution.noted = fence in held
+        return execution.noted
+
+    def why(self, execution: Execution) -> CancelReason | None:
+        """Why an attempt has been cancelled, or is about to be: whoever asks may come first."""
+        if execution.ended or not trio.lowlevel.in_trio_run():  # a thread cannot see the clock
+            return execution.reason
+        return CancelReason.LEASE_LOST if self.lost(execution) else execution.why()
+
+    def lost(self, execution: Execution) -> bool:
+        """Whether others may have the task. From then on nothing is to be said about it."""
+        if not (execution.ended or self.leased()):
+            execution.note(CancelReason.LEASE_LOST)
+        return execution.reason is CancelReason.LEASE_LOST
+
+    async def _perform(self, execution: Execution, settle: Settle) -> Succeeded | Unsure:
+        task_type = execution.task_type
+        values = task_type.load(execution.claim.params)
+        if task_type.transactional:
+            return await self._perform_in_transaction(execution, values, settle)
+        wanted = task_type.takes_context or task_type.nursery
+        context = self._context(execution, values) if wanted else None
+        value = await self._call(execution, context, values)
+        return Succeeded(task_type.dump_result(value, self.client.max_result_bytes))
+
+    async def _perform_in_transaction(
+        self, execution: Execution, values: dict[str, Any], settle: Settle
+    ) -> Succeeded | Unsure:
+        """Run the handler; commit what it did in ctx.tx together with the settlement."""
+        async with contextlib.AsyncExitStack() as stack:
+            store = self.client.store
+            tx = Transaction(
+                lambda: stack.enter_async_context(store.transaction()),
+                self.client.max_params_bytes,
+                self.client.audience,
+                _pending(execution),
+                self.client.app,
+            )
+            stack.callback(tx.end)
+            context = self._context(execution, values, tx)
+            value = await self._call(execution, context, values)
+            limit = self.client.max_result_bytes
+            success = Succeeded(execution.task_type.dump_result(value, limit))
+            if not tx.is_open:
+                return success
+            # Shielded: it has returned, and no time limit or cancel is to undo its work.
+            with trio.CancelScope(shield=True):
+                await self._insist_on_settling(settle, tx, execution, success)
+                try:
+                    await stack.aclose()  # commits, within the bounds of the store
+                except CommitOutcomeUnknown as exc:
+                    return Unsure(success, exc, tx.committed)
+            execution.stored = True
+            tx.committed()
+            return success
+
+    async def _insist_on_settling(
+        self, settle: Settle, tx: Transaction, execution: Execution, success: Succeeded
+    ) -> None:
+        if self.lost(execution):
+            msg = f"the lease ran out before {execution.claim} had ended"
+            raise StaleClaim(msg)
+        with trio.move_on_after(SETTLE_WITHIN):
+            await _when_unlocked(functools.partial(settle, tx, execution, success))
+            return
+        msg = f"ctx.tx could not be settled within {SETTLE_WITHIN:g} s; it is rolled back"
+        late = TransientError(msg)
+        excuse(late, Excuse.NOT_SETTLED)
+        raise late
+
+    async def _call(
+        self, execution: Execution, context: TaskContext | None, values: dict[str, Any]
+    ) -> Any:
+        task_type = execution.task_type
+        if not task_type.is_async:
+
+            def begun() -> None:
+                self.begins(execution)
+                _start_clock(execution)
+                if context is not None:
+                    context.deadline = execution.scope.deadline
+
+            return await self.threads.run(execution, begun, task_type.invoke, context, values)
+        if task_type.asyncio:
+            if self.bridge is None:
+                msg = (
+                    f"{task_type.name} needs asyncio and was declared after the worker had started"
+                )
+                raise RuntimeError(msg)
+            crossing = None if context is None else self.bridge.crossing(context)
+            return await self.bridge.run(task_type.invoke, crossing, values)
+        if task_type.nursery and context is not None:
+            async with context.own_nursery():
+                return await printable(task_type.invoke(context, values))
+        return await task_type.invoke(context, values)
+
+    def _context(
+        self, execution: Execution, values: dict[str, Any], tx: Transaction | None = None
+    ) -> TaskContext:
+        claim = execution.claim
+        return TaskContext(
+            task_id=claim.fence.task_id,
+            task_type=claim.task_type,
+            attempt=claim.attempt,
+            queue=claim.queue,
+            params=values,
+            deadline=execution.scope.deadline,
+            worker_id=self.worker_id(),
+            fence=claim.fence,
+            client=self.client,
+            why=lambda: self.why(execution),
+            pending=lambda: _pending(execution),
+            send=self.send or self._send,
+            tx=tx,
+        )
+
+    async def _send(self, write: StreamWrite, tx: Transaction | None) -> None:
+        await (self.client.store if tx is None else tx).write_stream(write)
+
+
+async def _when_unlocked(settle: Callable[[], Awaitable[None]]) -> None:
+    """Settle; if another transaction holds the claim for the moment, ask again and again.
+
+    Asking does not wait for the lock, so two transactions that want each other's rows do not
+    deadlock: nobody waits inside a settlement.
+    """
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            return await settle()
+        except ClaimLocked:
+            await trio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _start_clock(execution: Execution) -> None:
+    """Let the time limit run from now on, unless the attempt is cancelled already."""
+    limit = execution.policy.timeout
+    if limit != math.inf and not execution.scope.cancel_called:
+        execution.scope.deadline = trio.current_time() + limit
+
+
+def _pending(execution: Execution) -> Pending:
+    """Return where to note what is to be called afterwards; few handlers need it."""
+    if execution.pending is None:
+        execution.pending = Pending(refusal=_ENDED if execution.ended else None)
+    return execution.pending
+
+
+def _abandon_nurseries(task: trio.lowlevel.Task) -> None:
+    """Cancel the nurseries that a handler has left open, and raise an error.
+
+    An async generator that was not closed, with a nursery in it, will do. Left alone, trio would
+    make the worker fail for it, and every worker after this one (tests/engine/test_poison.py).
+    It does the same with them when a task ends; waiting here could meet the generator's
+    finalizer, which waits in another task for the same nursery.
+    """
+    for nursery in task.child_nurseries:
+        nursery.cancel_scope.cancel("the handler that opened this nursery has ended")
+        nursery._closed = True  # pyright: ignore[reportPrivateUsage]  # as trio does itself
+    task._child_nurseries.clear()  # pyright: ignore[reportPrivateUsage]  # as above
+    msg = (
+        "the handler has ended before a nursery that it had opened: leave each with `async with`,"
+        " and close async generators that hold one with contextlib.aclosing"
+    )
+    raise RuntimeError(msg)
+
+
+def _is_for_others(exc: BaseException) -> bool:
+    """Whether there is something in *exc* that a handler does not have to answer for.
+
+    That is a real Ctrl-C, being cancelled from around us, and the end of the run itself. What
+    it raises by its own is its own failure, also `KeyboardInterrupt`: it would end every
+    worker that takes the task, with all that runs beside it.
+    """
+    if not trio.lowlevel.in_trio_task():
+        return True  # this coroutine is being closed: the run it belonged to is over
+    cancelled = trio.current_effective_deadline() == -math.inf  # else a leftover nobody waits for
+    if cancelled and any(is_a(leaf, trio.Cancelled) for leaf in leaves(exc)):
+        return True
+    return interrupted(exc)
+
+
+def _without_own_nursery(error: BaseException, task_type: TaskType[..., Any]) -> BaseException:
+    """Take a single error out of the group that the attempt's own nursery makes of it."""
+    if not (task_type.nursery and is_a(error, BaseExceptionGroup)):
+        return error
+    group = cast("BaseExceptionGroup[BaseException]", error)
+    return group.exceptions[0] if len(group.exceptions) == 1 else group
+
+
+def _counts(error: BaseException, reason: CancelReason | None) -> bool:
+    """Whether a cancelled handler says what is to become of its task, and still has a say."""
+    if reason is CancelReason.CANCELLED:
+        return False
+    return any(is_a(leaf, DoNotRetry, RetryAfter, Snooze) for leaf in leaves(error))

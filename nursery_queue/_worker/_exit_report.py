@@ -1,0 +1,170 @@
+"""What became of the tasks that a worker had in hand when it was stopped."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import math
+
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+
+import attrs
+import trio
+
+from nursery_queue._client._context import CancelReason
+from nursery_queue._core._model import Fence, Settlement
+from nursery_queue._core._states import Event
+
+from ._slots import Execution
+
+
+log = logging.getLogger("nursery_queue")
+
+
+class Fate(enum.StrEnum):
+    """What became of a task that a worker had in hand when it was stopped.
+
+    The first five are outcomes of the attempt, and stored.
+    """
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    SNOOZED = "snoozed"
+    RELEASED = "released"  # ready again for any worker, the attempt not counted
+    UNKNOWN = "unknown"  # the COMMIT of ctx.tx got no answer, and the database was away since
+    UNSETTLED = "unsettled"  # the database was away: others get it when the lease has run out
+    LEASE_LOST = "lease_lost"  # others may have it already; there was nothing to say about it
+
+
+@attrs.frozen(kw_only=True)
+class TaskExit:
+    """One of the tasks in hand, and its fate."""
+
+    task_id: int
+    task_type: str
+    attempt: int
+    fate: Fate
+    started: bool  # False: it was claimed ahead, and its handler was never called
+    ended: bool  # False: its handler ignores cancellation and was still running
+
+    def __str__(self) -> str:
+        fate = self.fate.replace("_", " ")
+        end = "" if self.ended else ", its handler still running"
+        return f"task {self.task_id} ({self.task_type}, attempt {self.attempt}): {fate}{end}"
+
+
+@attrs.frozen(kw_only=True)
+class ExitReport:
+    """How a worker ended: every task it had in hand when it was stopped, with its fate."""
+
+    tasks: Sequence[TaskExit] = ()  # by id
+    seconds: float = 0.0  # from the stop to the end
+
+    @property
+    def counts(self) -> Mapping[Fate, int]:
+        """How many tasks met each fate; those that nobody met are not in there."""
+        return Counter(task.fate for task in self.tasks)
+
+    @property
+    def clean(self) -> bool:
+        """Whether every task has its outcome stored, or was released."""
+        return not self.counts.keys() & {Fate.UNKNOWN, Fate.UNSETTLED, Fate.LEASE_LOST}
+
+    def __str__(self) -> str:
+        counts = self.counts
+        fates = ", ".join(
+            f"{counts[fate]} {fate.replace('_', ' ')}" for fate in Fate if fate in counts
+        )
+        return f"tasks in hand: {len(self.tasks)}{fates and f' ({fates})'}; {self.seconds:.3g} s"
+
+
+@attrs.define(eq=False)
+class Ledger:
+    """Notes which tasks were in hand from the stop on, and tells from them what became of each."""
+
+    _stopped_at: float | None = attrs.field(default=None, init=False)
+    _noted: dict[Fence, Execution] = attrs.field(factory=dict[Fence, Execution], init=False)
+
+    def open(self) -> None:
+        """Note that the worker has been stopped."""
+        self._stopped_at = trio.current_time()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the worker has been stopped."""
+        return self._stopped_at is not None
+
+    def note(self, held: Mapping[Fence, Execution]) -> None:
+        """These are to be reported on."""
+        self._noted |= held
+
+    def report(self, *, running: Container[Execution]) -> ExitReport:
+        """Say what became of them, as far as it is known now."""
+        tasks = [
+            TaskExit(
+                task_id=fence.task_id,
+                task_type=execution.claim.task_type,
+                attempt=execution.claim.attempt,
+                fate=_fate(execution),
+                started=_has_started(execution),
+                ended=execution not in running,
+            )
+            for fence, execution in self._noted.items()
+        ]
+        began = self._stopped_at
+        return ExitReport(
+            tasks=tuple(sorted(tasks, key=lambda task: (task.task_id, task.attempt))),
+            seconds=0.0 if began is None else trio.current_time() - began,
+        )
+
+
+def tell(report: ExitReport) -> None:
+    """Log a summary, and a line for each task whose handler did not end by itself."""
+    if report.tasks:
+        log.info("%s", report)
+    for task in report.tasks:
+        if task.fate not in _BY_ITSELF and (task.started or task.fate is not Fate.RELEASED):
+            log.warning("%s", task)
+    if unsettled := report.counts.get(Fate.UNSETTLED):
+        log.warning(
+            "the database took no outcome of %d task%s in time: others get %s when the lease has"
+            " run out",
+            unsettled,
+            *("", "it") if unsettled == 1 else ("s", "them"),
+        )
+
+
+_BY_ITSELF = frozenset({Fate.SUCCEEDED, Fate.FAILED, Fate.TIMED_OUT, Fate.CANCELLED, Fate.SNOOZED})
+
+
+def _fate(execution: Execution) -> Fate:
+    """Fold what is known of a task: what is stored is true, whatever else has happened."""
+    if execution.settlement is not None:
+        return _fate_of(execution.settlement)
+    if execution.dropped:
+        return Fate.LEASE_LOST
+    if execution.in_doubt is not None:
+        return Fate.UNKNOWN
+    lost = execution.reason is CancelReason.LEASE_LOST
+    return Fate.LEASE_LOST if lost else Fate.UNSETTLED
+
+
+def _has_started(execution: Execution) -> bool:
+    settlement = execution.settlement
+    if settlement is not None and settlement.event is Event.INTERRUPT:
+        return settlement.outcome is not None
+    return execution.started_at < math.inf
+
+
+def _fate_of(settlement: Settlement) -> Fate:
+    match settlement.event:
+        case Event.INTERRUPT | Event.DEFER:
+            return Fate.RELEASED
+        case Event.CANCEL:
+            return Fate.CANCELLED
+        case _:
+            assert settlement.outcome is not None
+            return Fate(settlement.outcome.value)

@@ -1,0 +1,152 @@
+"""The threads of handlers without `async`: who has one, who waits, and who will not let go."""
+
+from __future__ import annotations
+
+import logging
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import attrs
+import trio
+
+from nursery_queue._trio._clock import held
+
+from ._slots import Execution
+
+
+log = logging.getLogger("nursery_queue")
+
+WAIT = 1.0  # seconds an attempt waits for a thread before other workers may have its task
+_NAMED = 10  # handlers in one line of the log
+
+
+class NoThread(Exception):  # says what happened
+    """No thread became free in time; the handler was not called."""
+
+
+@attrs.define(eq=False)
+class Threads:
+    """At most *limit* threads at once, counting those of abandoned attempts that go on.
+
+    A cancelled attempt ends at once, and a thread cannot be stopped: it keeps its place here
+    until the handler returns. There are as many threads as handlers may run at once, so an
+    attempt waits for a thread only if abandoned ones have too many of them. *freed* is called
+    when a thread is free after somebody did without.
+    """
+
+    limit: int
+    freed: Callable[[], None] = lambda: None
+    _limiter: trio.CapacityLimiter = attrs.field(init=False)
+    # Whose thread has begun and not ended, in the order of their start.
+    _taken: dict[Execution, None] = attrs.field(factory=dict[Execution, None], init=False)
+    _waiting: set[Execution] = attrs.field(factory=set[Execution], init=False)
+    _told: bool = attrs.field(default=False, init=False)  # the log, that there is none left
+    _wanted: bool = attrs.field(default=False, init=False)  # somebody did without
+
+    def __attrs_post_init__(self) -> None:
+        self._limiter = trio.CapacityLimiter(self.limit)
+
+    async def run(
+        self,
+        execution: Execution,
+        begun: Callable[[], None],
+        function: Callable[..., Any],
+        *args: Any,
+    ) -> Any:
+        """Call *function* in a thread; *begun* is called here when there is one for it.
+
+        Cancelled, it abandons the thread and returns: the log tells the truth at once, and
+        neither a time limit nor a shutdown hangs on it.
+
+        Raises:
+            NoThread: There was none for a second; nothing has been called.
+        """
+        place = _Place(self, execution, begun)
+        with held():
+            return await trio.to_thread.run_sync(
+                function,
+                *args,
+                abandon_on_cancel=True,
+                limiter=cast("trio.CapacityLimiter", place),  # trio's documentation allows it
+            )
+
+    @property
+    def abandoned(self) -> list[Execution]:
+        """The attempts that have ended while their threads go on, the oldest first."""
+        return [execution for execution in self._taken if execution.ended]
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no thread is free, and some are with attempts that have ended."""
+        return self._limiter.available_tokens <= 0 and any(each.ended for each in self._taken)
+
+    def waits(self, execution: Execution) -> bool:
+        """Whether an attempt waits for a thread."""
+        return execution in self._waiting
+
+    def turn_away(self) -> None:
+        """Have *freed* called when a thread is free, and log why there is none.
+
+        There is one line, until an abandoned thread has ended.
+        """
+        self._wanted = True
+        if self._told:
+            return
+        self._told = True
+        now, abandoned = trio.current_time(), self.abandoned
+        names = [f"{each.claim} for {now - each.started_at:.3g} s" for each in abandoned[:_NAMED]]
+        if len(abandoned) > _NAMED:
+            names.append(f"{len(abandoned) - _NAMED} more")
+        log.warning(
+            "no thread is free, so no handler without `async` can start: %d of %d are taken by"
+            " attempts that were cancelled and whose handlers still run: %s",
+            len(abandoned),
+            self.limit,
+            ", ".join(names),
+        )
+
+    async def acquire(self, execution: Execution, borrower: object) -> None:
+        """Take a thread, for `_Place`."""
+        try:
+            self._limiter.acquire_on_behalf_of_nowait(borrower)
+        except trio.WouldBlock:
+            await self._wait(execution, borrower)
+        self._taken[execution] = None
+
+    async def _wait(self, execution: Execution, borrower: object) -> None:
+        self.turn_away()
+        self._waiting.add(execution)
+        try:
+            with trio.move_on_after(WAIT) as patience:
+                await self._limiter.acquire_on_behalf_of(borrower)
+        finally:
+            self._waiting.remove(execution)
+        if patience.cancelled_caught:
+            raise NoThread
+
+    def release(self, execution: Execution, borrower: object) -> None:
+        """Give a thread back, for `_Place`; called by trio when its function has ended."""
+        self._limiter.release_on_behalf_of(borrower)
+        del self._taken[execution]
+        if execution.ended:
+            self._told = False
+        if self._wanted:
+            self._wanted = False
+            self.freed()
+
+
+@attrs.define(eq=False)
+class _Place:
+    """The place of one attempt, as trio's threads want to have it: both are called by trio."""
+
+    _threads: Threads
+    _execution: Execution
+    _begun: Callable[[], None]
+
+    async def acquire_on_behalf_of(self, borrower: object) -> None:
+        await self._threads.acquire(self._execution, borrower)
+        self._begun()
+
+    def release_on_behalf_of(self, borrower: object) -> None:
+        self._threads.release(self._execution, borrower)
