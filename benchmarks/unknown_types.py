@@ -4,7 +4,7 @@
 
 Claims 100 ready tasks in turns: from a queue where there are no others, and from one that is
 headed by tasks of an unknown type, with better priority. First as that is, then while the
-janitor of a worker puts these aside, then when it has. Prints the medians, their ratio and the
+maintenance of a worker puts these aside, then when it has. Prints the medians, their ratio and the
 plan. Exits with 1 if the ratio is more than 2 in the end.
 """
 

@@ -33,10 +33,10 @@ from ._client._transaction import Transaction as Transaction
 from ._connect import connect as connect, migrate as migrate
 from ._core import _errors as _errors
 from ._core._completion import (
-    Cancelled as Cancelled,
-    Failed as Failed,
+    Cancellation as Cancellation,
+    Failure as Failure,
     Result as Result,
-    Succeeded as Succeeded,
+    Success as Success,
 )
 from ._core._counters import Counters as Counters
 from ._core._errors import (
@@ -77,9 +77,9 @@ from ._core._model import (
     Outcome as Outcome,
     QueueStatus as QueueStatus,
     Stats as Stats,
-    Stranded as Stranded,
     TaskRef as TaskRef,
     TaskStatus as TaskStatus,
+    UnknownTypeStats as UnknownTypeStats,
     WorkerStatus as WorkerStatus,
 )
 from ._core._retry import RetryPolicy as RetryPolicy
@@ -91,9 +91,13 @@ from ._embedded import Embedded as Embedded, embedded as embedded
 from ._producers import producer as producer
 from ._producers._producer import AsyncProducer as AsyncProducer, Producer as Producer
 from ._store import Store as Store
-from ._worker._exit_report import ExitReport as ExitReport, Fate as Fate, TaskExit as TaskExit
+from ._worker._exit_report import (
+    ExitOutcome as ExitOutcome,
+    ExitReport as ExitReport,
+    TaskExit as TaskExit,
+)
 from ._worker._handler_health import HandlerHealth as HandlerHealth
-from ._worker._health import Health as Health, SiblingHealth as SiblingHealth
+from ._worker._health import Health as Health, LoopHealth as LoopHealth
 from ._worker._worker import Worker as Worker
 
 

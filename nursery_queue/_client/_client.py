@@ -34,9 +34,9 @@ from nursery_queue._trio._lifetime import Lifetime
 from ._after_commit import AfterCommit, AfterCommitBatch
 from ._callbacks import CallbackCounts, Pending, Tally, call_all
 from ._instruments import Audience, Instrument, LogEvents
-from ._notifier import News
-from ._queue_administration import Steering, name_of
-from ._result_waiter import Waiting
+from ._notifier import Notifier
+from ._queue_administration import QueueAdministration, name_of
+from ._result_waiter import ResultWaiter
 from ._stream_reader import FURTHEST, POLL, StreamInfo, StreamReader, Streams, poll_interval
 from ._transaction import Transaction, check_options, new_tasks, opened, task_id
 
@@ -45,7 +45,7 @@ P = ParamSpec("P")
 
 
 @attrs.define(eq=False)
-class Client(Steering):
+class Client(QueueAdministration):
     """Enqueues tasks and asks about them. `connect()` makes one on PostgreSQL.
 
     Every method raises `TransientError` if the database cannot be reached or does not
@@ -83,16 +83,16 @@ class Client(Steering):
     audience: Audience = attrs.field(init=False, repr=False)
     called_back: Tally = attrs.field(factory=Tally, init=False, repr=False)
     lifetime: Lifetime = attrs.field(factory=Lifetime, init=False, repr=False)
-    _news: News = attrs.field(init=False, repr=False)
-    _waiting: Waiting = attrs.field(init=False, repr=False)
+    _notifier: Notifier = attrs.field(init=False, repr=False)
+    _waiting: ResultWaiter = attrs.field(init=False, repr=False)
     _streams: Streams = attrs.field(init=False, repr=False)
     _closed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.audience = Audience(self.instruments)
-        self._news = News(self.store)
-        self._waiting = Waiting(self.store, self._news)
-        self._streams = Streams(self.store, self._news, self.stream_poll_interval)
+        self._notifier = Notifier(self.store)
+        self._waiting = ResultWaiter(self.store, self._notifier)
+        self._streams = Streams(self.store, self._notifier, self.stream_poll_interval)
         log_level.complain()
 
     async def __aenter__(self) -> Self:
@@ -110,11 +110,11 @@ class Client(Steering):
         """
         self.lifetime.check_owner()
         self._closed = True
-        for each in (self._waiting, self._streams, self._news):
+        for each in (self._waiting, self._streams, self._notifier):
             each.close(_CLOSED)
         await self.lifetime.end()
         await self.store.aclose()
-        await self._news.ended()
+        await self._notifier.ended()
 
     # -- enqueuing ----------------------------------------------------------------
 

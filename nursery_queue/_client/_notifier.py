@@ -17,7 +17,7 @@ from nursery_queue._core._retry import Backoff
 from nursery_queue._store import Bell, Store
 from nursery_queue._trio._clock import upkeep_sleep
 from nursery_queue._trio._rng import new_rng
-from nursery_queue._trio._supervisor import Sibling, SiblingState, supervise
+from nursery_queue._trio._supervisor import Loop, LoopState, supervise
 from nursery_queue._trio._wakeup import Wakeup
 
 
@@ -27,7 +27,7 @@ AFTER_A_BUG = 30.0  # seconds
 
 
 @attrs.frozen
-class Interest:
+class WakePolicy:
     """What wakes one who waits: bells, and a clock for what nobody has rung for.
 
     That rings every *deaf* seconds while we hear nothing, and ever less often while we do, at
@@ -44,16 +44,16 @@ class Interest:
 
 
 @attrs.define(eq=False)
-class Seat:
-    """The place of one who waits for news of a task; `News.seat` gives it.
+class Subscription:
+    """The place of one who waits for news of a task; `Notifier.seat` gives it.
 
     Whatever rings is kept until the next `news`. So who looks after it has sat down, and again
     after each `news`, misses nothing.
     """
 
     task_id: int
-    interest: Interest
-    _news: News
+    policy: WakePolicy
+    _notifier: Notifier
     _number: int
     _bell: Wakeup = attrs.field(factory=Wakeup, init=False)
 
@@ -62,7 +62,7 @@ class Seat:
 
         The first who has to wait starts what listens. Raises `Closed`.
         """
-        self._news.listen()
+        self._notifier.listen()
         await self._bell.wait()
 
     def ring(self) -> None:
@@ -71,7 +71,7 @@ class Seat:
 
     def leave(self) -> None:
         """Wait no more; may be called again. Who is forgotten by everybody leaves as well."""
-        self._news.leave(self.task_id, self._number)
+        self._notifier.leave(self.task_id, self._number)
 
 
 @attrs.define(eq=False)
@@ -80,11 +80,11 @@ class _Listening:
 
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     ended: trio.Event = attrs.field(factory=trio.Event)
-    listener: Sibling = attrs.field(factory=lambda: Sibling("listening for news"))
+    listener: Loop = attrs.field(factory=lambda: Loop("listening for news"))
 
 
 @attrs.define(eq=False)
-class News:
+class Notifier:
     """Wakes those who wait for something of one client; what it is they ask themselves.
 
     Listens on one connection for all of them, in a task that no call of theirs has to outlive:
@@ -93,10 +93,10 @@ class News:
 
     _store: Store
     # With the bell for news that may be about any task.
-    _interests: dict[Interest, Wakeup] = attrs.field(factory=dict[Interest, Wakeup], init=False)
+    _policies: dict[WakePolicy, Wakeup] = attrs.field(factory=dict[WakePolicy, Wakeup], init=False)
     # By task and number. Weak: a reader may be dropped in the middle, without a word.
-    _seats: dict[int, dict[int, weakref.ref[Seat]]] = attrs.field(
-        factory=dict[int, dict[int, weakref.ref[Seat]]], init=False
+    _subscriptions: dict[int, dict[int, weakref.ref[Subscription]]] = attrs.field(
+        factory=dict[int, dict[int, weakref.ref[Subscription]]], init=False
     )
     _numbers: Iterator[int] = attrs.field(factory=itertools.count, init=False)
     _listening: _Listening | None = attrs.field(default=None, init=False)
@@ -104,32 +104,32 @@ class News:
     _all: set[_Listening] = attrs.field(factory=set[_Listening], init=False)
     _closed: str | None = attrs.field(default=None, init=False)
 
-    def ring_for(self, interest: Interest) -> None:
+    def ring_for(self, policy: WakePolicy) -> None:
         """Ring for this, too, the next time that we begin to listen."""
-        self._interests[interest] = Wakeup()
+        self._policies[policy] = Wakeup()
 
-    def seat(self, task_id: int, interest: Interest) -> Seat:
+    def subscribe(self, task_id: int, policy: WakePolicy) -> Subscription:
         """Take a place; it is the caller's to leave, or to let go of. Starts nothing."""
-        seat = Seat(task_id, interest, self, number := next(self._numbers))
+        subscription = Subscription(task_id, policy, self, number := next(self._numbers))
         token = trio.lowlevel.current_trio_token()
 
-        def lost(_: weakref.ref[Seat]) -> None:
+        def lost(_: weakref.ref[Subscription]) -> None:
             # Who collects garbage may be any thread, in the middle of anything.
             try:
                 token.run_sync_soon(self.leave, task_id, number)
             except trio.RunFinishedError:
                 self.leave(task_id, number)
 
-        self._seats.setdefault(task_id, {})[number] = weakref.ref(seat, lost)
-        return seat
+        self._subscriptions.setdefault(task_id, {})[number] = weakref.ref(subscription, lost)
+        return subscription
 
     def leave(self, task_id: int, number: int) -> None:
         """Give up a place, if it is still taken; the last one turns off the light."""
-        row = self._seats.get(task_id, {})
+        row = self._subscriptions.get(task_id, {})
         row.pop(number, None)
         if not row:
-            self._seats.pop(task_id, None)
-        if not self._seats and self._listening is not None:
+            self._subscriptions.pop(task_id, None)
+        if not self._subscriptions and self._listening is not None:
             self._listening.scope.cancel()
             self._listening = None  # who comes now starts another one
 
@@ -172,16 +172,16 @@ class News:
             self._all.discard(me)
             me.ended.set()
 
-    async def _ring_for_all(self, listener: Sibling) -> NoReturn:
+    async def _ring_for_all(self, listener: Loop) -> NoReturn:
         async with trio.open_nursery() as nursery:
-            for interest, bell in self._interests.items():
-                nursery.start_soon(self._ring_in_turn, interest, bell)
-                if interest.deaf:
-                    nursery.start_soon(self._ring_by_the_clock, interest, listener)
+            for policy, bell in self._policies.items():
+                nursery.start_soon(self._ring_in_turn, policy, bell)
+                if policy.deaf:
+                    nursery.start_soon(self._ring_by_the_clock, policy, listener)
             await supervise(self._listen, listener, backoff=Backoff(), rng=new_rng())
 
     async def _listen(self, *, task_status: trio.TaskStatus[None]) -> None:
-        bells = set[Bell]().union(*(interest.bells for interest in self._interests))
+        bells = set[Bell]().union(*(policy.bells for policy in self._policies))
         try:
             await self._store.listen(
                 self._hear, sorted(bells, key=lambda bell: bell.value), task_status=task_status
@@ -189,39 +189,43 @@ class News:
         except Closed:
             await trio.sleep_forever()  # who looks next is told so
 
-    async def _ring_by_the_clock(self, interest: Interest, listener: Sibling) -> None:
-        pause = interest.deaf
+    async def _ring_by_the_clock(self, policy: WakePolicy, listener: Loop) -> None:
+        pause = policy.deaf
         while True:
             await upkeep_sleep(pause)
-            self._ring_all(interest)
-            hears = listener.state is SiblingState.HEALTHY
-            pause = min(2 * pause, interest.hearing) if hears else interest.deaf
+            self._ring_all(policy)
+            hears = listener.state is LoopState.HEALTHY
+            pause = min(2 * pause, policy.hearing) if hears else policy.deaf
 
-    async def _ring_in_turn(self, interest: Interest, bell: Wakeup) -> None:
+    async def _ring_in_turn(self, policy: WakePolicy, bell: Wakeup) -> None:
         while True:
             await bell.wait()
-            self._ring_all(interest)
-            await trio.sleep(interest.calm)
+            self._ring_all(policy)
+            await trio.sleep(policy.calm)
 
     def _hear(self, bell: Bell, task_id: int | None = None, /) -> None:
         if task_id is None:
-            for interest, anything in self._interests.items():
-                if bell in interest.bells:
+            for policy, anything in self._policies.items():
+                if bell in policy.bells:
                     anything.ring()
         else:
-            self._ring(seat for seat in self._taken(task_id) if bell in seat.interest.bells)
+            self._ring(each for each in self._taken(task_id) if bell in each.policy.bells)
 
-    def _ring_all(self, interest: Interest) -> None:
-        self._ring(seat for seat in self._taken() if seat.interest is interest)
+    def _ring_all(self, policy: WakePolicy) -> None:
+        self._ring(each for each in self._taken() if each.policy is policy)
 
-    def _taken(self, task_id: int | None = None) -> Iterator[Seat]:
+    def _taken(self, task_id: int | None = None) -> Iterator[Subscription]:
         """Yield the seats of those who wait for this task; None: for any."""
-        rows = self._seats.values() if task_id is None else [self._seats.get(task_id, {})]
+        rows = (
+            self._subscriptions.values()
+            if task_id is None
+            else [self._subscriptions.get(task_id, {})]
+        )
         for ref in itertools.chain.from_iterable(row.values() for row in rows):
-            if (seat := ref()) is not None:
-                yield seat
+            if (subscription := ref()) is not None:
+                yield subscription
 
     @staticmethod
-    def _ring(seats: Iterator[Seat]) -> None:
-        for seat in list(seats):
-            seat.ring()
+    def _ring(subscriptions: Iterator[Subscription]) -> None:
+        for subscription in list(subscriptions):
+            subscription.ring()

@@ -20,7 +20,7 @@ BELOW_ALL = -(2**63)  # ids need not be positive: plain SQL may give any
 
 
 @attrs.define(eq=False)
-class Steering:
+class QueueAdministration:
     """The part of a client that is about more than one task."""
 
     store: Store

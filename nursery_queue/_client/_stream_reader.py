@@ -16,9 +16,9 @@ from nursery_queue._core._checks import duration
 from nursery_queue._core._errors import Closed, StreamRestarted, UnknownTask
 from nursery_queue._core._streams import Chunk, StreamPage, StreamRequest
 from nursery_queue._store import Bell, Store
-from nursery_queue._trio._batcher import Gathering
+from nursery_queue._trio._batcher import Batcher
 
-from ._notifier import Interest, News, Seat
+from ._notifier import Notifier, Subscription, WakePolicy
 
 
 POLL = 5.0  # seconds between looks at a stream of which nothing is heard
@@ -47,16 +47,16 @@ class Streams:
     """The streams of one client's tasks, as their readers see them."""
 
     _store: Store
-    _news: News
+    _notifier: Notifier
     _poll: float
-    _interest: Interest = attrs.field(init=False)
-    _questions: Gathering[StreamRequest, StreamPage | None] = attrs.field(init=False)
+    _policy: WakePolicy = attrs.field(init=False)
+    _questions: Batcher[StreamRequest, StreamPage | None] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         bells = frozenset({Bell.STREAM, Bell.FINISHED})
-        self._interest = Interest(bells, deaf=self._poll, hearing=self._poll, calm=CALM)
-        self._news.ring_for(self._interest)
-        self._questions = Gathering(self._read, "reading streams", AT_ONCE)
+        self._policy = WakePolicy(bells, deaf=self._poll, hearing=self._poll, calm=CALM)
+        self._notifier.ring_for(self._policy)
+        self._questions = Batcher(self._read, "reading streams", AT_ONCE)
 
     def reader(self, task_id: int, name: str, start: int, restarts: int | None) -> StreamReader:
         """Return a reader that begins at *start*; nothing happens before it reads."""
@@ -81,9 +81,9 @@ class Streams:
 
     # -- for readers --------------------------------------------------------------------
 
-    def seat(self, task_id: int) -> Seat:
+    def subscription(self, task_id: int) -> Subscription:
         """Take a place among those who wait for chunks."""
-        return self._news.seat(task_id, self._interest)
+        return self._notifier.subscribe(task_id, self._policy)
 
     async def ask(self, request: StreamRequest) -> StreamPage | None:
         """Return a page as it is now. Rides out outages."""
@@ -117,7 +117,7 @@ class StreamReader:
     _chunks: deque[Chunk] = attrs.field(factory=deque[Chunk], init=False)
     # Where we hear of news, from the first question on; what we were last told covers all that
     # was there then. None: we hear nothing, so there may be anything.
-    _seat: Seat | None = attrs.field(default=None, init=False)
+    _seat: Subscription | None = attrs.field(default=None, init=False)
     _more: bool = attrs.field(default=True, init=False)  # there was more than we were told
     _ended: bool = attrs.field(default=False, init=False)  # after these chunks nothing will come
     _closed: bool = attrs.field(default=False, init=False)
@@ -176,7 +176,7 @@ class StreamReader:
         """Wait until there may be more, and read it, if there is."""
         self._check_open()
         if self._seat is None:
-            self._seat, self._more = self._streams.seat(self.task_id), True
+            self._seat, self._more = self._streams.subscription(self.task_id), True
         if not self._more:
             await self._seat.news()
             self._check_open()
@@ -217,10 +217,10 @@ class StreamReader:
         return value
 
     def _leave(self) -> None:
-        if (seat := self._seat) is not None:
+        if (subscription := self._seat) is not None:
             self._seat = None
-            seat.leave()
-            seat.ring()  # another task may be waiting in it
+            subscription.leave()
+            subscription.ring()  # another task may be waiting in it
 
     def _check_open(self) -> None:
         if self._closed:

@@ -1,7 +1,4 @@
-"""How a task ended, as another one is told: public values, tagged by "status" in JSON.
-
-What `_outcome` calls by the same names is how an attempt ended, inside.
-"""
+"""How a task ended, as another one is told: public values, tagged by "status" in JSON."""
 
 from __future__ import annotations
 
@@ -12,14 +9,14 @@ import attrs
 
 
 @attrs.frozen
-class Succeeded:
+class Success:
     """The task succeeded; *value* is what its handler returned, as JSON has it."""
 
     value: Any
 
 
 @attrs.frozen
-class Failed:
+class Failure:
     """The task failed for good.
 
     Attributes:
@@ -32,18 +29,18 @@ class Failed:
 
 
 @attrs.frozen
-class Cancelled:
+class Cancellation:
     """Somebody cancelled the task; *reason* says whether it was waiting or running."""
 
     reason: str
 
 
-Result: TypeAlias = Succeeded | Failed | Cancelled
+Result: TypeAlias = Success | Failure | Cancellation
 
 STATUSES: Mapping[type[Any], str] = {
-    Succeeded: "succeeded",
-    Failed: "failed",
-    Cancelled: "cancelled",
+    Success: "succeeded",
+    Failure: "failed",
+    Cancellation: "cancelled",
 }
 # What a handler takes that is to be told how a task ended.
 PARAMETERS = ("task_id", "context", "result")

@@ -91,7 +91,7 @@ class Claim:
 
 
 @attrs.frozen(kw_only=True)
-class Lane:
+class QueueSlots:
     """A queue a worker takes from, and how many it can take now."""
 
     queue: str
@@ -309,7 +309,7 @@ class WorkerStatus:
 
 
 @attrs.frozen
-class Stranded:
+class UnknownTypeStats:
     """Ready tasks of one type that no live worker knows."""
 
     count: int
@@ -332,7 +332,7 @@ class Stats:
 
     queues: Mapping[str, Mapping[State, int]]
     workers: Sequence[WorkerStatus]
-    unknown_task_types: Mapping[str, Stranded]
+    unknown_task_types: Mapping[str, UnknownTypeStats]
     counters: Mapping[str, Counters] = attrs.field(factory=dict[str, Counters])
 
     @property

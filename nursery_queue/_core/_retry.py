@@ -1,4 +1,4 @@
-"""How long to wait before trying again: for tasks, and for the worker's own siblings."""
+"""How long to wait before trying again: for tasks, and for the worker's own loops."""
 
 from __future__ import annotations
 

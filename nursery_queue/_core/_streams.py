@@ -86,7 +86,7 @@ class StreamWrite:
     most: int | None = None
 
 
-class WriteFate(enum.StrEnum):
+class WriteResult(enum.StrEnum):
     """What became of a write."""
 
     STORED = "stored"
@@ -96,19 +96,19 @@ class WriteFate(enum.StrEnum):
     FULL = "full"  # it would have too many chunks
 
 
-def insist_on(fate: WriteFate, write: StreamWrite) -> None:
+def insist_on(result: WriteResult, write: StreamWrite) -> None:
     """Raise for a write that was refused."""
     stream = f"stream {write.name!r} of task {write.fence.task_id}"
-    match fate:
-        case WriteFate.STORED | WriteFate.IGNORED:
+    match result:
+        case WriteResult.STORED | WriteResult.IGNORED:
             return
-        case WriteFate.STALE:
+        case WriteResult.STALE:
             msg = f"nothing was written to the {stream}: {write.fence} is not ours any more"
             raise StaleClaim(msg)
-        case WriteFate.CLOSED:
+        case WriteResult.CLOSED:
             msg = f"the {stream} has been closed by this attempt: write before you close"
             raise Closed(msg)
-        case WriteFate.FULL:
+        case WriteResult.FULL:
             msg = (
                 f"the {stream} may have {write.most} chunks and would have more: write fewer, or"
                 " raise max_chunks; nothing of this write was stored"

@@ -229,7 +229,7 @@ class App:
             on_complete: A task type, with its options, or the name of one. When a task has
                 ended for good, however and by whomever, one of that type is stored in the same
                 transaction. Its handler takes ``task_id``, ``context`` and ``result``, which
-                is `Succeeded`, `Failed` or `Cancelled`.
+                is `Success`, `Failure` or `Cancellation`.
             transactional: Give the handler ``ctx.tx``, whose writes commit with the outcome.
             asyncio: The handler is written for asyncio, and runs on a loop of it that trio runs.
             nursery: Give each attempt a nursery of its own, ``ctx.nursery``.

@@ -36,7 +36,7 @@ class Task:
 
 
 @attrs.frozen(kw_only=True)
-class Place:
+class Position:
     """Where a task is. Each state uses the fields it needs."""
 
     state: State
@@ -147,7 +147,7 @@ def check_settlement(settlement: Settlement) -> None:
             raise ValueError(fault)
 
 
-def execution(task_id: int, number: int, place: Place, outcome: Outcome) -> Attempt:
+def execution(task_id: int, number: int, place: Position, outcome: Outcome) -> Attempt:
     """Return the log entry of the attempt that *place* is."""
     assert place.worker_id is not None
     assert place.started_at is not None
@@ -160,7 +160,7 @@ def execution(task_id: int, number: int, place: Place, outcome: Outcome) -> Atte
     )
 
 
-def completion(task: Task, ended: Place, why_cancelled: str) -> NewTask | None:
+def completion(task: Task, ended: Position, why_cancelled: str) -> NewTask | None:
     """Return the task that tells how *task* ended, if somebody asked for one."""
     if task.asked.on_complete is None:
         return None

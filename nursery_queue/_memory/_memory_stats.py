@@ -8,7 +8,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from nursery_queue._core._model import Stats, Stranded, WorkerStatus
+from nursery_queue._core._model import Stats, UnknownTypeStats, WorkerStatus
 from nursery_queue._core._states import State
 from nursery_queue._core._tally import Way, counters_of
 
@@ -60,7 +60,7 @@ def _due(tables: Tables) -> Iterator[Task]:
             yield tables.tasks[task_id]
 
 
-def _stranded(tables: Tables) -> dict[str, Stranded]:
+def _stranded(tables: Tables) -> dict[str, UnknownTypeStats]:
     now = tables.now()
     alive = [worker for worker in tables.workers.values() if worker.alive(now)]
     known = {name for worker in alive for name in worker.info.task_types}
@@ -69,7 +69,7 @@ def _stranded(tables: Tables) -> dict[str, Stranded]:
         task = tables.tasks[task_id]
         if place.state is State.READY and task.asked.task_type not in known:
             since[task.asked.task_type].append(place.ready_at or task.run_at)
-    return {name: Stranded(len(due), min(due)) for name, due in sorted(since.items())}
+    return {name: UnknownTypeStats(len(due), min(due)) for name, due in sorted(since.items())}
 
 
 def workers(tables: Tables) -> list[WorkerStatus]:

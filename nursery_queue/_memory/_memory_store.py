@@ -20,9 +20,9 @@ from nursery_queue._core._model import (
     Attempt,
     Claimed,
     Fence,
-    Lane,
     NewTask,
     Outcome,
+    QueueSlots,
     QueueStatus,
     Refusal,
     Settlement,
@@ -40,7 +40,7 @@ from nursery_queue._store import Bell, Isolation, Ring, StoreTransaction, TellLo
 from . import _memory_stats as _census
 from ._memory_rows import check_settlement, check_task
 from ._memory_transaction import MemoryTransaction
-from ._worker_verbs import Duties
+from ._worker_verbs import WorkerVerbs
 
 
 @attrs.define(eq=False)
@@ -52,7 +52,7 @@ class MemoryStore:
     atomic step, so a cancelled verb had no effect.
     """
 
-    _tables: Duties = attrs.field(factory=Duties, init=False, repr=False)
+    _tables: WorkerVerbs = attrs.field(factory=WorkerVerbs, init=False, repr=False)
     _rings: list[Ring] = attrs.field(factory=list[Ring], init=False)
     _closed: bool = attrs.field(default=False, init=False)
 
@@ -208,14 +208,16 @@ class MemoryStore:
         task_types: Sequence[str],
         *,
         limit: int,
-        lanes: Sequence[Lane] | None = None,
+        queue_slots: Sequence[QueueSlots] | None = None,
         at_once: int | None = None,
         after: Spot | None = None,
     ) -> Claimed:
-        """Take at most *limit* ready tasks; *lanes*: only these queues (None: all)."""
+        """Take at most *limit* ready tasks; *queue_slots*: only these queues (None: all)."""
         del after  # it looks at all queues, every time
         await self._turn()
-        return self._tables.claim(worker_id, task_types, limit=limit, lanes=lanes, at_once=at_once)
+        return self._tables.claim(
+            worker_id, task_types, limit=limit, queue_slots=queue_slots, at_once=at_once
+        )
 
     async def settle(self, settlements: Sequence[Settlement]) -> dict[Fence, Refusal]:
         """Write what became of claims; return those not applied, and why."""

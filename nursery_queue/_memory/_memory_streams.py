@@ -15,7 +15,7 @@ from nursery_queue._core._streams import (
     StreamPage,
     StreamRequest,
     StreamWrite,
-    WriteFate,
+    WriteResult,
 )
 
 
@@ -34,24 +34,24 @@ class Stream:
         """Return one that can be written to without this one's changing."""
         return attrs.evolve(self, chunks=list(self.chunks))
 
-    def write(self, asked: StreamWrite, now: dt.datetime) -> WriteFate:
+    def write(self, asked: StreamWrite, now: dt.datetime) -> WriteResult:
         """Add chunks of the attempt that holds the task, all or none."""
         epoch, chunks = asked.fence.epoch, asked.chunks
         anew = asked.restart and self.epoch != epoch
         if self.closed_by is not None and not anew:
             if self.closed_by != epoch:
-                return WriteFate.IGNORED
-            return WriteFate.CLOSED if chunks else WriteFate.STORED
+                return WriteResult.IGNORED
+            return WriteResult.CLOSED if chunks else WriteResult.STORED
         kept = [] if anew else self.chunks
         if asked.most is not None and len(kept) + len(chunks) > asked.most:
-            return WriteFate.FULL
+            return WriteResult.FULL
         kept += chunks
         self.chunks, self.restarts, self.epoch = kept, self.restarts + anew, epoch
         self.close_on_finish = asked.close_on_finish
         self.closed_by = epoch if asked.close else None
         if chunks:
             self.last_write = now
-        return WriteFate.STORED
+        return WriteResult.STORED
 
 
 def page(stream: Stream | None, asked: StreamRequest, *, finished: bool) -> StreamPage:

@@ -16,10 +16,10 @@ from nursery_queue._core._states import State
 from nursery_queue._core._streams import StreamWrite, insist_on
 
 from ._memory_rows import check_settlement, check_task
-from ._worker_verbs import Duties
+from ._worker_verbs import WorkerVerbs
 
 
-Step = Callable[[Duties], object]
+Step = Callable[[WorkerVerbs], object]
 
 
 @attrs.define(eq=False)
@@ -50,7 +50,7 @@ class Draft:
 class MemoryTransaction:
     """Steps kept until the block ends, then applied in one go."""
 
-    _tables: Duties
+    _tables: WorkerVerbs
     _draft: Draft = attrs.field(factory=Draft, init=False)
     rings: bool = attrs.field(default=False, init=False)  # the commit is news to others
 
@@ -134,7 +134,7 @@ class MemoryTransaction:
         """Store chunks when the block ends well."""
         await trio.lowlevel.checkpoint()
 
-        def step(tables: Duties) -> None:
+        def step(tables: WorkerVerbs) -> None:
             insist_on(tables.write_stream(write), write)
 
         step(self._tried())
@@ -146,7 +146,7 @@ class MemoryTransaction:
         """The tasks whose streams have something new."""
         return self._draft.written
 
-    def _tried(self) -> Duties:
+    def _tried(self) -> WorkerVerbs:
         """Return the tables as they would be if the block ended now."""
         tables = self._tables.copy()
         for step in self._draft.steps:

@@ -23,7 +23,7 @@ from nursery_queue._core._tally import Way
 from nursery_queue._trio._clock import timekeeper
 
 from ._memory_rows import (
-    Place,
+    Position,
     Setting,
     Task,
     Worker,
@@ -44,7 +44,7 @@ class Tables:
     """Everything a `MemoryStore` knows, and what applications do. Each method is one step."""
 
     tasks: dict[int, Task] = attrs.field(factory=dict[int, Task])
-    places: dict[int, Place] = attrs.field(factory=dict[int, Place])
+    places: dict[int, Position] = attrs.field(factory=dict[int, Position])
     log: dict[int, list[Attempt]] = attrs.field(factory=dict[int, "list[Attempt]"])
     # With which outcome claims were closed: by task, then by epoch.
     closed: dict[int, dict[int, Outcome]] = attrs.field(factory=dict[int, "dict[int, Outcome]"])
@@ -132,9 +132,9 @@ class Tables:
         if asked.dedup_key is not None:
             self.dedup[asked.dedup_key] = task.id
         if task.run_at > now:
-            self.places[task.id] = Place(state=State.SCHEDULED, due_at=task.run_at)
+            self.places[task.id] = Position(state=State.SCHEDULED, due_at=task.run_at)
         else:
-            self.places[task.id] = Place(state=State.READY, ready_at=task.run_at)
+            self.places[task.id] = Position(state=State.READY, ready_at=task.run_at)
         return TaskRef(task.id)
 
     def cancel(self, task_id: int, *, running: bool, teller: int | None = None) -> bool:
@@ -151,7 +151,7 @@ class Tables:
                 place, cancel_requested=True, cancel_interrupts=interrupts
             )
             return True
-        ended = Place(
+        ended = Position(
             state=transition(place.state, Event.CANCEL),
             attempt=place.attempt,
             epoch=place.epoch,
@@ -190,7 +190,7 @@ class Tables:
         if key is not None and self.dedup.setdefault(key, task_id) != task_id:
             return False
         state = transition(place.state, Event.REVIVE)
-        self.places[task_id] = Place(state=state, epoch=place.epoch, ready_at=self.now())
+        self.places[task_id] = Position(state=state, epoch=place.epoch, ready_at=self.now())
         return True
 
     def pause(self, queue: str, *, paused: bool) -> None:
@@ -302,7 +302,7 @@ class Tables:
 
     # -- helpers -----------------------------------------------------------------
 
-    def _held(self, worker_id: UUID) -> list[tuple[int, Place]]:
+    def _held(self, worker_id: UUID) -> list[tuple[int, Position]]:
         return [
             (task_id, place)
             for task_id, place in self.places.items()
@@ -312,7 +312,7 @@ class Tables:
     def _end(
         self,
         task_id: int,
-        place: Place,
+        place: Position,
         keep_for: float,
         tell: NewTask | None = None,
         teller: int | None = None,

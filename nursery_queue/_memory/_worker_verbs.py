@@ -20,17 +20,17 @@ from nursery_queue._core._model import (
     Claimed,
     Fence,
     Held,
-    Lane,
     Outcome,
+    QueueSlots,
     Refusal,
     Settlement,
     WorkerInfo,
 )
 from nursery_queue._core._outcome import give_back, settle_lost
 from nursery_queue._core._states import Event, State, transition
-from nursery_queue._core._streams import StreamWrite, WriteFate
+from nursery_queue._core._streams import StreamWrite, WriteResult
 
-from ._memory_rows import Place, Setting, Task, Worker, completion, execution, order
+from ._memory_rows import Position, Setting, Task, Worker, completion, execution, order
 from ._memory_streams import Stream
 from ._tables import Tables
 
@@ -40,7 +40,7 @@ TRIM_EVERY = KEEP_ATTEMPTS = 100  # claims of a task; its closed attempts
 
 
 @attrs.define(eq=False)
-class Duties(Tables):
+class WorkerVerbs(Tables):
     """What workers do. Each method is one atomic step."""
 
     def register(self, worker: WorkerInfo) -> None:
@@ -68,7 +68,7 @@ class Duties(Tables):
         task_types: Sequence[str],
         *,
         limit: int,
-        lanes: Sequence[Lane] | None,
+        queue_slots: Sequence[QueueSlots] | None,
         at_once: int | None,
     ) -> Claimed:
         """Take ready tasks, best priority first, oldest first."""
@@ -84,8 +84,8 @@ class Duties(Tables):
             if place.state is State.READY and task.asked.task_type in types:
                 queued[task.queue].append(task)
         slots = dict.fromkeys(queued, limit)
-        if lanes is not None:
-            slots = dict.fromkeys(queued, 0) | {lane.queue: lane.slots for lane in lanes}
+        if queue_slots is not None:
+            slots = dict.fromkeys(queued, 0) | {each.queue: each.slots for each in queue_slots}
         best = [
             task
             for queue, tasks in queued.items()
@@ -157,7 +157,7 @@ class Duties(Tables):
             self._trim(task_id)
         state = settlement.state
         queue = self.tasks[task_id].queue
-        place = Place(
+        place = Position(
             state=state, attempt=settlement.attempt, epoch=old.epoch, lost=settlement.lost
         )
         if state.is_final:
@@ -186,10 +186,10 @@ class Duties(Tables):
                 found[fence] = outcome
         return found
 
-    def write_stream(self, write: StreamWrite) -> WriteFate:
+    def write_stream(self, write: StreamWrite) -> WriteResult:
         """Store chunks of an attempt at the end of one of its streams, all or none."""
         if not self.holds(write.fence):
-            return WriteFate.STALE
+            return WriteResult.STALE
         streams = self.streams.setdefault(write.fence.task_id, {})
         if write.name not in streams:
             streams[write.name] = Stream(write.fence.epoch, write.close_on_finish)
@@ -327,7 +327,7 @@ class Duties(Tables):
             suspect=new.suspect,
         )
 
-    def _as_held(self, task_id: int, place: Place) -> Held:
+    def _as_held(self, task_id: int, place: Position) -> Held:
         now, asked = self.now(), self.tasks[task_id].asked
         assert place.worker_id is not None
         worker = self.workers.get(place.worker_id)

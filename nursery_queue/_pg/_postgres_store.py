@@ -21,9 +21,9 @@ from nursery_queue._core._model import (
     Attempt,
     Claimed,
     Fence,
-    Lane,
     NewTask,
     Outcome,
+    QueueSlots,
     QueueStatus,
     Refusal,
     Settlement,
@@ -229,18 +229,18 @@ class PostgresStore(Sessions):
         task_types: Sequence[str],
         *,
         limit: int,
-        lanes: Sequence[Lane] | None = None,
+        queue_slots: Sequence[QueueSlots] | None = None,
         at_once: int | None = None,
         after: Spot | None = None,
     ) -> Claimed:
-        """Take at most *limit* ready tasks; *lanes*: only these queues (None: all)."""
+        """Take at most *limit* ready tasks; *queue_slots*: only these queues (None: all)."""
         after = after or Spot("")
         params = {
             "worker_id": worker_id,
             "task_types": list(task_types),
             "limit": limit,
-            "queues": None if lanes is None else [lane.queue for lane in lanes],
-            "slots": None if lanes is None else [lane.slots for lane in lanes],
+            "queues": None if queue_slots is None else [each.queue for each in queue_slots],
+            "slots": None if queue_slots is None else [each.slots for each in queue_slots],
             "at_once": at_once,
             "after_queue": after.queue,
             "after_type": after.task_type,

@@ -23,8 +23,8 @@ from nursery_queue._core._model import (
     Settlement,
     Spot,
     Stats,
-    Stranded,
     TaskStatus,
+    UnknownTypeStats,
     WorkerInfo,
     WorkerStatus,
 )
@@ -275,7 +275,7 @@ def stats(
     return Stats(
         queues=queues,
         workers=[worker_status(row) for row in workers],
-        unknown_task_types={name: Stranded(count, since) for name, count, since in unknown},
+        unknown_task_types={name: UnknownTypeStats(count, since) for name, count, since in unknown},
         counters={
             queue: counters_of(
                 ways[queue], running=states.get(State.RUNNING, 0), backlog=due[queue]

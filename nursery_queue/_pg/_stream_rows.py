@@ -13,7 +13,7 @@ from nursery_queue._core._streams import (
     StreamPage,
     StreamRequest,
     StreamWrite,
-    WriteFate,
+    WriteResult,
     insist_on,
 )
 from nursery_queue._psycopg._connection import Connection
@@ -38,8 +38,8 @@ async def write(conn: Connection, schema: str, asked: StreamWrite) -> None:
         "close": asked.close,
         "most": asked.most,
     }
-    ((fate,),) = await conn.fetch(query("write_stream", schema), params)
-    insist_on(WriteFate(fate), asked)
+    ((result,),) = await conn.fetch(query("write_stream", schema), params)
+    insist_on(WriteResult(result), asked)
 
 
 def read_params(requests: Sequence[StreamRequest]) -> Mapping[str, Any]:

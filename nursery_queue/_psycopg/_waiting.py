@@ -61,12 +61,12 @@ class Lock:
 
 def ready_now(fd: int, want: int) -> int:
     """Return what of *want* the socket can do this instant; an error counts as both."""
-    poller = select.poll()
-    poller.register(
+    claimer = select.poll()
+    claimer.register(
         fd, (select.POLLIN if want & READ else 0) | (select.POLLOUT if want & WRITE else 0)
     )
     ready = 0
-    for _, events in poller.poll(0):
+    for _, events in claimer.poll(0):
         if events & ~select.POLLOUT:
             ready |= READ
         if events & ~select.POLLIN:

@@ -18,9 +18,9 @@ from nursery_queue._core._model import (
     Claimed,
     Fence,
     Held,
-    Lane,
     NewTask,
     Outcome,
+    QueueSlots,
     QueueStatus,
     Refusal,
     Settlement,
@@ -238,14 +238,14 @@ class Store(Protocol):
         task_types: Sequence[str],
         *,
         limit: int,
-        lanes: Sequence[Lane] | None = None,
+        queue_slots: Sequence[QueueSlots] | None = None,
         at_once: int | None = None,
         after: Spot | None = None,
     ) -> Claimed:
-        """Take at most *limit* ready tasks; *lanes*: only these queues (None: all).
+        """Take at most *limit* ready tasks; *queue_slots*: only these queues (None: all).
 
         A store may look at no more than some of the queues: those that come *after* (None: the
-        first). `Claimed.resume` says where the next claim is to go on; of *lanes* those that
+        first). `Claimed.resume` says where the next claim is to go on; of *queue_slots* those that
         come after it, beginning with its queue, in their order. Of the queues it looks at it
         takes the best: highest priority first, oldest first.
         No more than *at_once* of any queue with a limit: what has to wait here, others could

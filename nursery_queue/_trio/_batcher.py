@@ -30,7 +30,7 @@ class _Asker(Generic[Q, A]):
 
 
 @attrs.define(eq=False)
-class Gathering(Generic[Q, A]):
+class Batcher(Generic[Q, A]):
     """Puts the questions of many tasks together: those asked while one is under way go next.
 
     Nobody runs in the background: one of those who ask does it for all, and who is cancelled

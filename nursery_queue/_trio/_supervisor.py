@@ -1,4 +1,4 @@
-"""Keeps long-lived siblings running, each for itself."""
+"""Keeps long-lived loops running, each for itself."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Service(Protocol):
     def __call__(self, *, task_status: trio.TaskStatus[None]) -> Awaitable[None]: ...
 
 
-class SiblingState(enum.StrEnum):
+class LoopState(enum.StrEnum):
     """How a supervised sibling is doing."""
 
     STARTING = "starting"
@@ -47,11 +47,11 @@ class SiblingState(enum.StrEnum):
 
 
 @attrs.define(eq=False)
-class Sibling:
+class Loop:
     """What is known of one supervised service. Logs one line per change of state."""
 
     name: str
-    state: SiblingState = SiblingState.OFF
+    state: LoopState = LoopState.OFF
     restarts: int = 0
     last_error: str | None = None
     _failures: int = attrs.field(default=0, init=False)  # in a row
@@ -61,16 +61,16 @@ class Sibling:
 
     def starting(self) -> None:
         """Note that it is supervised from now on."""
-        self.state = SiblingState.STARTING
+        self.state = LoopState.STARTING
         self._failures, self._healthy_since, self._told = 0, None, None
         self._bell = Wakeup()
 
     def started(self) -> bool:
         """Note that the service says it is ready; return whether that follows a failure."""
-        back = self.state is SiblingState.BACKING_OFF
+        back = self.state is LoopState.BACKING_OFF
         if self._told is not None:
             log.info("%s is back", self.name)
-        self.state = SiblingState.HEALTHY
+        self.state = LoopState.HEALTHY
         self._healthy_since, self._told = trio.current_time(), None
         self._bell = Wakeup()  # whoever wanted it to hurry has got that
         return back
@@ -78,14 +78,14 @@ class Sibling:
     def failed(self, error: BaseException) -> None:
         """Note that the service has ended, and why."""
         self.restarts += 1
-        self.state = SiblingState.BACKING_OFF
+        self.state = LoopState.BACKING_OFF
         # Not str(): that may fail, too.
         self.last_error = f"{type(error).__name__}: {message_of(error)}"
         self._tell(error, self.last_error)
 
     def unavailable(self, error: BaseException) -> None:
         """Note that the service can never be had, and why; who found that out has logged it."""
-        self.state = SiblingState.OFF
+        self.state = LoopState.OFF
         self.last_error = str(error)
 
     def _tell(self, error: BaseException, text: str) -> None:
@@ -119,14 +119,14 @@ class Sibling:
 
         With *afresh* the waits after that begin anew with short ones.
         """
-        if self.state is not SiblingState.HEALTHY:
+        if self.state is not LoopState.HEALTHY:
             self._bell.ring()
             self._failures = 0 if afresh else self._failures
 
 
 async def supervise(
     service: Service,
-    sibling: Sibling,
+    sibling: Loop,
     *,
     backoff: Backoff,
     rng: random.Random,
@@ -135,7 +135,7 @@ async def supervise(
 ) -> NoReturn:
     """Keep *service* running until cancelled; restart it whenever it fails, ever more slowly.
 
-    A bug restarts it the same way, loudly: a sibling that stays down would leave a worker
+    A bug restarts it the same way, loudly: a loop that stays down would leave a worker
     that looks alive and does nothing. The waits start over once it has been healthy a while.
     After `NotifyUnavailable` it stays off: no restart would change that. *on_back* is called
     each time that it is ready again after a failure.
@@ -153,14 +153,14 @@ async def supervise(
                 sibling.failed(RuntimeError("it returned"))
             except* NotifyUnavailable as group:
                 sibling.unavailable(unwrapped(group))
-            except* Exception as group:  # noqa: BLE001  # whatever it is, the sibling must go on
+            except* Exception as group:  # noqa: BLE001  # whatever it is, the loop must go on
                 sibling.failed(unwrapped(group))
-            if sibling.state is SiblingState.OFF:
+            if sibling.state is LoopState.OFF:
                 task_status.started()  # nobody need wait for it
                 await trio.sleep_forever()
             await sibling.pause(backoff, rng)
     finally:
-        sibling.state = SiblingState.OFF
+        sibling.state = LoopState.OFF
 
 
 async def insist(

@@ -13,14 +13,14 @@ import attrs
 import trio
 
 from nursery_queue._core._errors import TransientError
-from nursery_queue._core._model import Claim, Claimed, Lane
+from nursery_queue._core._model import Claim, Claimed, QueueSlots
 from nursery_queue._declare._app import App
 from nursery_queue._store import Store
 from nursery_queue._trio._timeouts import answered_within
 from nursery_queue._trio._wakeup import Wakeup
 
 from ._queue_walk import Walk
-from ._slots import Execution, Hands
+from ._slots import Execution, Slots
 
 
 log = logging.getLogger("nursery_queue")
@@ -38,13 +38,13 @@ HAND_BACK_AFTER = 1.0  # seconds a task may wait in our hands before others may 
 
 
 @attrs.define(eq=False, kw_only=True)
-class Poller:
+class Claimer:
     """Claims when rung, when something falls due, and every *interval* seconds (0: never)."""
 
     store: Store
     app: App
     task_types: Callable[[], list[str]]  # of which tasks could start
-    hands: Hands
+    slots: Slots
     interval: float
     rng: random.Random
     worker_id: Callable[[], UUID | None]  # None: not registered, so nothing may be claimed
@@ -74,7 +74,7 @@ class Poller:
     _not_before: float = attrs.field(default=-math.inf, init=False)  # on trio's clock
 
     def __attrs_post_init__(self) -> None:
-        names = None if self.hands.queues is None else sorted(self.hands.queues)
+        names = None if self.slots.queues is None else sorted(self.slots.queues)
         self._whole_walk, self._others_walk = Walk(names), Walk(names)
 
     @property
@@ -97,13 +97,13 @@ class Poller:
 
     def freed(self) -> None:
         """There is room; worth a claim if the last one left something behind."""
-        if self.on_idle is not None and not self.hands.busy:
+        if self.on_idle is not None and not self.slots.busy:
             self._look_anew()  # make sure that nothing is left before calling it idle
         held_back = self._whole_walk.held_back or self._others_walk.held_back
         if held_back or any(self._room_in(queue) for queue in self._full):
             self._look_anew()  # nobody has asked for more of that queue
             self._not_before = -math.inf  # the slot is ours, unless somebody is faster
-        if self._left_out and self.hands.transactions_left:
+        if self._left_out and self.slots.transactions_left:
             self._look_anew()  # nor of those that open transactions
         self._bell.ring()
 
@@ -132,13 +132,13 @@ class Poller:
         interval = self.interval * self.rng.uniform(0.9, 1.1) if self.interval else math.inf
         # While it has no lease it promotes nothing, and is rung when it has one again.
         due = math.inf if self.worker_id() is None else self._due
-        until = min(due, self._look_again, self.hands.oldest + HAND_BACK_AFTER)
+        until = min(due, self._look_again, self.slots.oldest + HAND_BACK_AFTER)
         if self._wants_more and trio.current_time() < self._not_before:
             until = min(until, self._not_before)
         return max(0.0, min(interval, until - trio.current_time()))
 
     async def _turn(self) -> None:
-        if late := self.hands.unstarted(waiting=HAND_BACK_AFTER):
+        if late := self.slots.unstarted(waiting=HAND_BACK_AFTER):
             self.hand_back(late)
         if self._ask_for_closed:
             await self._withdraw()
@@ -149,7 +149,7 @@ class Poller:
         while self.on_idle is not None and self._seems_idle():
             with answered_within(CLAIM_TIMEOUT, "bringing back what was put aside"):
                 brought = await self.store.unpark(list(self.app.task_types))
-            self._look_anew()  # the janitor may have been faster
+            self._look_anew()  # maintenance may have been faster
             if not self._walk.in_vain:  # a rest after a long walk is none before its repetition
                 self._not_before = -math.inf
             await self._claim_on()
@@ -160,18 +160,18 @@ class Poller:
     async def _withdraw(self) -> None:
         """Give back what has been claimed ahead of queues of which nothing is to start now."""
         self._ask_for_closed = False
-        if queues := self.hands.waiting:
+        if queues := self.slots.waiting:
             with answered_within(CLAIM_TIMEOUT, "asking which queues are paused"):
                 closed = await self.store.closed_queues(sorted(queues))
-            if withdrawn := self.hands.withdraw(closed):
+            if withdrawn := self.slots.withdraw(closed):
                 self.hand_back(withdrawn)
 
     def _seems_idle(self) -> bool:
-        return not (self._maybe_more or self.hands.busy or self._look_again < math.inf)
+        return not (self._maybe_more or self.slots.busy or self._look_again < math.inf)
 
     @property
     def _wants_more(self) -> bool:
-        return self._maybe_more and self.hands.wants_more
+        return self._maybe_more and self.slots.wants_more
 
     async def _claim_on(self) -> None:
         """Claim until there is no room, or nothing left."""
@@ -203,7 +203,7 @@ class Poller:
     async def reconcile(self, worker_id: UUID) -> None:
         """Give back what the store thinks we hold and we do not know of."""
         with answered_within(CLAIM_TIMEOUT, "giving back what may be ours"):
-            given_back = await self.store.give_back_all_but(worker_id, set(self.hands.held))
+            given_back = await self.store.give_back_all_but(worker_id, set(self.slots.held))
         if given_back:
             log.warning("gave back %d tasks that came without an answer", given_back)
         self.must_reconcile = False
@@ -211,33 +211,33 @@ class Poller:
 
     async def _claim(self, worker_id: UUID) -> None:
         task_types, limit = self._wanted()
-        lanes = self._walk.lanes(lambda queue: min(limit, self._room_in(queue)))
+        queue_slots = self._walk.queue_slots(lambda queue: min(limit, self._room_in(queue)))
         self._maybe_more = False  # a ring from now on counts
         if self._walk.at_start:
             self._look_again = math.inf
         self._walk.goes_on()
-        if lanes != [] and (task_types or not self._only_others):
+        if queue_slots != [] and (task_types or not self._only_others):
             asked_at = trio.current_time()
-            claimed = await self._ask(worker_id, task_types, limit, lanes)
-            self.hands.pace.claimed(trio.current_time() - asked_at)
+            claimed = await self._ask(worker_id, task_types, limit, queue_slots)
+            self.slots.pace.claimed(trio.current_time() - asked_at)
             if self.worker_id() != worker_id:
                 return  # the lease ran out meanwhile: what came is not ours any more
             self._walk.saw(claimed)
             self._note_due(claimed)
             self._note_others(claimed)
-            self.hands.take([self._execution(claim) for claim in claimed.claims])
+            self.slots.take([self._execution(claim) for claim in claimed.claims])
             self.must_reconcile = False
-            if self._left_something(claimed.claims, limit, lanes):
+            if self._left_something(claimed.claims, limit, queue_slots):
                 self._walk.again = True
                 self._others_next |= self._left_out and not self._only_others
             if self._walk.again or not self._walk.at_start:
                 self._maybe_more = True
             else:
                 # What opens transactions was left out, and may be had now.
-                self._maybe_more |= self._only_others and self.hands.transactions_left > 0
+                self._maybe_more |= self._only_others and self.slots.transactions_left > 0
         if self._only_others and self._walk.at_start:
             self._others_next = False
-        self._full = {queue for queue in self.hands.queues or () if not self._room_in(queue)}
+        self._full = {queue for queue in self.slots.queues or () if not self._room_in(queue)}
 
     def _wanted(self) -> tuple[list[str], int]:
         """Return which types to claim, and how many tasks.
@@ -246,7 +246,7 @@ class Poller:
         so many at most of whatever comes first, then the others alone. What is more urgent goes
         first all the same, by a claim or two.
         """
-        room, left = self.hands.room, self.hands.transactions_left
+        room, left = self.slots.room, self.slots.transactions_left
         self._left_out = left < room
         self._only_others = self._left_out and (self._others_next or not left)
         if not self._only_others:
@@ -258,7 +258,7 @@ class Poller:
         worker_id: UUID,
         task_types: Sequence[str],
         limit: int,
-        lanes: Sequence[Lane] | None,
+        queue_slots: Sequence[QueueSlots] | None,
     ) -> Claimed:
         await trio.lowlevel.checkpoint_if_cancelled()  # a ring may have come with the end
         self.must_reconcile = True
@@ -268,23 +268,23 @@ class Poller:
                 worker_id,
                 task_types,
                 limit=limit,
-                lanes=lanes,
-                at_once=self.hands.idle,
+                queue_slots=queue_slots,
+                at_once=self.slots.idle,
                 after=self._walk.after,
             )
 
     def _room_in(self, queue: str) -> int:
-        assert self.hands.queues is not None
-        return self.hands.room_in(queue, self.hands.queues[queue])
+        assert self.slots.queues is not None
+        return self.slots.room_in(queue, self.slots.queues[queue])
 
     def _left_something(
-        self, claims: Sequence[Claim], limit: int, lanes: Sequence[Lane] | None
+        self, claims: Sequence[Claim], limit: int, queue_slots: Sequence[QueueSlots] | None
     ) -> bool:
         """Whether the store may have had more than we asked for."""
         if len(claims) >= limit:
             return True
         taken = [claim.queue for claim in claims]
-        return any(taken.count(lane.queue) >= lane.slots for lane in lanes or ())
+        return any(taken.count(each.queue) >= each.slots for each in queue_slots or ())
 
     def _note_due(self, claimed: Claimed) -> None:
         if claimed.next_due is None:

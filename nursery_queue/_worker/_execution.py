@@ -95,7 +95,7 @@ Settle = Callable[[Transaction, Execution, Succeeded], Awaitable[None]]
 
 
 @attrs.define(eq=False, kw_only=True)
-class Stage:
+class AttemptRunner:
     """Runs handlers, each in a cancel scope of its own, and says how they ended."""
 
     client: Client

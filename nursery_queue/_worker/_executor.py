@@ -42,10 +42,10 @@ from nursery_queue._json._error_record import error_record
 
 from ._afterwards import Afterwards
 from ._entries import Entry
-from ._execution import End, NotBegun, Raised, Stage, Stopped, Unsure
+from ._execution import AttemptRunner, End, NotBegun, Raised, Stopped, Unsure
 from ._refunds import Refunds
 from ._settler import Settler
-from ._slots import Doubt, Execution, Hands
+from ._slots import Doubt, Execution, Slots
 
 
 log = logging.getLogger("nursery_queue")
@@ -58,8 +58,8 @@ _NO_CONNECTION = error_record(NoConnection("its time was up while it waited for 
 class Executor:
     """Runs attempts for one worker, and hands in their outcomes."""
 
-    stage: Stage
-    hands: Hands
+    stage: AttemptRunner
+    slots: Slots
     settler: Settler
     refunds: Refunds
     starts: Topic[Started]  # who wants to hear of them
@@ -74,7 +74,7 @@ class Executor:
         except BaseException:
             # It ends the worker: the other handlers are to learn why they are cancelled.
             if execution.reason is None:
-                self.hands.cancel_all(CancelReason.SHUTDOWN)
+                self.slots.cancel_all(CancelReason.SHUTDOWN)
             raise
         finally:
             # Nothing in here waits, so it happens also while we are being cancelled.
@@ -87,7 +87,7 @@ class Executor:
                 self._hand_in(execution, outcome)
             execution.ended = True
             if execution.afterwards is None:
-                self.hands.finished(execution)
+                self.slots.finished(execution)
         if execution.afterwards is not None:
             await self._see_off(execution, execution.afterwards)
 
@@ -98,7 +98,7 @@ class Executor:
         if execution.released or not (pending.callbacks and isinstance(outcome, Succeeded)):
             return None
         afterwards = Afterwards(execution.claim, pending.callbacks, self.stage.client.called_back)
-        if self.hands.curtailed:
+        if self.slots.curtailed:
             afterwards.cancel()
         return afterwards
 
@@ -107,10 +107,10 @@ class Executor:
         try:
             await afterwards.run()
         except BaseException:  # as above, it ends the worker
-            self.hands.cancel_all(CancelReason.SHUTDOWN)
+            self.slots.cancel_all(CancelReason.SHUTDOWN)
             raise
         finally:
-            self.hands.finished(execution)
+            self.slots.finished(execution)
 
     def give_back(self, executions: Iterable[Execution]) -> None:
         """Let go of claims whose handler has not started, or will not end in time."""
@@ -140,7 +140,7 @@ class Executor:
         if outcome not in {_NOT_STARTED, _INTERRUPTED}:
             log.warning("lost the claim on %s; its outcome is dropped", execution.claim)
         execution.drop()
-        self.hands.settled([execution.claim.fence])
+        self.slots.settled([execution.claim.fence])
 
     def _has_stored(self, execution: Execution) -> None:
         if execution.settlement is not None:
@@ -148,7 +148,7 @@ class Executor:
         entry = _entry(execution, Succeeded())
         settlement = self.settler.decide(entry)
         execution.has_stored(settlement)
-        self.hands.settled([execution.claim.fence])
+        self.slots.settled([execution.claim.fence])
         self.settler.stored([entry], [settlement], ())
 
     def _started(self, execution: Execution) -> Started:

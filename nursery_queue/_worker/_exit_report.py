@@ -22,7 +22,7 @@ from ._slots import Execution
 log = logging.getLogger("nursery_queue")
 
 
-class Fate(enum.StrEnum):
+class ExitOutcome(enum.StrEnum):
     """What became of a task that a worker had in hand when it was stopped.
 
     The first five are outcomes of the attempt, and stored.
@@ -41,44 +41,50 @@ class Fate(enum.StrEnum):
 
 @attrs.frozen(kw_only=True)
 class TaskExit:
-    """One of the tasks in hand, and its fate."""
+    """One of the tasks in hand, and its outcome."""
 
     task_id: int
     task_type: str
     attempt: int
-    fate: Fate
+    outcome: ExitOutcome
     started: bool  # False: it was claimed ahead, and its handler was never called
     ended: bool  # False: its handler ignores cancellation and was still running
 
     def __str__(self) -> str:
-        fate = self.fate.replace("_", " ")
+        outcome = self.outcome.replace("_", " ")
         end = "" if self.ended else ", its handler still running"
-        return f"task {self.task_id} ({self.task_type}, attempt {self.attempt}): {fate}{end}"
+        return f"task {self.task_id} ({self.task_type}, attempt {self.attempt}): {outcome}{end}"
 
 
 @attrs.frozen(kw_only=True)
 class ExitReport:
-    """How a worker ended: every task it had in hand when it was stopped, with its fate."""
+    """How a worker ended: every task it had in hand when it was stopped, with its outcome."""
 
     tasks: Sequence[TaskExit] = ()  # by id
     seconds: float = 0.0  # from the stop to the end
 
     @property
-    def counts(self) -> Mapping[Fate, int]:
-        """How many tasks met each fate; those that nobody met are not in there."""
-        return Counter(task.fate for task in self.tasks)
+    def counts(self) -> Mapping[ExitOutcome, int]:
+        """How many tasks met each outcome; those that none met are not in there."""
+        return Counter(task.outcome for task in self.tasks)
 
     @property
     def clean(self) -> bool:
         """Whether every task has its outcome stored, or was released."""
-        return not self.counts.keys() & {Fate.UNKNOWN, Fate.UNSETTLED, Fate.LEASE_LOST}
+        return not self.counts.keys() & {
+            ExitOutcome.UNKNOWN,
+            ExitOutcome.UNSETTLED,
+            ExitOutcome.LEASE_LOST,
+        }
 
     def __str__(self) -> str:
         counts = self.counts
-        fates = ", ".join(
-            f"{counts[fate]} {fate.replace('_', ' ')}" for fate in Fate if fate in counts
+        told = ", ".join(
+            f"{counts[outcome]} {outcome.replace('_', ' ')}"
+            for outcome in ExitOutcome
+            if outcome in counts
         )
-        return f"tasks in hand: {len(self.tasks)}{fates and f' ({fates})'}; {self.seconds:.3g} s"
+        return f"tasks in hand: {len(self.tasks)}{told and f' ({told})'}; {self.seconds:.3g} s"
 
 
 @attrs.define(eq=False)
@@ -108,7 +114,7 @@ class Ledger:
                 task_id=fence.task_id,
                 task_type=execution.claim.task_type,
                 attempt=execution.claim.attempt,
-                fate=_fate(execution),
+                outcome=_outcome(execution),
                 started=_has_started(execution),
                 ended=execution not in running,
             )
@@ -126,9 +132,11 @@ def tell(report: ExitReport) -> None:
     if report.tasks:
         log.info("%s", report)
     for task in report.tasks:
-        if task.fate not in _BY_ITSELF and (task.started or task.fate is not Fate.RELEASED):
+        if task.outcome not in _BY_ITSELF and (
+            task.started or task.outcome is not ExitOutcome.RELEASED
+        ):
             log.warning("%s", task)
-    if unsettled := report.counts.get(Fate.UNSETTLED):
+    if unsettled := report.counts.get(ExitOutcome.UNSETTLED):
         log.warning(
             "the database took no outcome of %d task%s in time: others get %s when the lease has"
             " run out",
@@ -137,19 +145,27 @@ def tell(report: ExitReport) -> None:
         )
 
 
-_BY_ITSELF = frozenset({Fate.SUCCEEDED, Fate.FAILED, Fate.TIMED_OUT, Fate.CANCELLED, Fate.SNOOZED})
+_BY_ITSELF = frozenset(
+    {
+        ExitOutcome.SUCCEEDED,
+        ExitOutcome.FAILED,
+        ExitOutcome.TIMED_OUT,
+        ExitOutcome.CANCELLED,
+        ExitOutcome.SNOOZED,
+    }
+)
 
 
-def _fate(execution: Execution) -> Fate:
+def _outcome(execution: Execution) -> ExitOutcome:
     """Fold what is known of a task: what is stored is true, whatever else has happened."""
     if execution.settlement is not None:
-        return _fate_of(execution.settlement)
+        return _stored_as(execution.settlement)
     if execution.dropped:
-        return Fate.LEASE_LOST
+        return ExitOutcome.LEASE_LOST
     if execution.in_doubt is not None:
-        return Fate.UNKNOWN
+        return ExitOutcome.UNKNOWN
     lost = execution.reason is CancelReason.LEASE_LOST
-    return Fate.LEASE_LOST if lost else Fate.UNSETTLED
+    return ExitOutcome.LEASE_LOST if lost else ExitOutcome.UNSETTLED
 
 
 def _has_started(execution: Execution) -> bool:
@@ -159,12 +175,12 @@ def _has_started(execution: Execution) -> bool:
     return execution.started_at < math.inf
 
 
-def _fate_of(settlement: Settlement) -> Fate:
+def _stored_as(settlement: Settlement) -> ExitOutcome:
     match settlement.event:
         case Event.INTERRUPT | Event.DEFER:
-            return Fate.RELEASED
+            return ExitOutcome.RELEASED
         case Event.CANCEL:
-            return Fate.CANCELLED
+            return ExitOutcome.CANCELLED
         case _:
             assert settlement.outcome is not None
-            return Fate(settlement.outcome.value)
+            return ExitOutcome(settlement.outcome.value)

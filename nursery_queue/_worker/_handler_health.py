@@ -10,7 +10,7 @@ import trio
 
 from nursery_queue._client._context import CancelReason
 
-from ._slots import Execution, Hands
+from ._slots import Execution, Slots
 from ._threads import Threads
 
 
@@ -49,11 +49,11 @@ class HandlerHealth:
         return f"{name}: {self.state}, began {self.seconds:.3g} s ago{cancelled}"
 
 
-def handlers(hands: Hands, threads: Threads) -> Iterator[HandlerHealth]:
+def handlers(slots: Slots, threads: Threads) -> Iterator[HandlerHealth]:
     """Yield all that have a place or a thread: first those whose attempts have ended."""
     for execution in threads.abandoned:
         yield _health(execution, "abandoned")
-    for execution in hands.running:
+    for execution in slots.running:
         yield _health(execution, _state(execution, threads))
 
 

@@ -9,16 +9,16 @@ from typing import Literal
 
 import attrs
 
-from nursery_queue._trio._supervisor import SiblingState
+from nursery_queue._trio._supervisor import LoopState
 
 from ._handler_health import HandlerHealth
 
 
 @attrs.frozen(kw_only=True)
-class SiblingHealth:
+class LoopHealth:
     """How one of the worker's loops is doing."""
 
-    state: SiblingState
+    state: LoopState
     restarts: int
     last_error: str | None
 
@@ -32,7 +32,7 @@ class Health:
     hears of new tasks at once ("listening"), or will ("polling" says it relies on the poll alone).
     """
 
-    siblings: Mapping[str, SiblingHealth]
+    loops: Mapping[str, LoopHealth]
     notify: Literal["listening", "polling"]
     lease_left: float
     loop_lag: float

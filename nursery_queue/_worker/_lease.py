@@ -22,7 +22,7 @@ from nursery_queue._store import Store
 from nursery_queue._trio._wakeup import Wakeup
 
 from ._sightings import Sightings
-from ._slots import Hands
+from ._slots import Slots
 
 
 log = logging.getLogger("nursery_queue")
@@ -32,7 +32,7 @@ GOODBYE = 2.0  # seconds to take the row away, else the lease runs out by itself
 
 
 @attrs.define(eq=False, kw_only=True)
-class Tenancy:
+class Lease:
     """Holds the lease. While it has none, the worker claims nothing.
 
     The lease is counted on trio's clock from the moment the last successful renewal was
@@ -44,7 +44,7 @@ class Tenancy:
     store: Store
     info: WorkerInfo
     interval: float  # seconds from one heartbeat to the next
-    hands: Hands
+    slots: Slots
     rng: random.Random
     sightings: Sightings  # of others
     on_lease: Callable[[], None]  # there is one again
@@ -132,7 +132,7 @@ class Tenancy:
         """
         begun = {
             each.claim.fence: each
-            for each in self.hands.running
+            for each in self.slots.running
             if not (each.claim.started or each.noted or each.ended or each.task_type.transactional)
         }
         if not begun:
@@ -188,12 +188,12 @@ class Tenancy:
 
     def _lose(self, why: str) -> None:
         log.error("lost the lease of worker %s: %s; cancelling its tasks", self.info.id, why)
-        self.hands.cancel_all(CancelReason.LEASE_LOST)
+        self.slots.cancel_all(CancelReason.LEASE_LOST)
         self._until = -math.inf  # after that: if it goes wrong, it is done again
         self.bell.ring()
 
     def _obey(self, beat: Beat) -> None:
         for request in beat.cancel_requests:
-            self.hands.obey(request)
+            self.slots.obey(request)
         if (due := self.sightings.note(beat.late)) < math.inf:
             self.on_death(due)

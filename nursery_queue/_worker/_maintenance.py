@@ -33,7 +33,7 @@ MANY = 1000  # tasks parked in one go, from which on we go on at once
 
 
 @attrs.define(eq=False, kw_only=True)
-class Janitor:
+class Maintenance:
     """Sweeps, prunes, and parks tasks of types nobody knows. Any worker's does so for all.
 
     What is parked and this worker knows, it brings back: when it begins, and at each sweep.
@@ -137,14 +137,14 @@ class Janitor:
         """
         if self._failing and part not in self._failing:
             why = one_line(f"{type(error).__name__}: {message_of(error)}")
-            log.error("janitor: %s fails, too: %s", part, why)
+            log.error("maintenance: %s fails, too: %s", part, why)
         self._failing.add(part)
 
     def _succeeds(self, part: str) -> None:
         if part in self._failing:
             self._failing.remove(part)
             if self._failing:
-                log.info("janitor: %s works again", part)
+                log.info("maintenance: %s works again", part)
 
     def _is_time(self, at: float) -> bool:
         return max(at, self._not_before) <= trio.current_time()  # which may have been put off

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import attrs
 import trio
 
-from nursery_queue._core._model import Claimed, Lane, Spot
+from nursery_queue._core._model import Claimed, QueueSlots, Spot
 
 
 NAMES = 32  # queues that one claim is asked to look at, where the worker has a list of them
@@ -47,25 +47,25 @@ class Walk:
         alone = self._claims == 1
         return 0.0 if alone or self._took else trio.current_time() - self._began
 
-    def lanes(self, room: Callable[[str], int]) -> list[Lane] | None:
+    def queue_slots(self, room: Callable[[str], int]) -> list[QueueSlots] | None:
         """Return the queues to look at next, and how many tasks to take of each; None: any."""
         if self.names is None:
             return None
-        found = self._lanes(self.names, room)
+        found = self._with_room(self.names, room)
         if not found and self.after is not None:
             self.after = None
-            found = self._lanes(self.names, room)
+            found = self._with_room(self.names, room)
         return found
 
-    def _lanes(self, names: Sequence[str], room: Callable[[str], int]) -> list[Lane]:
-        found, self._next = list[Lane](), None
+    def _with_room(self, names: Sequence[str], room: Callable[[str], int]) -> list[QueueSlots]:
+        found, self._next = list[QueueSlots](), None
         start = 0 if self.after is None else bisect.bisect_left(names, self.after.queue)
         for name in names[start:]:
             if slots := room(name):
                 if len(found) == NAMES:
                     self._next = name
                     break
-                found.append(Lane(queue=name, slots=slots))
+                found.append(QueueSlots(queue=name, slots=slots))
         return found
 
     def goes_on(self) -> None:

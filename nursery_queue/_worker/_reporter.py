@@ -19,7 +19,7 @@ from nursery_queue._trio._clock import upkeep_sleep
 from nursery_queue._trio._timeouts import answered_within
 
 from ._entries import Entry
-from ._slots import Hands
+from ._slots import Slots
 
 
 log = logging.getLogger("nursery_queue")
@@ -38,7 +38,7 @@ class Reporter:
     """
 
     store: Store
-    hands: Hands
+    slots: Slots
     audience: Audience
     info: Callable[[], WorkerInfo]
     _tally: Tally = attrs.field(factory=Tally, init=False)
@@ -107,9 +107,9 @@ class Reporter:
 
     def _report(self, *, last: bool) -> None:
         now, info = trio.current_time(), self.info()
-        counters = self._tally.take(running=len(self.hands.running), backlog=self._backlog)
+        counters = self._tally.take(running=len(self.slots.running), backlog=self._backlog)
         seconds, self._since = now - self._since, now
-        if not self.hands.held:
+        if not self.slots.held:
             self._something = trio.Event()
         self._reported = True
         if self.audience.reports.wanted:

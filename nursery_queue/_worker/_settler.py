@@ -20,7 +20,7 @@ from nursery_queue._trio._timeouts import answered_within
 from nursery_queue._trio._wakeup import Wakeup
 
 from ._entries import AWAY, Entry, look_up, not_stored
-from ._unstorable import Aside
+from ._unstorable import SingleSettler
 
 
 log = logging.getLogger("nursery_queue")
@@ -34,7 +34,7 @@ LOCKED_WAIT = 0.1  # seconds before trying a row again that somebody's transacti
 class Settler:
     """Takes all that has ended and writes it in one statement; meanwhile the next gathers.
 
-    An entry leaves only when its fate is known, so whatever goes wrong in here, nothing is
+    An entry leaves only when what became of it is known, so whatever goes wrong in here, nothing is
     lost, and `run` can be started again. *settled* is called with the fences that need no
     longer be held, *stored* with what was written and what of it was refused, *requeued* when
     some of them may be claimed again.
@@ -48,7 +48,7 @@ class Settler:
     requeued: Callable[[], None]
     _entries: list[Entry] = attrs.field(factory=list[Entry], init=False)
     _locked: list[Entry] = attrs.field(factory=list[Entry], init=False)
-    _aside: Aside = attrs.field(init=False)
+    _single: SingleSettler = attrs.field(init=False)
     _most: int = attrs.field(default=BATCH, init=False)  # in the next statement
     _careful: int = attrs.field(default=0, init=False)  # so many are to be written in small ones
     _bell: Wakeup = attrs.field(factory=Wakeup, init=False)
@@ -56,7 +56,7 @@ class Settler:
     _all_written: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._aside = Aside(
+        self._single = SingleSettler(
             store=self.store,
             limit=self.limit,
             rng=self.rng,
@@ -73,7 +73,7 @@ class Settler:
     @property
     def unwritten(self) -> Sequence[Entry]:
         """What has been handed in and is not known to be stored."""
-        return [*self._locked, *self._aside.entries, *self._entries]
+        return [*self._locked, *self._single.entries, *self._entries]
 
     def close(self) -> None:
         """No more will come."""
@@ -90,7 +90,7 @@ class Settler:
         Raises what keeps outcomes from being stored; they are kept for the next `run`.
         """
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._aside.run)
+            nursery.start_soon(self._single.run)
             self._try_locked()
             if self._entries:
                 await self._write()
@@ -98,7 +98,7 @@ class Settler:
             while True:
                 while self._entries:
                     await self._write()
-                if self._closing and not (self._locked or self._aside.entries):
+                if self._closing and not (self._locked or self._single.entries):
                     self._all_written.set()
                 with trio.move_on_after(LOCKED_WAIT if self._locked else math.inf):
                     await self._bell.wait()
@@ -118,11 +118,11 @@ class Settler:
                 self._most = max(1, len(batch) // PIECES)
                 self._careful = max(self._careful, len(batch))
                 raise
-            if not await self._aside.store_is_well():
+            if not await self._single.store_is_well():
                 raise
             log.warning("%s is settled aside, for that takes long", batch[0].execution.claim)
             self._entries.remove(batch[0])
-            self._aside.put(batch[0])
+            self._single.put(batch[0])
         except Exception as exc:
             if len(batch) == 1 and isinstance(exc, DatabaseRefused):
                 raise

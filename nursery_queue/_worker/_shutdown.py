@@ -16,7 +16,7 @@ from nursery_queue._trio._wakeup import Wakeup
 from ._executor import Executor
 from ._exit_report import Ledger
 from ._settler import Settler
-from ._slots import Execution, Hands
+from ._slots import Execution, Slots
 
 
 log = logging.getLogger("nursery_queue")
@@ -26,14 +26,14 @@ REMIND_AFTER = 60.0  # seconds, and then ever longer, between lines about who is
 
 
 @attrs.define(eq=False, kw_only=True)
-class Drain:
+class Shutdown:
     """Ends the work of one worker. Runs beside it in the same nursery, and so keeps that open.
 
     Beside, since a claim under way keeps intake open for a while: handlers need not wait for
     that to learn that their time is up.
     """
 
-    hands: Hands
+    slots: Slots
     executor: Executor
     settler: Settler
     grace: float
@@ -57,24 +57,24 @@ class Drain:
         self._closed.set()
         self._hand_back()
         if self.ledger.is_open:
-            self.ledger.note(self.hands.held)  # came with the last claim
+            self.ledger.note(self.slots.held)  # came with the last claim
         self._check_idle()
 
     async def run(self, stop: trio.Event, work: trio.Nursery) -> None:
         """Wait for the stop; let handlers finish, then cancel them, then release what is left."""
         await stop.wait()
         self.ledger.open()
-        self.ledger.note(self.hands.held)
+        self.ledger.note(self.slots.held)
         self._hand_back()
         self.patience.deadline = trio.current_time() + self.grace
         with self.patience:
             await self._quiet()
         self.over = True
-        self.hands.cancel_all(CancelReason.SHUTDOWN)
-        self.hands.curtail()
+        self.slots.cancel_all(CancelReason.SHUTDOWN)
+        self.slots.curtail()
         with trio.move_on_after(self.cleanup):
             await self._quiet()
-        if self.hands.running:
+        if self.slots.running:
             await self._do_without(work)
 
     async def _do_without(self, work: trio.Nursery) -> None:
@@ -83,17 +83,17 @@ class Drain:
         Their nursery waits for them all the same.
         """
         # What is called after a handler has nothing to give back: its task is settled.
-        self.executor.give_back([each for each in self.hands.running if not each.ended])
+        self.executor.give_back([each for each in self.slots.running if not each.ended])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._remind, work)
-            await self.hands.quiet()
+            await self.slots.quiet()
             nursery.cancel_scope.cancel("they have ended after all")
 
     async def _remind(self, work: trio.Nursery) -> None:
         due, pause = trio.current_time(), REMIND_AFTER
         # First what they hold is given back, so that the log can say whether it was.
         with trio.move_on_after(FLUSH):
-            while self.hands.held:
+            while self.slots.held:
                 await self._news.wait()
         self._complain(work)
         self.on_abandoned()
@@ -103,21 +103,21 @@ class Drain:
             self._complain(work)
 
     def _complain(self, work: trio.Nursery) -> None:
-        running = {task_name(each): each for each in self.hands.running}
+        running = {task_name(each): each for each in self.slots.running}
         for task in work.child_tasks:
             if task.name.startswith("task "):
-                what, fate = _trouble(running.get(task.name))
-                log.warning("cancelled, but %s, its task %s: %s", what, fate, task_tree(task))
+                what, became = _trouble(running.get(task.name))
+                log.warning("cancelled, but %s, its task %s: %s", what, became, task_tree(task))
 
     async def _quiet(self) -> None:
         await self._closed.wait()
-        await self.hands.quiet()
+        await self.slots.quiet()
 
     def _hand_back(self) -> None:
-        self.executor.give_back(self.hands.unstarted())
+        self.executor.give_back(self.slots.unstarted())
 
     def _check_idle(self) -> None:
-        if self.on_idle is not None and self._closed.is_set() and not self.hands.busy:
+        if self.on_idle is not None and self._closed.is_set() and not self.slots.busy:
             self.on_idle()
 
 

@@ -142,7 +142,7 @@ class Pace:
 
 
 @attrs.define(eq=False)
-class Hands:
+class Slots:
     """Every claim this worker holds. At most *concurrency* of them run.
 
     *start* begins an execution, in a task of its own; *taken* is called when there are new ones,

@@ -62,7 +62,7 @@ class Threads:
         Raises:
             NoThread: There was none for a second; nothing has been called.
         """
-        place = _Place(self, execution, begun)
+        place = _ThreadSlot(self, execution, begun)
         with held():
             return await trio.to_thread.run_sync(
                 function,
@@ -107,7 +107,7 @@ class Threads:
         )
 
     async def acquire(self, execution: Execution, borrower: object) -> None:
-        """Take a thread, for `_Place`."""
+        """Take a thread, for `_ThreadSlot`."""
         try:
             self._limiter.acquire_on_behalf_of_nowait(borrower)
         except trio.WouldBlock:
@@ -126,7 +126,7 @@ class Threads:
             raise NoThread
 
     def release(self, execution: Execution, borrower: object) -> None:
-        """Give a thread back, for `_Place`; called by trio when its function has ended."""
+        """Give a thread back, for `_ThreadSlot`; called by trio when its function has ended."""
         self._limiter.release_on_behalf_of(borrower)
         del self._taken[execution]
         if execution.ended:
@@ -137,7 +137,7 @@ class Threads:
 
 
 @attrs.define(eq=False)
-class _Place:
+class _ThreadSlot:
     """The place of one attempt, as trio's threads want to have it: both are called by trio."""
 
     _threads: Threads

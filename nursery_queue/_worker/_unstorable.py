@@ -46,7 +46,7 @@ class _RollBackError(Exception):
 
 
 @attrs.define(eq=False, kw_only=True)
-class Aside:
+class SingleSettler:
     """Tries each of its outcomes alone, ever less often.
 
     One that fails although the store takes a plain failure in its place, just before and just

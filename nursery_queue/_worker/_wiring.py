@@ -20,21 +20,21 @@ from nursery_queue._core._model import WorkerInfo
 from nursery_queue._core._retry import Backoff
 from nursery_queue._declare._app import App
 from nursery_queue._store import Bell
-from nursery_queue._trio._supervisor import Service, Sibling, supervise
+from nursery_queue._trio._supervisor import Loop, Service, supervise
 
 from ._asyncio_bridge import AsyncioBridge
-from ._claimer import Poller
-from ._execution import Stage
+from ._claimer import Claimer
+from ._execution import AttemptRunner
 from ._executor import Executor
 from ._exit_report import ExitReport
-from ._lease import GOODBYE, Tenancy
-from ._maintenance import Janitor
+from ._lease import GOODBYE, Lease
+from ._maintenance import Maintenance
 from ._refunds import Refunds
 from ._reporter import Reporter
 from ._settler import Settler
-from ._shutdown import FLUSH, Drain, task_name
+from ._shutdown import FLUSH, Shutdown, task_name
 from ._sightings import Sightings
-from ._slots import Execution, Hands
+from ._slots import Execution, Slots
 from ._threads import Threads
 from ._watchdog import Watchdog
 
@@ -71,21 +71,21 @@ class Crew:
     settings: Settings
     on_idle: Callable[[], None] | None
     on_abandoned: Callable[[], None]  # all that is left are handlers that ignore cancellation
-    siblings: Mapping[str, Sibling]
-    hands: Hands = attrs.field(init=False)
+    loops: Mapping[str, Loop]
+    slots: Slots = attrs.field(init=False)
     settler: Settler = attrs.field(init=False)
-    poller: Poller = attrs.field(init=False)
+    claimer: Claimer = attrs.field(init=False)
     sightings: Sightings = attrs.field(factory=Sightings, init=False)
-    tenancy: Tenancy = attrs.field(init=False)
+    lease: Lease = attrs.field(init=False)
     reporter: Reporter = attrs.field(init=False)
-    janitor: Janitor = attrs.field(init=False)
-    stage: Stage = attrs.field(init=False)
+    maintenance: Maintenance = attrs.field(init=False)
+    stage: AttemptRunner = attrs.field(init=False)
     executor: Executor = attrs.field(init=False)
     watchdog: Watchdog = attrs.field(init=False)
     work: trio.Nursery | None = attrs.field(default=None, init=False)
     # Of which each attempt gets a copy; None until work is open.
     _context: contextvars.Context | None = attrs.field(default=None, init=False)
-    drain: Drain = attrs.field(init=False)
+    drain: Shutdown = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._hire_for_work()
@@ -94,7 +94,7 @@ class Crew:
 
     def _hire_for_work(self) -> None:
         settings, store, rng = self.settings, self.client.store, self.settings.rng
-        self.hands = Hands(
+        self.slots = Slots(
             concurrency=settings.concurrency,
             queues=settings.queues,
             prefetch=settings.prefetch,
@@ -104,34 +104,34 @@ class Crew:
         )
         self.reporter = Reporter(
             store=store,
-            hands=self.hands,
+            slots=self.slots,
             audience=self.client.audience,
-            info=lambda: self.tenancy.info,
+            info=lambda: self.lease.info,
         )
         self.settler = Settler(
             store=store,
             limit=self.info.lease / 3,
             rng=rng,
-            settled=self.hands.settled,
+            settled=self.slots.settled,
             stored=self.reporter.stored,
             requeued=self._requeued,
         )
-        self.stage = Stage(
+        self.stage = AttemptRunner(
             client=self.client,
-            worker_id=lambda: self.tenancy.info.id,
-            leased=lambda: self.tenancy.holds,
+            worker_id=lambda: self.lease.info.id,
+            leased=lambda: self.lease.holds,
             threads=Threads(settings.concurrency, self._thread_freed),
         )
         self.executor = Executor(
             stage=self.stage,
-            hands=self.hands,
+            slots=self.slots,
             settler=self.settler,
             refunds=Refunds(rng),
             starts=self.client.audience.started,
         )
         self.stage.begins = self.executor.begins  # each of them needs the other
-        self.drain = Drain(
-            hands=self.hands,
+        self.drain = Shutdown(
+            slots=self.slots,
             executor=self.executor,
             settler=self.settler,
             grace=settings.grace,
@@ -142,37 +142,37 @@ class Crew:
 
     def _hire_for_intake(self) -> None:
         settings, store, rng = self.settings, self.client.store, self.settings.rng
-        self.poller = Poller(
+        self.claimer = Claimer(
             store=store,
             app=self.app,
             task_types=self._startable,
-            hands=self.hands,
+            slots=self.slots,
             interval=settings.poll_interval,
             rng=rng,
-            worker_id=lambda: self.tenancy.info.id if self.tenancy.holds else None,
+            worker_id=lambda: self.lease.info.id if self.lease.holds else None,
             hand_back=self.executor.give_back,
             on_strangers=self._strangers,
             on_idle=self.on_idle,
         )
-        self.janitor = Janitor(
+        self.maintenance = Maintenance(
             store=store,
             app=self.app,
             max_lost=settings.max_lost,
             heartbeat=settings.heartbeat,
             rng=rng,
             seen=self.sightings.until_now,
-            on_work=self.poller.news,
+            on_work=self.claimer.news,
             on_lost=self.reporter.lost,
         )
-        self.tenancy = Tenancy(
+        self.lease = Lease(
             store=store,
             info=self.info,
             interval=settings.heartbeat,
-            hands=self.hands,
+            slots=self.slots,
             rng=rng,
             on_lease=self._leased,
             sightings=self.sightings,
-            on_death=self.janitor.sweep_by,
+            on_death=self.maintenance.sweep_by,
             on_recovery=self._recovered,
         )
 
@@ -180,16 +180,16 @@ class Crew:
     def making_room(self) -> Generator[None]:
         """Let the pool of connections grow for our handlers while the block lasts."""
         with self.client.store.room_for(self.settings.concurrency) as transactions:
-            self.hands.transactions = transactions
+            self.slots.transactions = transactions
             yield
 
     # -- the four levels, from the outside in ----------------------------------------
 
-    async def keep_lease(self, tenancy: trio.Nursery) -> None:
+    async def keep_lease(self, lease: trio.Nursery) -> None:
         """Renew the lease, and watch it; report, as long as there may be outcomes."""
-        await self._supervise(tenancy, "lease", self._watch)
-        await self._supervise(tenancy, "heartbeat", self.tenancy.heartbeat, self._impatient())
-        await self._supervise(tenancy, "reporter", self.reporter.run)
+        await self._supervise(lease, "lease", self._watch)
+        await self._supervise(lease, "heartbeat", self.lease.heartbeat, self._impatient())
+        await self._supervise(lease, "reporter", self.reporter.run)
 
     async def keep_books(self, flushing: trio.CancelScope) -> None:
         """Store outcomes until the books are closed."""
@@ -202,7 +202,7 @@ class Crew:
     def close_books(self, flushing: trio.CancelScope) -> None:
         """Store what there is, within bounds."""
         self.settler.close()
-        self.siblings["settler"].hurry(afresh=True)
+        self.loops["settler"].hurry(afresh=True)
         flushing.deadline = trio.current_time() + FLUSH
 
     def open_work(self, work: trio.Nursery, bridge: AsyncioBridge | None) -> None:
@@ -220,7 +220,7 @@ class Crew:
         try:
             yield
         except BaseException:
-            self.hands.cancel_all(CancelReason.SHUTDOWN)
+            self.slots.cancel_all(CancelReason.SHUTDOWN)
             raise
 
     async def open_intake(self, intake: trio.Nursery) -> None:
@@ -229,29 +229,29 @@ class Crew:
         async with trio.open_nursery() as nursery:
             if self.settings.listen:
                 nursery.start_soon(self._supervise, intake, "listener", self._listen)
-            nursery.start_soon(self._supervise, intake, "poller", self.poller.run)
-            nursery.start_soon(self._supervise, intake, "janitor", self.janitor.run)
+            nursery.start_soon(self._supervise, intake, "claimer", self.claimer.run)
+            nursery.start_soon(self._supervise, intake, "maintenance", self.maintenance.run)
 
     def close_intake(self) -> None:
         """Nothing more is claimed; what has not been started goes back."""
-        self.tenancy.draining = True
+        self.lease.draining = True
         self.drain.intake_closed()
 
     def report(self) -> ExitReport:
         """Say what became of the tasks in hand."""
-        running = {each for each in self.hands.running if not each.ended}
+        running = {each for each in self.slots.running if not each.ended}
         return self.drain.ledger.report(running=running)
 
     async def move_out(self) -> None:
         """Leave nothing behind in the store, if it answers; shielded, bounded."""
-        if self.poller.must_reconcile:
+        if self.claimer.must_reconcile:
             with trio.move_on_after(GOODBYE, shield=True):
                 try:
-                    await self.poller.reconcile(self.tenancy.info.id)
+                    await self.claimer.reconcile(self.lease.info.id)
                 except (TransientError, DatabaseRefused) as exc:
                     log.warning("could not give back what may be ours; it is swept: %s", exc)
         until = trio.current_time() + GOODBYE
-        await self.tenancy.end()
+        await self.lease.end()
         await self.reporter.end(until)
 
     # -- helpers -----------------------------------------------------------------------
@@ -280,36 +280,36 @@ class Crew:
         return startable
 
     def _thread_freed(self) -> None:
-        self.poller.news()
+        self.claimer.news()
 
     def _taken(self) -> None:
         self.reporter.busy()
 
     def _freed(self) -> None:
-        self.poller.freed()
+        self.claimer.freed()
         self.drain.freed()
 
     def _strangers(self) -> None:
-        self.janitor.park_soon()
+        self.maintenance.park_soon()
 
     def _leased(self) -> None:
-        self.poller.news()
-        self.janitor.bring_back()
+        self.claimer.news()
+        self.maintenance.bring_back()
 
     def _requeued(self) -> None:
-        self.poller.news()
+        self.claimer.news()
 
     def _recovered(self) -> None:
         """The store answers heartbeats again: nobody needs to wait any longer."""
         # Only the heartbeat says so to all, or else they would wake each other in circles.
-        self.janitor.hold_off()
-        for name in ("listener", "poller", "janitor", "settler"):
-            self.siblings[name].hurry()
+        self.maintenance.hold_off()
+        for name in ("listener", "claimer", "maintenance", "settler"):
+            self.loops[name].hurry()
 
     def _answered_again(self) -> None:
-        """One of the siblings is back, so the store may answer the heartbeat, too."""
+        """One of the loops is back, so the store may answer the heartbeat, too."""
         # Its wait may be a third of a lease that has not so much left.
-        self.siblings["heartbeat"].hurry(afresh=True)
+        self.loops["heartbeat"].hurry(afresh=True)
 
     def _impatient(self) -> Backoff:
         """How to restart what has no time for long waits: the lease is running."""
@@ -319,22 +319,22 @@ class Crew:
 
     async def _watch(self, *, task_status: trio.TaskStatus[None]) -> None:
         task_status.started()
-        await self.tenancy.watch()
+        await self.lease.watch()
 
     async def _listen(self, *, task_status: trio.TaskStatus[None]) -> None:
         def ring(bell: Bell, task_id: int | None = None) -> None:
             del task_id
             if bell is Bell.CANCEL:
-                self.tenancy.bell.ring()
-                self.poller.queues_changed()
+                self.lease.bell.ring()
+                self.claimer.queues_changed()
             else:
-                self.poller.news()
+                self.claimer.news()
 
         bells = [Bell.WORK, Bell.CANCEL]
         try:
             await self.client.store.listen(ring, bells, task_status=task_status)
         except NotifyUnavailable:
-            self.poller.poll_anyhow(POLL)
+            self.claimer.poll_anyhow(POLL)
             raise
 
     async def _supervise(
@@ -344,7 +344,7 @@ class Crew:
             functools.partial(
                 supervise,
                 service,
-                self.siblings[name],
+                self.loops[name],
                 backoff=backoff or Backoff(),
                 rng=self.settings.rng,
                 on_back=self._answered_again,

@@ -22,13 +22,13 @@ from nursery_queue._declare._app import App
 from nursery_queue._declare._options import as_max_lost
 from nursery_queue._trio._printable import attempts_guarded
 from nursery_queue._trio._rng import new_rng
-from nursery_queue._trio._supervisor import Sibling, SiblingState
+from nursery_queue._trio._supervisor import Loop, LoopState
 
 from ._asyncio_bridge import AsyncioBridge, open_bridge
 from ._claimer import CLAIM_TIMEOUT
 from ._exit_report import ExitReport, tell
 from ._handler_health import handlers
-from ._health import Health, SiblingHealth
+from ._health import Health, LoopHealth
 from ._lease import GOODBYE
 from ._shutdown import FLUSH
 from ._wiring import Crew, Settings
@@ -37,7 +37,7 @@ from ._wiring import Crew, Settings
 log = logging.getLogger("nursery_queue")
 Ts = TypeVarTuple("Ts")
 
-SIBLINGS = ("lease", "heartbeat", "settler", "listener", "poller", "janitor", "reporter")
+LOOPS = ("lease", "heartbeat", "settler", "listener", "claimer", "maintenance", "reporter")
 
 
 class Worker:
@@ -116,7 +116,7 @@ class Worker:
         self._abandoned = trio.Event()  # only handlers that ignore cancellation are left
         self._crew: Crew | None = None
         self._exit_report: ExitReport | None = None
-        self._siblings = {name: Sibling(name) for name in SIBLINGS}
+        self._loops = {name: Loop(name) for name in LOOPS}
 
     def stop(self) -> None:
         """Shut down gracefully: claim nothing more, let handlers finish within *grace*.
@@ -220,7 +220,7 @@ class Worker:
             self._settings,
             self.stop if until_idle else None,
             self._abandon,
-            self._siblings,
+            self._loops,
         )
         try:
             with self._client.lifetime.used(self._evict):
@@ -271,7 +271,7 @@ class Worker:
                     self.stop()
 
         try:
-            await _unless(self._stop, crew.tenancy.begin)
+            await _unless(self._stop, crew.lease.begin)
             if self._stop.is_set():
                 task_status.started()
                 return
@@ -291,8 +291,8 @@ class Worker:
         every outcome is stored; leaving tenancy, nobody renews the lease.
         """
         flushing = trio.CancelScope(shield=True)
-        async with trio.open_nursery() as tenancy:
-            await crew.keep_lease(tenancy)
+        async with trio.open_nursery() as lease:
+            await crew.keep_lease(lease)
             async with trio.open_nursery() as books:
                 books.start_soon(crew.keep_books, flushing, name="books")
                 try:
@@ -307,7 +307,7 @@ class Worker:
                         crew.close_intake()
                 finally:
                     crew.close_books(flushing)
-            tenancy.cancel_scope.cancel("the worker has ended")
+            lease.cancel_scope.cancel("the worker has ended")
 
     def _loop_for_asyncio(self) -> AbstractAsyncContextManager[AsyncioBridge | None]:
         if any(task_type.asyncio for task_type in self._app.task_types.values()):
@@ -317,23 +317,23 @@ class Worker:
     def health(self) -> Health:
         """Say how the worker is doing. Never waits; call it at any time, in trio's thread."""
         crew = self._crew
-        listening = self._siblings["listener"].state is SiblingState.HEALTHY
+        listening = self._loops["listener"].state is LoopState.HEALTHY
         return Health(
-            siblings={
-                name: SiblingHealth(
-                    state=sibling.state, restarts=sibling.restarts, last_error=sibling.last_error
+            loops={
+                name: LoopHealth(
+                    state=loop.state, restarts=loop.restarts, last_error=loop.last_error
                 )
-                for name, sibling in self._siblings.items()
+                for name, loop in self._loops.items()
             },
             notify="listening" if listening else "polling",
-            lease_left=0.0 if crew is None else crew.tenancy.lease_left,
+            lease_left=0.0 if crew is None else crew.lease.lease_left,
             loop_lag=0.0 if crew is None else crew.watchdog.lag,
-            running=0 if crew is None else len(crew.hands.running),
-            handlers=() if crew is None else tuple(handlers(crew.hands, crew.stage.threads)),
-            held=0 if crew is None else len(crew.hands.held),
+            running=0 if crew is None else len(crew.slots.running),
+            handlers=() if crew is None else tuple(handlers(crew.slots, crew.stage.threads)),
+            held=0 if crew is None else len(crew.slots.held),
             claiming=crew is not None and not self._enough.is_set(),
             draining=crew is not None and self._stop.is_set(),
-            worker_id=None if crew is None else crew.tenancy.info.id,
+            worker_id=None if crew is None else crew.lease.info.id,
         )
 
 

@@ -23,7 +23,7 @@ from nursery_queue._memory._memory_store import MemoryStore
 from nursery_queue._trio._connection_use import connection_use
 from nursery_queue._trio._printable import attempts_guarded
 from nursery_queue._worker._asyncio_bridge import open_bridge
-from nursery_queue._worker._execution import End, NotBegun, Raised, Stage, Stopped, Unsure
+from nursery_queue._worker._execution import AttemptRunner, End, NotBegun, Raised, Stopped, Unsure
 from nursery_queue._worker._slots import Execution
 from nursery_queue._worker._threads import Threads
 
@@ -108,7 +108,7 @@ class Performer:
             claimed_at=trio.current_time(),
         )
         async with open_bridge() if task_type.asyncio else nullcontext() as bridge:
-            stage = Stage(
+            stage = AttemptRunner(
                 client=client,
                 worker_id=uuid.uuid4,
                 leased=lambda: True,
@@ -149,7 +149,7 @@ def _task_type(task: object) -> TaskType[..., Any]:
     raise TypeError(msg)
 
 
-async def _cancellable(stage: Stage, execution: Execution) -> End:
+async def _cancellable(stage: AttemptRunner, execution: Execution) -> End:
     """Run the handler. When we are cancelled it is told why, as by a worker that is."""
 
     async def heed() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from psycopg.conninfo import make_conninfo
 
-from nursery_queue import Stats, Stranded, WorkerStatus
+from nursery_queue import Stats, UnknownTypeStats, WorkerStatus
 from nursery_queue._core._counters import Counters
 from nursery_queue.cli._overview import Overview
 from nursery_queue.cli._status import records
@@ -373,7 +373,7 @@ def test_status_explains_what_it_prints(quick: Run) -> None:
     stats = Stats(
         queues={"mail": {}},
         workers=[a_worker()],
-        unknown_task_types={"nobody": Stranded(1, dt.datetime.now(dt.UTC))},
+        unknown_task_types={"nobody": UnknownTypeStats(1, dt.datetime.now(dt.UTC))},
         counters={"mail": Counters()},
     )
     for record in records(Overview.of(stats, ())):

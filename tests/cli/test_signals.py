@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nursery_queue import ExitReport, Fate, TaskExit
+from nursery_queue import ExitOutcome, ExitReport, TaskExit
 from nursery_queue.cli._worker_process import exit_code
 from tests.cli.conftest import Start
 from tests.cli.processes import Running, rows, until
@@ -174,17 +174,17 @@ def test_a_signal_stops_a_draining_worker(start: Start, migrated: str, mark: Pat
     ("fates", "forced", "code"),
     [
         ([], False, 0),
-        ([Fate.SUCCEEDED, Fate.FAILED, Fate.RELEASED], False, 0),
-        ([Fate.SUCCEEDED], True, 1),
-        ([Fate.SUCCEEDED, Fate.UNSETTLED], False, 1),
-        ([Fate.LEASE_LOST], False, 1),
+        ([ExitOutcome.SUCCEEDED, ExitOutcome.FAILED, ExitOutcome.RELEASED], False, 0),
+        ([ExitOutcome.SUCCEEDED], True, 1),
+        ([ExitOutcome.SUCCEEDED, ExitOutcome.UNSETTLED], False, 1),
+        ([ExitOutcome.LEASE_LOST], False, 1),
     ],
 )
-def test_exit_codes(fates: list[Fate], forced: bool, code: int) -> None:
+def test_exit_codes(fates: list[ExitOutcome], forced: bool, code: int) -> None:
     """An end is a problem if it was forced, or left a task neither stored nor released."""
     tasks = [
-        TaskExit(task_id=1, task_type="a", attempt=1, fate=fate, started=True, ended=True)
-        for fate in fates
+        TaskExit(task_id=1, task_type="a", attempt=1, outcome=outcome, started=True, ended=True)
+        for outcome in fates
     ]
 
     assert exit_code(ExitReport(tasks=tasks), forced=forced) == code
@@ -355,7 +355,7 @@ def test_usr2_shows_the_task_tree(
             worker.send(USR2)
             worker.line("task tree:", count=count)
             worker.line(rf"^ +task 1 {handler}: {does}\S+shop\.py:\d+ in {where}$", count=count)
-        for name in ("nursery tenancy", "heartbeat: ", "nursery work", "poller: ", "signals: "):
+        for name in ("nursery tenancy", "heartbeat: ", "nursery work", "claimer: ", "signals: "):
             worker.line(rf"^ +{name}")
         assert outcomes(migrated) == ["running"]
         if handler == "waits":

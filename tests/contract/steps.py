@@ -18,9 +18,9 @@ from nursery_queue._core._model import (
     Claim,
     ErrorRecord,
     Fence,
-    Lane,
     NewTask,
     Outcome,
+    QueueSlots,
     Settlement,
     TaskStatus,
     WorkerInfo,
@@ -94,10 +94,12 @@ async def claim(
     limit: int = 100,
     *,
     task_types: Sequence[str] = (TYPE,),
-    lanes: Sequence[Lane] | None = None,
+    queue_slots: Sequence[QueueSlots] | None = None,
     at_once: int | None = None,
 ) -> list[Claim]:
-    claimed = await store.claim(worker, task_types, limit=limit, lanes=lanes, at_once=at_once)
+    claimed = await store.claim(
+        worker, task_types, limit=limit, queue_slots=queue_slots, at_once=at_once
+    )
     return list(claimed.claims)
 
 

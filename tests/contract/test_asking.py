@@ -12,7 +12,7 @@ import pytest
 
 from nursery_queue._core._errors import Closed
 from nursery_queue._core._filters import CancelFilter, TaskFilter
-from nursery_queue._core._model import Stranded, WorkerInfo, WorkerStatus
+from nursery_queue._core._model import UnknownTypeStats, WorkerInfo, WorkerStatus
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime
@@ -116,15 +116,15 @@ async def test_types_that_nobody_knows(store: Store, virtual_time: VirtualTime) 
     await store.enqueue([a_task(task_type=t) for t in ("x", "x")])
     await hire(store)
     await hire(store, task_types=["y"], lease=LEASE * 2)
-    x = Stranded(2, began + dt.timedelta(seconds=3))
+    x = UnknownTypeStats(2, began + dt.timedelta(seconds=3))
 
     assert (await store.stats()).unknown_task_types == {"x": x}
 
     virtual_time.advance(LEASE + 1)
     await add(store, task_type="x", run_at=began - dt.timedelta(days=1))
-    x = Stranded(3, began - dt.timedelta(days=1))
+    x = UnknownTypeStats(3, began - dt.timedelta(days=1))
 
-    assert (await store.stats()).unknown_task_types == {"x": x, TYPE: Stranded(1, began)}
+    assert (await store.stats()).unknown_task_types == {"x": x, TYPE: UnknownTypeStats(1, began)}
 
 
 async def test_what_is_parked_is_counted(store: Store, virtual_time: VirtualTime) -> None:
@@ -138,7 +138,7 @@ async def test_what_is_parked_is_counted(store: Store, virtual_time: VirtualTime
     since = virtual_time.now() - dt.timedelta(seconds=3)
 
     assert await store.stats() == before
-    assert before.unknown_task_types == {"x": Stranded(2, since)}
+    assert before.unknown_task_types == {"x": UnknownTypeStats(2, since)}
     assert (before.backlog, before.queues) == (3, {"default": {State.READY: 3}})
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from nursery_queue._core._model import Lane
+from nursery_queue._core._model import QueueSlots
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime
@@ -89,14 +89,16 @@ async def test_only_what_the_worker_knows(store: Store) -> None:
 
 
 async def test_only_the_queues_asked_for(store: Store) -> None:
-    """With lanes, other queues are left alone; without, all are served."""
+    """With queue_slots, other queues are left alone; without, all are served."""
     refs = await store.enqueue([a_task(queue=queue) for queue in ("a", "b", "c")])
     worker = await hire(store)
 
-    assert await claim(store, worker, lanes=[]) == []
-    assert await claim(store, worker, lanes=[Lane(queue="none", slots=5)]) == []
+    assert await claim(store, worker, queue_slots=[]) == []
+    assert await claim(store, worker, queue_slots=[QueueSlots(queue="none", slots=5)]) == []
 
-    found = await claim(store, worker, lanes=[Lane(queue=q, slots=5) for q in ("b", "none")])
+    found = await claim(
+        store, worker, queue_slots=[QueueSlots(queue=q, slots=5) for q in ("b", "none")]
+    )
 
     assert [one.fence.task_id for one in found] == [refs[1].id]
     assert {one.queue for one in await claim(store, worker)} == {"a", "c"}
@@ -107,12 +109,12 @@ async def test_the_limit_of_a_lane(store: Store) -> None:
     await store.enqueue([a_task(queue=queue) for queue in ("a", "b") for _ in range(6)])
     worker = await hire(store)
 
-    def lanes(a: int, b: int) -> list[Lane]:
-        return [Lane(queue="a", slots=a), Lane(queue="b", slots=b)]
+    def queue_slots(a: int, b: int) -> list[QueueSlots]:
+        return [QueueSlots(queue="a", slots=a), QueueSlots(queue="b", slots=b)]
 
-    first = await claim(store, worker, lanes=lanes(1, 2))
-    second = await claim(store, worker, 3, lanes=lanes(2, 4))
-    third = await claim(store, worker, lanes=lanes(0, 1))
+    first = await claim(store, worker, queue_slots=queue_slots(1, 2))
+    second = await claim(store, worker, 3, queue_slots=queue_slots(2, 4))
+    third = await claim(store, worker, queue_slots=queue_slots(0, 1))
 
     assert [one.queue for one in first] == ["a", "b", "b"]
     assert len(second) == 3
@@ -121,13 +123,15 @@ async def test_the_limit_of_a_lane(store: Store) -> None:
 
 
 async def test_lanes_keep_the_order(store: Store) -> None:
-    """Over several lanes too the best of all comes first."""
+    """Over several queue_slots too the best of all comes first."""
     refs = await store.enqueue(
         [a_task(queue=q, priority=p) for q, p in zip("abab", (1, 2, 3, 4), strict=True)]
     )
-    lanes = [Lane(queue="a", slots=9), Lane(queue="b", slots=9)]
+    queue_slots = [QueueSlots(queue="a", slots=9), QueueSlots(queue="b", slots=9)]
     worker = await hire(store)
-    found = await claim(store, worker, 2, lanes=lanes) + await claim(store, worker, lanes=lanes)
+    found = await claim(store, worker, 2, queue_slots=queue_slots) + await claim(
+        store, worker, queue_slots=queue_slots
+    )
 
     assert [one.fence.task_id for one in found] == [refs[i].id for i in (3, 2, 1, 0)]
 

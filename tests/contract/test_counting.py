@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nursery_queue._core._counters import Counters
-from nursery_queue._core._model import Held, Lane, Outcome, Settlement
+from nursery_queue._core._model import Held, Outcome, QueueSlots, Settlement
 from nursery_queue._core._outcome import MAX_LOST
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
@@ -28,7 +28,7 @@ from tests.contract.steps import (
 async def attempt(store: Store, outcome: Outcome, event: Event, queue: str = "default") -> int:
     """Let one attempt of a new task end; return the task's id."""
     task_id, worker = await add(store, queue=queue), await hire(store)
-    (only,) = await claim(store, worker, lanes=[Lane(queue=queue, slots=1)])
+    (only,) = await claim(store, worker, queue_slots=[QueueSlots(queue=queue, slots=1)])
     await settle(store, only, event, outcome=outcome, delay=DAY)
     return task_id
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from nursery_queue._core._model import Lane, QueueStatus
+from nursery_queue._core._model import QueueSlots, QueueStatus
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Bell, Store
 from nursery_queue.testing import VirtualTime
@@ -101,8 +101,8 @@ async def test_what_is_not_to_start_any_more(store: Store) -> None:
     names = ["paused", "none", "fewer", "full", "free", "untouched"]
     await store.enqueue([a_task(queue=queue) for queue in names for _ in range(3)])
     worker = await hire(store)
-    lanes = [Lane(queue=queue, slots=2) for queue in names]
-    assert len(await claim(store, worker, lanes=lanes)) == 12
+    queue_slots = [QueueSlots(queue=queue, slots=2) for queue in names]
+    assert len(await claim(store, worker, queue_slots=queue_slots)) == 12
     await store.pause("paused", paused=True)
     for queue, limit in {"none": 0, "fewer": 1, "full": 2, "free": 3}.items():
         await store.limit(queue, limit)
@@ -141,8 +141,8 @@ async def test_the_worker_has_limits_of_its_own(store: Store) -> None:
     one, other = await hire(store), await hire(store)
     await store.limit("a", 5)
 
-    assert len(await claim(store, one, lanes=[Lane(queue="a", slots=3)])) == 3
-    assert len(await claim(store, other, lanes=[Lane(queue="a", slots=3)])) == 2
+    assert len(await claim(store, one, queue_slots=[QueueSlots(queue="a", slots=3)])) == 3
+    assert len(await claim(store, other, queue_slots=[QueueSlots(queue="a", slots=3)])) == 2
 
 
 async def test_a_dead_worker(store: Store, virtual_time: VirtualTime) -> None:
@@ -196,7 +196,7 @@ async def test_the_list_of_queues(store: Store) -> None:
     )
     worker = await hire(store)
     (one, other) = await claim(
-        store, worker, lanes=[Lane(queue="b", slots=1), Lane(queue="a", slots=1)]
+        store, worker, queue_slots=[QueueSlots(queue="b", slots=1), QueueSlots(queue="a", slots=1)]
     )
     await settle(store, one if one.queue == "a" else other, Event.SUCCEED)
     await store.limit("c", 7)

@@ -77,7 +77,7 @@ async def test_numbers_come_back_as_they_were(app: nq.App, client: nq.Client, va
     @app.task
     async def told(task_id: int, context: Any, result: nq.Result) -> None:
         del task_id
-        came.extend([context, result.value if isinstance(result, nq.Succeeded) else result])
+        came.extend([context, result.value if isinstance(result, nq.Success) else result])
 
     @app.task(on_complete=told)
     async def echo(values: list[Any]) -> Any:

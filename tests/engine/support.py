@@ -20,9 +20,9 @@ from nursery_queue._core._heartbeat import Beat, Seen
 from nursery_queue._core._model import (
     Claimed,
     Fence,
-    Lane,
     NewTask,
     Outcome,
+    QueueSlots,
     QueueStatus,
     Refusal,
     Settlement,
@@ -151,14 +151,19 @@ class FlakyStore:
         task_types: Sequence[str],
         *,
         limit: int,
-        lanes: Sequence[Lane] | None = None,
+        queue_slots: Sequence[QueueSlots] | None = None,
         at_once: int | None = None,
         after: Spot | None = None,
     ) -> Claimed:
         self.limits.append(limit)
         async with self._verb("claim"):
             return await self.inner.claim(
-                worker_id, task_types, limit=limit, lanes=lanes, at_once=at_once, after=after
+                worker_id,
+                task_types,
+                limit=limit,
+                queue_slots=queue_slots,
+                at_once=at_once,
+                after=after,
             )
 
     async def settle(self, settlements: Sequence[Settlement]) -> dict[Fence, Refusal]:

@@ -141,7 +141,7 @@ async def lose_claim(ctx: nq.TaskContext, worker: nq.Worker) -> None:
     """Have the worker taken for dead when it claims nothing any more, or it would again."""
 
     async def intake_closed() -> bool:
-        return worker.health().siblings["poller"].state == "off"
+        return worker.health().loops["claimer"].state == "off"
 
     worker.stop()
     await eventually(intake_closed)

@@ -232,7 +232,7 @@ async def test_who_is_still_there(
     assert line.endswith("in work")
     assert worker.exit_report is not None
     (task,) = worker.exit_report.tasks
-    assert (task.fate, task.started, task.ended) == (nq.Fate.RELEASED, True, True)
+    assert (task.outcome, task.started, task.ended) == (nq.ExitOutcome.RELEASED, True, True)
 
 
 async def test_what_is_said_of_a_task_that_others_have(
@@ -258,7 +258,7 @@ async def test_what_is_said_of_a_task_that_others_have(
     assert "still running, its task lost: " in line
     assert worker.exit_report is not None
     (task,) = worker.exit_report.tasks
-    assert task.fate is nq.Fate.LEASE_LOST
+    assert task.outcome is nq.ExitOutcome.LEASE_LOST
 
 
 async def test_the_report_is_there_before_such_a_handler_ends(
@@ -277,7 +277,7 @@ async def test_the_report_is_there_before_such_a_handler_ends(
     assert before is None
     assert report is not None
     (task,) = report.tasks
-    assert (task.fate, task.ended) == (nq.Fate.RELEASED, False)
+    assert (task.outcome, task.ended) == (nq.ExitOutcome.RELEASED, False)
     assert str(task).endswith("released, its handler still running")
 
 
@@ -314,7 +314,7 @@ async def test_abandoned_without_a_store(
         report = worker.exit_report
 
     assert report is not None
-    assert [task.fate for task in report.tasks] == [nq.Fate.UNSETTLED]
+    assert [task.outcome for task in report.tasks] == [nq.ExitOutcome.UNSETTLED]
 
 
 async def test_not_abandoned(

@@ -95,17 +95,17 @@ async def returns_rubbish() -> Any:
 @pytest.mark.parametrize(
     ("handler", "attempts", "result"),
     [
-        (fine, 1, nq.Succeeded([1, 2])),
-        (fails, 3, nq.Failed("ValueError: no such page", "ValueError")),
+        (fine, 1, nq.Success([1, 2])),
+        (fails, 3, nq.Failure("ValueError: no such page", "ValueError")),
         (
             gives_up,
             1,
-            nq.Failed(
+            nq.Failure(
                 "nursery_queue.DoNotRetry: never",
                 "nursery_queue.DoNotRetry",
             ),
         ),
-        (is_slow, 3, nq.Failed("TimedOut: cancelled at its time limit of 5 s", "TimedOut")),
+        (is_slow, 3, nq.Failure("TimedOut: cancelled at its time limit of 5 s", "TimedOut")),
     ],
     ids=["success", "attempts used up", "DoNotRetry", "time limit"],
 )
@@ -138,7 +138,7 @@ async def test_a_result_that_is_not_json(
     ((task_id, context, result),) = teller.told
 
     assert (task_id, context) == (ref.id, None)
-    assert isinstance(result, nq.Failed)
+    assert isinstance(result, nq.Failure)
     assert result.error_type.endswith("ResultError")
 
 
@@ -152,7 +152,7 @@ async def test_a_running_task_that_is_cancelled(
         await trio.sleep(1)
         began = trio.current_time()
         await either.cancel(ref)
-        assert await teller.hears() == (ref.id, None, nq.Cancelled("cancelled while running"))
+        assert await teller.hears() == (ref.id, None, nq.Cancellation("cancelled while running"))
         assert trio.current_time() - began < 1
 
 
@@ -166,7 +166,7 @@ async def test_a_waiting_task_that_is_cancelled(
     async with working(nq.Worker(app, either, poll_interval=0)):
         await trio.sleep(1)
         await either.cancel(ref)
-        assert await teller.hears() == (ref.id, 1, nq.Cancelled("cancelled while waiting"))
+        assert await teller.hears() == (ref.id, 1, nq.Cancellation("cancelled while waiting"))
         assert trio.current_time() < 2
 
 
@@ -188,7 +188,7 @@ async def test_a_shutdown_is_no_end(
     assert await completions(either) == []
     await nq.Worker(app, either).run_until_idle()
 
-    assert teller.told == [(ref.id, None, nq.Succeeded(2))]
+    assert teller.told == [(ref.id, None, nq.Success(2))]
 
 
 # -- a task like any other -----------------------------------------------------------------
@@ -202,7 +202,7 @@ async def test_it_is_retried_and_logged(
 
     @app.task(retry=RETRY, queue="books")
     async def stubborn(
-        ctx: nq.TaskContext, result: nq.Succeeded, context: Order, task_id: int
+        ctx: nq.TaskContext, result: nq.Success, context: Order, task_id: int
     ) -> str:
         told.append((task_id, context, result))
         if ctx.attempt < 3:
@@ -217,7 +217,7 @@ async def test_it_is_retried_and_logged(
         (other,) = await completions(either, stubborn.name)
         status = await final(either, nq.TaskRef(other.id), within=1000)
 
-    assert told == [(ref.id, ORDER, nq.Succeeded([1, 2]))] * 3
+    assert told == [(ref.id, ORDER, nq.Success([1, 2]))] * 3
     assert (status.state, status.result, status.queue) == ("succeeded", "books", "books")
     assert await outcomes(either, nq.TaskRef(other.id)) == ["failed", "failed", "succeeded"]
 
@@ -250,7 +250,7 @@ async def test_a_chain_of_three(
 
     @app.task(on_complete=teller.note)
     async def second(task_id: int, context: int, result: nq.Result) -> dict[str, Any]:
-        assert isinstance(result, nq.Succeeded)
+        assert isinstance(result, nq.Success)
         return {"of": task_id, "context": context, "value": result.value}
 
     first = app.task(name="first", on_complete=second.options(context="two"))(fine)
@@ -259,7 +259,7 @@ async def test_a_chain_of_three(
     (middle,) = await completions(either, second.name)
 
     value = {"of": ref.id, "context": 1, "value": [1, 2]}
-    assert teller.told == [(middle.id, "two", nq.Succeeded(value))]
+    assert teller.told == [(middle.id, "two", nq.Success(value))]
     assert len(await either.list_tasks()) == 3
 
 
@@ -269,7 +269,7 @@ async def test_a_handler_that_cannot_be_told_after_all(
     """What does not fit the handler that is told fails its task alone, and says why."""
 
     @app.task(name="picky")
-    async def picky(task_id: int, context: None, result: nq.Failed) -> None: ...
+    async def picky(task_id: int, context: None, result: nq.Failure) -> None: ...
 
     ref = await either.enqueue(app.task(on_complete="picky", retry=None)(fine))
     await nq.Worker(app, either).run_until_idle()
@@ -295,7 +295,7 @@ async def test_handlers_without_annotations(
     )
     await nq.Worker(app, either).run_until_idle()
     by_worker = told.pop()
-    failed = nq.Failed("ValueError: no such page", "ValueError")
+    failed = nq.Failure("ValueError: no such page", "ValueError")
     await either.enqueue(anything, {"a": 1}, failed, ref.id)
     await either.enqueue("anything", context={"a": 1}, result=failed, task_id=ref.id)
     await nq.Worker(app, either).run_until_idle()
@@ -317,7 +317,7 @@ async def test_whoever_knows_the_type_is_told_later(
     teller = Teller(other)
     await nq.Worker(other, either).run_until_idle()
 
-    assert teller.told == [(ref.id, None, nq.Succeeded([1, 2]))]
+    assert teller.told == [(ref.id, None, nq.Success([1, 2]))]
 
 
 # -- once, whatever happens ----------------------------------------------------------------
@@ -341,7 +341,7 @@ async def test_an_answer_that_is_lost(
         await trio.sleep(30)
 
     assert sorted(teller.told, key=lambda each: each[0]) == [
-        (ref.id, None, nq.Succeeded([1, 2])) for ref in refs[:5]
+        (ref.id, None, nq.Success([1, 2])) for ref in refs[:5]
     ]
     assert [one.state for one in await completions(client)] == ["succeeded"] * 5
 
@@ -366,7 +366,7 @@ async def test_a_worker_that_lost_its_lease(
         anywhere.down.add("heartbeat")
         await trio.sleep(40)
         anywhere.down.clear()
-        assert await teller.hears() == (ref.id, None, nq.Succeeded(2))
+        assert await teller.hears() == (ref.id, None, nq.Success(2))
         await trio.sleep(100)
 
     assert teller.told == []
@@ -397,7 +397,7 @@ async def test_a_transactional_handler(
     task_type = app.task(name="write", transactional=True, on_complete=teller.note)(write)
     ref = await pg.enqueue(task_type.options(context="c"), body="a")
     async with working(nq.Worker(app, pg)):
-        assert await teller.hears() == (ref.id, "c", nq.Succeeded("a"))
+        assert await teller.hears() == (ref.id, "c", nq.Success("a"))
     rows = await db.fetch(
         "select note.xmin = finished.xmin, note.xmin = told.xmin"
         " from note, nursery_queue.finished, nursery_queue.task as told"
@@ -418,7 +418,7 @@ async def test_a_commit_that_fails(
     async with working(nq.Worker(app, pg)):
         _, _, result = await teller.hears()
 
-    assert isinstance(result, nq.Failed)
+    assert isinstance(result, nq.Failure)
     assert result.error_type == "psycopg.errors.UniqueViolation"
     assert len(await completions(pg)) == 1
     assert await outcomes(pg, ref) == ["failed"]
@@ -428,7 +428,7 @@ async def test_a_task_that_is_not_kept(app: nq.App, either: nq.Client, teller: T
     """A task that is deleted at its end is told of all the same."""
     ref = await either.enqueue(app.task(on_complete=teller.note, keep_for=0)(fine))
     async with working(nq.Worker(app, either)):
-        assert await teller.hears() == (ref.id, None, nq.Succeeded([1, 2]))
+        assert await teller.hears() == (ref.id, None, nq.Success([1, 2]))
         await eventually(lambda: _ended(either))
 
     assert await either.status(ref) is None

@@ -505,7 +505,7 @@ async def test_an_instrument_that_raises_harms_nobody(
     async with working(worker := nq.Worker(app, client)):
         refs = [await client.enqueue("sleep", seconds=50) for _ in range(3)]
         await trio.sleep(61)
-        assert {each.restarts for each in worker.health().siblings.values()} == {0}
+        assert {each.restarts for each in worker.health().loops.values()} == {0}
 
     assert [await outcomes(client, ref) for ref in refs] == [["succeeded"]] * 3
     assert len(calls) == 1

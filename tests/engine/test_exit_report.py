@@ -16,7 +16,7 @@ from nursery_queue.testing import VirtualTime
 from tests.engine.support import FlakyStore, outcomes, working
 
 
-Fate = nq.Fate
+ExitOutcome = nq.ExitOutcome
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ async def stopped_at_5(
 
 
 def fates(report: nq.ExitReport) -> list[tuple[str, str]]:
-    return [(task.task_type, task.fate.value) for task in report.tasks]
+    return [(task.task_type, task.outcome.value) for task in report.tasks]
 
 
 async def test_stored_outcomes(virtual_time: VirtualTime, app: nq.App, either: nq.Client) -> None:
@@ -114,7 +114,7 @@ async def test_released(virtual_time: VirtualTime, app: nq.App, either: nq.Clien
 
     assert fates(report) == [("hangs", "released"), ("returns", "released")]
     assert [task.started for task in report.tasks] == [True, False]
-    assert report.counts == {Fate.RELEASED: 2}
+    assert report.counts == {ExitOutcome.RELEASED: 2}
     assert report.clean
     assert report.seconds == 7
 
@@ -310,7 +310,7 @@ async def test_a_report_of_each_run(
 def test_it_is_a_value() -> None:
     """A report cannot be changed, and compares by what it says."""
     task = nq.TaskExit(
-        task_id=1, task_type="a", attempt=2, fate=Fate.UNSETTLED, started=True, ended=True
+        task_id=1, task_type="a", attempt=2, outcome=ExitOutcome.UNSETTLED, started=True, ended=True
     )
     report = nq.ExitReport(tasks=(task,), seconds=0.5)
 

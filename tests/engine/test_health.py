@@ -24,14 +24,14 @@ async def test_health(
 
     before = worker.health()
     assert (before.running, before.held, before.lease_left, before.worker_id) == (0, 0, 0, None)
-    assert {each.state for each in before.siblings.values()} == {"off"}
+    assert {each.state for each in before.loops.values()} == {"off"}
     async with working(worker):
         await client.enqueue(wait)
         await trio.sleep(5)
         during = worker.health()
         store.down = {"heartbeat"}
         await trio.sleep(2)
-        failing = worker.health().siblings["heartbeat"]
+        failing = worker.health().loops["heartbeat"]
         store.down = set()
         await trio.sleep(1)
         worker.stop()
@@ -41,9 +41,9 @@ async def test_health(
 
     assert (during.running, during.held, during.notify) == (1, 1, "listening")
     assert during.lease_left == pytest.approx(28)
-    assert {each.state for each in during.siblings.values()} == {"healthy"}
+    assert {each.state for each in during.loops.values()} == {"healthy"}
     assert (failing.state, failing.restarts > 0) == ("backing_off", True)
     assert failing.last_error is not None
     assert "heartbeat: the store is down" in failing.last_error
-    assert {each.state for each in after.siblings.values()} == {"off"}
+    assert {each.state for each in after.loops.values()} == {"off"}
     assert (after.running, after.worker_id, after.draining) == (0, None, False)

@@ -108,7 +108,7 @@ async def test_short_outages_are_ridden_out(
         assert cancels == []
     lines = [record.message for record in caplog.records if "heartbeat" in record.message]
     assert len(lines) == 10
-    lines = [record.message for record in caplog.records if "janitor" in record.message]
+    lines = [record.message for record in caplog.records if "maintenance" in record.message]
     assert len(lines) <= 10
 
 
@@ -116,7 +116,7 @@ async def test_short_outages_are_ridden_out(
     ("sibling", "verbs"),
     [
         ("listener", {"listen"}),
-        ("poller", {"claim", "promote", "give_back_all_but", "closed_queues"}),
+        ("claimer", {"claim", "promote", "give_back_all_but", "closed_queues"}),
         ("settler", {"settle"}),
     ],
 )
@@ -126,7 +126,7 @@ async def test_the_heartbeat_is_hurried_by_whatever_else_is_answered_again(
     client: nq.Client,
     store: FlakyStore,
     cancels: list[tuple[float, str]],
-    sibling: str,
+    loop: str,
     verbs: set[str],
 ) -> None:
     """When any loop of the worker is back after an outage, the lease need not wait for its turn."""
@@ -139,7 +139,7 @@ async def test_the_heartbeat_is_hurried_by_whatever_else_is_answered_again(
         await trio.sleep(10)
         store.down = {"heartbeat"}
         await trio.sleep_until(28)  # it failed at 27.75, and is to be tried again at 35.75
-        assert worker.health().siblings["heartbeat"].state == "backing_off"
+        assert worker.health().loops["heartbeat"].state == "backing_off"
         await client.enqueue("quick")
         await trio.sleep(0.9)
         store.break_down()
@@ -147,12 +147,12 @@ async def test_the_heartbeat_is_hurried_by_whatever_else_is_answered_again(
         await trio.sleep(0.1)
         store.hang_up()
         await trio.sleep(0.1)
-        assert worker.health().siblings[sibling].state == "backing_off"
+        assert worker.health().loops[loop].state == "backing_off"
         store.down -= {"heartbeat", *verbs}
         await trio.sleep(1)
 
-        assert worker.health().siblings[sibling].state == "healthy"
-        assert worker.health().siblings["heartbeat"].state == "healthy"
+        assert worker.health().loops[loop].state == "healthy"
+        assert worker.health().loops["heartbeat"].state == "healthy"
         assert cancels == []
         store.down = set()
 

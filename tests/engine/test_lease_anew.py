@@ -14,7 +14,7 @@ import nursery_queue as nq
 from nursery_queue._client._context import CancelReason
 from nursery_queue._core._model import WorkerInfo
 from nursery_queue._core._outcome import MAX_LOST
-from nursery_queue._worker._slots import Hands
+from nursery_queue._worker._slots import Slots
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import FlakyStore, Longest, final, outcomes, state, working
 
@@ -220,12 +220,12 @@ async def test_never_anew_before_the_old_tasks_are_given_up(
 ) -> None:
     """If cancelling them goes wrong, there is no new lease until it has been done."""
     cancelled: list[tuple[float, str]] = []
-    cancel_all, failures = Hands.cancel_all, [RuntimeError("a bug")] * 2
+    cancel_all, failures = Slots.cancel_all, [RuntimeError("a bug")] * 2
 
-    def failing(hands: Hands, reason: CancelReason) -> None:
+    def failing(slots: Slots, reason: CancelReason) -> None:
         if failures:
             raise failures.pop()
-        cancel_all(hands, reason)
+        cancel_all(slots, reason)
 
     @app.task(name="hold")
     async def hold(ctx: nq.TaskContext) -> None:
@@ -234,7 +234,7 @@ async def test_never_anew_before_the_old_tasks_are_given_up(
         finally:
             cancelled.append((worker.health().lease_left, str(ctx.cancel_reason)))
 
-    monkeypatch.setattr(Hands, "cancel_all", failing)
+    monkeypatch.setattr(Slots, "cancel_all", failing)
     worker = make_worker(app, client)
     async with working(worker):
         await client.enqueue("hold")

@@ -40,7 +40,7 @@ RECORDED = {
 def in_hand(worker: nq.Worker) -> dict[int, Execution]:
     """Return what the worker holds, by the task's id."""
     assert worker._crew is not None
-    return {one.claim.fence.task_id: one for one in worker._crew.hands.held.values()}
+    return {one.claim.fence.task_id: one for one in worker._crew.slots.held.values()}
 
 
 def apply(worker: nq.Worker, task_id: int, reason: CancelReason) -> None:
@@ -51,7 +51,7 @@ def apply(worker: nq.Worker, task_id: int, reason: CancelReason) -> None:
         case CancelReason.TIMED_OUT:
             assert execution.why() is not None  # the clock says so, to whoever asks
         case CancelReason.CANCELLED:
-            worker._crew.hands.obey(CancelRequest(fence=execution.claim.fence, interrupt=True))
+            worker._crew.slots.obey(CancelRequest(fence=execution.claim.fence, interrupt=True))
         case _:
             execution.cancel(reason)
 

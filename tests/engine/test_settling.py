@@ -78,7 +78,7 @@ async def test_a_success_whose_answer_was_lost_is_a_success(
     assert called == [ref.id]
     assert (ends.ends, ends.succeeded) == (["succeeded"], 1)
     assert worker.exit_report is not None
-    assert worker.exit_report.counts == {nq.Fate.SUCCEEDED: 1}
+    assert worker.exit_report.counts == {nq.ExitOutcome.SUCCEEDED: 1}
     assert "dropped" not in caplog.text
 
 
@@ -467,7 +467,7 @@ async def test_a_committed_success_is_reported_as_one(
 
     assert await outcomes(client, ref) == ["succeeded"]
     assert worker.exit_report is not None
-    assert worker.exit_report.counts == {nq.Fate.SUCCEEDED: 1}
+    assert worker.exit_report.counts == {nq.ExitOutcome.SUCCEEDED: 1}
     assert (ends.ends, ends.succeeded) == (["succeeded"], 1)
     assert "dropped" not in caplog.text
 
@@ -493,7 +493,7 @@ async def test_a_committed_success_is_reported_as_one_although_the_lease_is_lost
 
     assert await outcomes(client, ref) == ["succeeded"]
     assert worker.exit_report is not None
-    assert worker.exit_report.counts == {nq.Fate.SUCCEEDED: 1}
+    assert worker.exit_report.counts == {nq.ExitOutcome.SUCCEEDED: 1}
 
 
 @attrs.define(eq=False)
@@ -539,7 +539,7 @@ async def test_a_commit_of_which_nobody_knows_is_reported_as_that(
         await trio.sleep(0.1)
 
     assert worker.exit_report is not None
-    assert worker.exit_report.counts == {nq.Fate.UNKNOWN: 1}
+    assert worker.exit_report.counts == {nq.ExitOutcome.UNKNOWN: 1}
     assert not worker.exit_report.clean
 
 

@@ -130,7 +130,7 @@ async def test_a_worker(virtual_time: VirtualTime, app: nq.App, client: nq.Clien
 
     lines = [line.strip() for line in tree.splitlines()]
     told = [line.partition(": ")[0] for line in lines]
-    for name in ("heartbeat", "lease", "settler", "listener", "poller", "janitor", "drain"):
+    for name in ("heartbeat", "lease", "settler", "listener", "claimer", "maintenance", "drain"):
         assert name in told
     nurseries = [line for line in lines if line.startswith("nursery ")]
     assert [each for each in nurseries if each.split()[1] in WORKER] == [

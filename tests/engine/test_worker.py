@@ -179,7 +179,9 @@ async def test_unknown_task_types_wait(
         await trio.sleep(60)
 
         assert [await state(either, ref) for ref in refs] == ["ready"] * 3
-        assert (await either.stats()).unknown_task_types == {"unwritten": nq.Stranded(3, began)}
+        assert (await either.stats()).unknown_task_types == {
+            "unwritten": nq.UnknownTypeStats(3, began)
+        }
         assert await either.attempts(refs[0]) == []
     assert len(starts) == 1
 
@@ -315,7 +317,7 @@ async def test_stop_while_the_store_is_down_at_the_start(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(worker.run)
         await trio.sleep(50)
-        assert worker.health().siblings["poller"].restarts > 3
+        assert worker.health().loops["claimer"].restarts > 3
         worker.stop()
 
     assert trio.current_time() < 60

@@ -16,8 +16,8 @@ import nursery_queue as nq
 
 from nursery_queue._core._model import Fence, Refusal, Settlement
 from nursery_queue._store import Bell, Ring
-from nursery_queue._trio._supervisor import SiblingState
-from nursery_queue._worker._health import SiblingHealth
+from nursery_queue._trio._supervisor import LoopState
+from nursery_queue._worker._health import LoopHealth
 from tests.engine.support import FlakyStore
 
 
@@ -41,8 +41,8 @@ VERBS = {
     "heartbeat": "heartbeat",
     "settler": "settle",
     "listener": "listen",
-    "poller": "claim",
-    "janitor": "sweep",
+    "claimer": "claim",
+    "maintenance": "sweep",
 }
 
 
@@ -124,22 +124,20 @@ class Holding:
             return "held on"
 
 
-def sibling(worker: nq.Worker, name: str) -> SiblingHealth:
-    return worker.health().siblings[name]
+def loop_health(worker: nq.Worker, name: str) -> LoopHealth:
+    return worker.health().loops[name]
 
 
 def unwell(worker: nq.Worker) -> set[str]:
     """Name the loops that are not well, or off."""
     return {
-        name
-        for name, each in worker.health().siblings.items()
-        if each.state is not SiblingState.HEALTHY
+        name for name, each in worker.health().loops.items() if each.state is not LoopState.HEALTHY
     }
 
 
 async def until_well(worker: nq.Worker, name: str) -> None:
     """Wait until a loop is well, in virtual time, to a hundredth of a second."""
-    while sibling(worker, name).state is not SiblingState.HEALTHY:  # noqa: ASYNC110  # tells nobody
+    while loop_health(worker, name).state is not LoopState.HEALTHY:  # noqa: ASYNC110  # tells nobody
         await trio.sleep(0.01)
 
 

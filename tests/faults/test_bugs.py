@@ -14,11 +14,11 @@ import nursery_queue as nq
 from nursery_queue._core._model import Settlement
 from nursery_queue._worker._entries import Entry
 from nursery_queue._worker._settler import Settler
-from nursery_queue._worker._slots import Hands
+from nursery_queue._worker._slots import Slots
 from nursery_queue.testing import VirtualTime
 from tests.engine.instruments import Recorder
 from tests.engine.support import Longest, outcomes, state, working
-from tests.faults.support import BUGS, VERBS, FaultyStore, Holding, logged, sibling, unwell
+from tests.faults.support import BUGS, VERBS, FaultyStore, Holding, logged, loop_health, unwell
 
 
 def bugs_told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
@@ -58,10 +58,10 @@ async def test_a_bug_is_one_loops_alone(
             store.break_loop(loop, error)
             refs = [await client.enqueue("nop", n=n) for n in range(3)]
             await trio.sleep(20)  # less than the lease
-            if loop == "janitor":
+            if loop == "maintenance":
                 await trio.sleep(30)  # until its next turn
             assert unwell(worker) == {loop}
-            health = sibling(worker, loop)
+            health = loop_health(worker, loop)
             assert (health.state, health.restarts > 3) == ("backing_off", True)
             assert type(error).__name__ in (health.last_error or "")
             assert holding.running == 1
@@ -115,7 +115,7 @@ async def test_a_bug_in_the_watch_over_the_lease(
 ) -> None:
     """If cancelling the handlers fails when the lease is lost, it is done again, and all go on."""
     ref = await client.enqueue("hold")
-    cancelling = Once(Hands, "cancel_all", after=after)
+    cancelling = Once(Slots, "cancel_all", after=after)
     worker = nq.Worker(app, client, rng=Longest())
     async with working(worker):
         cancelling.arm(monkeypatch)
@@ -125,7 +125,7 @@ async def test_a_bug_in_the_watch_over_the_lease(
         assert cancelling.failed
         assert [reason for _, reason in holding.cancelled] == ["lease_lost"]
         assert unwell(worker) == {"heartbeat"}
-        assert sibling(worker, "lease").restarts == 1
+        assert loop_health(worker, "lease").restarts == 1
         holding.go_on.set()
         await trio.sleep(60)
         assert unwell(worker) == set()
@@ -146,7 +146,7 @@ async def test_a_poller_that_dies_with_tasks_in_its_hands(
 ) -> None:
     """Tasks that it was given are run, or given back and claimed again; none waits for a lease."""
     nop(app)
-    taking = Once(Hands, "take", after=after)
+    taking = Once(Slots, "take", after=after)
     async with working(nq.Worker(app, client, poll_interval=0, rng=Longest())):
         await client.enqueue("hold")
         await trio.sleep(1)
@@ -157,12 +157,12 @@ async def test_a_poller_that_dies_with_tasks_in_its_hands(
         assert [await state(client, ref) for ref in refs] == ["succeeded"] * 20
         assert holding.running == 1
 
-    assert bugs_told(caplog) == [("poller", "LookupError")]
+    assert bugs_told(caplog) == [("claimer", "LookupError")]
     assert [await outcomes(client, ref) for ref in refs] == [["succeeded"]] * 20
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("what", [(Settler, "decide"), (Hands, "settled")])
+@pytest.mark.parametrize("what", [(Settler, "decide"), (Slots, "settled")])
 async def test_a_settler_that_dies_with_outcomes_in_its_hands(
     virtual_time: VirtualTime,
     app: nq.App,
@@ -292,7 +292,7 @@ def test_the_loops_are_named() -> None:
     """Every loop that the worker supervises has its line in `health()`."""
     worker = nq.Worker(nq.App(), nq.Client(FaultyStore()))
 
-    assert set(worker.health().siblings) == {*VERBS, "lease", "reporter"}
+    assert set(worker.health().loops) == {*VERBS, "lease", "reporter"}
 
 
 async def test_a_bug_in_a_report(
@@ -308,7 +308,7 @@ async def test_a_bug_in_a_report(
         ref = await client.enqueue("nop", n=1)
         store.raises["backlog"] = ValueError("no such value")
         await trio.sleep(70)
-        assert (sibling(worker, "reporter").restarts, unwell(worker)) == (1, set())
+        assert (loop_health(worker, "reporter").restarts, unwell(worker)) == (1, set())
         store.mend()
         await trio.sleep(60)
         holding.go_on.set()

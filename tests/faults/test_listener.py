@@ -22,11 +22,11 @@ from nursery_queue._core._model import Claimed
 from nursery_queue._core._retry import Backoff
 from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._store import Bell
-from nursery_queue._trio._supervisor import Sibling, SiblingState, supervise
+from nursery_queue._trio._supervisor import Loop, LoopState, supervise
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import final, state, working
 from tests.faults.network import pass_time_until, sockets_to
-from tests.faults.support import Holding, lines, logged, sibling
+from tests.faults.support import Holding, lines, logged, loop_health
 from tests.pg.proxy import Proxy, proxied
 
 
@@ -72,13 +72,13 @@ async def test_written_while_nobody_listened(
                 await trio.sleep(100)
                 with virtual_time.hold():  # no time passes, so it is not restarted yet
                     proxy.link(LISTEN).scope.cancel()
-                    while sibling(worker, "listener").state != "backing_off":
+                    while loop_health(worker, "listener").state != "backing_off":
                         await trio.lowlevel.checkpoint()
                     ref = await pg.enqueue("echo", value=number)
                 written = trio.current_time()
                 assert (await final(pg, ref)).result == number
                 assert trio.current_time() - written < 1
-        assert sibling(worker, "listener").restarts == 3
+        assert loop_health(worker, "listener").restarts == 3
 
 
 async def test_dead_but_silent(
@@ -99,7 +99,7 @@ async def test_dead_but_silent(
                 took = await pass_time_until(
                     virtual_time,
                     proxy,
-                    lambda: sibling(worker, "listener").restarts == 1,
+                    lambda: loop_health(worker, "listener").restarts == 1,
                     within=60,
                 )
                 assert (await final(pg, missed)).result == 1
@@ -118,7 +118,7 @@ async def test_alive_but_idle(virtual_time: VirtualTime, app: nq.App, pg: nq.Cli
     worker = deaf_without_notify(app, pg)
     async with working(worker):
         await trio.sleep(3600)
-        assert sibling(worker, "listener").restarts == 0
+        assert loop_health(worker, "listener").restarts == 0
         written = trio.current_time()
         assert (await final(pg, await pg.enqueue("echo", value=2))).result == 2
         assert trio.current_time() == written
@@ -198,14 +198,14 @@ async def test_cancelled_at_any_moment(
 
 async def test_cancelled_between_two_connections(virtual_time: VirtualTime, proxy: Proxy) -> None:
     """A listener that waits to be restarted has no connection, and none after it is cancelled."""
-    store, me = PostgresStore(proxy.dsn), Sibling("listener")
+    store, me = PostgresStore(proxy.dsn), Loop("listener")
     listen = functools.partial(store.listen, no_news, [Bell.WORK])
     rng = random.Random(1)
     async with trio.open_nursery() as nursery:
         await nursery.start(functools.partial(supervise, listen, me, backoff=Backoff(), rng=rng))
         with virtual_time.hold():
             proxy.link(LISTEN).scope.cancel()
-            while me.state is not SiblingState.BACKING_OFF:
+            while me.state is not LoopState.BACKING_OFF:
                 await trio.lowlevel.checkpoint()
             assert not list(sockets_to(proxy.dsn))
             nursery.cancel_scope.cancel()
@@ -271,4 +271,4 @@ async def _is_unmoved(
             written = trio.current_time()
             assert (await final(client, await client.enqueue("echo", value=1))).result == 1
             assert trio.current_time() == written
-            assert {each.restarts for each in worker.health().siblings.values()} == {0}
+            assert {each.restarts for each in worker.health().loops.values()} == {0}

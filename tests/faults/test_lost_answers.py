@@ -12,7 +12,7 @@ import nursery_queue as nq
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import Longest, outcomes, working
 from tests.faults.network import pass_time
-from tests.faults.support import Holding, sibling, unwell
+from tests.faults.support import Holding, loop_health, unwell
 from tests.pg.proxy import Proxy, proxied
 
 
@@ -60,9 +60,9 @@ async def test_a_connection_that_dies(
             proxy.drop_at(needle, answered=answered)
             refs = await pg.enqueue_many([nq.TaskRequest.by_name(CLAIM.decode())] * 5)
             await trio.sleep(2)
-            restarts = {"poller": 0, "settler": 0}
-            restarts["poller" if needle == CLAIM else "settler"] = 1
-            assert {name: sibling(worker, name).restarts for name in restarts} == restarts
+            restarts = {"claimer": 0, "settler": 0}
+            restarts["claimer" if needle == CLAIM else "settler"] = 1
+            assert {name: loop_health(worker, name).restarts for name in restarts} == restarts
             assert (worker.health().held, holding.running, unwell(worker)) == (1, 1, set())
 
     assert len(starts) == 5
@@ -93,10 +93,10 @@ async def test_an_end_is_told_once(
             request = nq.TaskRequest.by_name(CLAIM.decode(), on_complete="told")
             refs = await pg.enqueue_many([request] * 5)
             await trio.sleep(2)
-            assert sibling(worker, "settler").restarts == 1
+            assert loop_health(worker, "settler").restarts == 1
 
     assert sorted(told, key=lambda each: each[0]) == [
-        (ref.id, nq.Succeeded(RESULT.decode())) for ref in refs
+        (ref.id, nq.Success(RESULT.decode())) for ref in refs
     ]
     assert len(await pg.list_tasks(task_type="told")) == len(starts) == 5
 
@@ -125,8 +125,8 @@ async def test_silence(
             if late:
                 proxy.heal()
             await pass_time(virtual_time, proxy, 12)
-            loop = "poller" if needle == CLAIM else "settler"
-            assert sibling(worker, loop).restarts == (0 if late else 1)
+            loop = "claimer" if needle == CLAIM else "settler"
+            assert loop_health(worker, loop).restarts == (0 if late else 1)
             assert (worker.health().held, unwell(worker)) == (1, set())
             assert (holding.running, holding.cancelled) == (1, [])
             proxy.heal()

@@ -19,7 +19,7 @@ from nursery_queue._worker._lease import GOODBYE
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import final, outcomes, working
 from tests.faults.network import pass_time, pass_time_until, sockets_to
-from tests.faults.support import Holding, lines, logged, sibling, unwell
+from tests.faults.support import Holding, lines, logged, loop_health, unwell
 from tests.pg.proxy import Link, Proxy, proxied
 
 
@@ -103,7 +103,7 @@ async def test_connections_killed_by_an_operator(
             await trio.sleep(10)
             assert not unwell(worker)
             assert worker.health().notify == "listening"
-            restarts = {name: each.restarts for name, each in worker.health().siblings.items()}
+            restarts = {name: each.restarts for name, each in worker.health().loops.items()}
 
     assert killed >= 2
     assert done == dict.fromkeys(range(100), 1)
@@ -141,7 +141,7 @@ async def test_silent_heartbeat(
                 await pass_time(virtual_time, proxy, 1)
                 least = min(least, worker.health().lease_left)
             assert not unwell(worker)
-        assert sibling(worker, "heartbeat").restarts == 3
+        assert loop_health(worker, "heartbeat").restarts == 3
         assert 12 < least < 20
         holding.go_on.set()
         assert (await final(client, ref)).state == "succeeded"
@@ -203,7 +203,7 @@ async def test_silent_claim(
             while not link.busy:  # the notification is under way
                 await trio.lowlevel.checkpoint()
         took = await pass_time_until(
-            virtual_time, proxy, lambda: sibling(worker, "poller").restarts == 1, within=60
+            virtual_time, proxy, lambda: loop_health(worker, "claimer").restarts == 1, within=60
         )
         assert 10 <= took <= 13
         await trio.sleep(4)

@@ -60,20 +60,20 @@ async def test_a_heartbeat_that_succeeds_again_hurries_the_others(
             store.cut.set()
             late = await client.enqueue("hold")
             await trio.sleep_until(60)
-            assert unwell(worker) == {"heartbeat", "settler", "listener", "poller", "janitor"}
+            assert unwell(worker) == {"heartbeat", "settler", "listener", "claimer", "maintenance"}
             beats = store.calls["heartbeat"]
             back_at = trio.current_time()
             store.mend()
             await until_well(worker, "heartbeat")
             assert trio.current_time() - back_at < 10  # a third of the lease
             await trio.sleep(0.01)
-            assert unwell(worker) == {"janitor"}  # which gives others the time to come back
+            assert unwell(worker) == {"maintenance"}  # which gives others the time to come back
             assert worker.health().held <= 1
             await trio.sleep(3)
             assert unwell(worker) == set()
             assert store.calls["heartbeat"] - beats < 5
 
-    for name in ("heartbeat", "settler", "listener", "poller", "janitor"):
+    for name in ("heartbeat", "settler", "listener", "claimer", "maintenance"):
         failed, back = lines(caplog, name)
         assert failed.startswith(f"WARNING {name} failed, restarting it: TransientError")
         assert back == f"INFO {name} is back"
@@ -112,7 +112,7 @@ async def test_after_an_outage_the_living_have_time_to_show_up(
     async with working(worker):
         await trio.sleep(20)
         await store.inner.heartbeat(other, draining=False)
-        store.down = {"heartbeat"}  # and the sweep of a janitor that has not noticed works
+        store.down = {"heartbeat"}  # and the sweep of a maintenance that has not noticed works
         await trio.sleep_until(52)  # the other is overdue since 50
         sweeps, store.down = store.calls["sweep"], set()
         await until_well(worker, "heartbeat")
@@ -223,7 +223,7 @@ async def test_no_call_hangs_for_ever(
         await trio.sleep(50)
         assert store.calls[verb] > calls
         assert (holding.running, holding.cancelled, unwell(worker)) == (1, [], set())
-        assert {each.restarts > 0 for each in worker.health().siblings.values()} == {True, False}
+        assert {each.restarts > 0 for each in worker.health().loops.values()} == {True, False}
 
     assert [await outcomes(client, ref) for ref in refs] == [["succeeded"]] * 5
 
@@ -276,7 +276,7 @@ async def test_more_than_the_store_can_take_at_once(
 async def test_ten_wakeups_are_one_claim(
     virtual_time: VirtualTime, app: nq.App, store: FaultyStore, somewhere: str | None
 ) -> None:
-    """However often the bell rings while the poller sleeps or claims, it claims once more."""
+    """However often the bell rings while the claimer sleeps or claims, it claims once more."""
 
     @app.task(name="slow")
     async def slow() -> None:

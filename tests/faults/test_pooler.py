@@ -98,7 +98,7 @@ async def nothing_left_behind(pooler: Pooler) -> None:
 async def test_every_verb_works(
     virtual_time: VirtualTime, app: nq.App, client: nq.Client, pooler: Pooler
 ) -> None:
-    """Enqueue, run, transaction, retry, cancel, result and the janitor's work: as without it."""
+    """Enqueue, run, transaction, retry, cancel, result and maintenance: as without it."""
     attempts: Counter[str] = Counter()
 
     @app.task(name="flaky", retry=nq.RetryPolicy(initial=0.01))
@@ -223,7 +223,7 @@ async def test_what_a_worker_says_of_it(
         health = me.health()
 
     assert health.notify == "polling"
-    listener = health.siblings["listener"]
+    listener = health.loops["listener"]
     assert (listener.state, listener.restarts) == ("off", 0)
     assert listener.last_error is not None
     assert "pooler" in listener.last_error

@@ -24,7 +24,7 @@ from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import Longest, outcomes, state, working
-from tests.faults.support import Holding, lines, logged, sibling, unwell
+from tests.faults.support import Holding, lines, logged, loop_health, unwell
 
 
 @attrs.define(eq=False)
@@ -105,15 +105,15 @@ def renamed(table: str, loop: str, *, column: str | None = None) -> Trouble:
 
 
 TROUBLES = {
-    "claim: permission": revoked("insert on nursery_queue.running", "poller"),
+    "claim: permission": revoked("insert on nursery_queue.running", "claimer"),
     "settle: permission": revoked("insert on nursery_queue.attempt", "settler"),
     "settle: permission in a branch": revoked("delete on nursery_queue.dedup", "settler"),
-    "heartbeat: permission": revoked("update on nursery_queue.worker", "heartbeat janitor"),
-    "prune: permission": revoked("delete on nursery_queue.task", "janitor settler"),
+    "heartbeat: permission": revoked("update on nursery_queue.worker", "heartbeat maintenance"),
+    "prune: permission": revoked("delete on nursery_queue.task", "maintenance settler"),
     "claim: no function": Trouble(
         "alter routine nursery_queue.walk rename to away",
         "alter routine nursery_queue.away rename to walk",
-        "poller",
+        "claimer",
     ),
     "settle: no table": renamed("finished", "settler"),
     "settle: no column": renamed("attempt", "settler", column="outcome"),
@@ -147,8 +147,8 @@ async def test_the_database_as_such_refuses(
                 await trio.sleep(100 if name.startswith("prune") else 20)
                 assert unwell(worker) == concerned
                 for loop in concerned:
-                    assert sibling(worker, loop).restarts > 3
-                    assert "DatabaseRefused" in (sibling(worker, loop).last_error or "")
+                    assert loop_health(worker, loop).restarts > 3
+                    assert "DatabaseRefused" in (loop_health(worker, loop).last_error or "")
                 assert (holding.running, holding.cancelled) == (1, [])
                 admin.do(trouble.end)
                 await trio.sleep(40)
@@ -225,13 +225,13 @@ async def test_a_part_of_the_tidying_up_is_refused(
                 for _ in range(20):
                     await client.enqueue("nobody")
                     await trio.sleep(100)
-                assert [*unwell(worker)] == ["janitor"]
+                assert [*unwell(worker)] == ["maintenance"]
                 admin.do(f"grant {what} to {{role}}")
                 await trio.sleep(300)
                 assert not unwell(worker)
-    begin, end = lines(caplog, "janitor")
-    assert begin.startswith("ERROR janitor failed, and will until somebody mends it: ")
-    assert end == "INFO janitor is back"
+    begin, end = lines(caplog, "maintenance")
+    assert begin.startswith("ERROR maintenance failed, and will until somebody mends it: ")
+    assert end == "INFO maintenance is back"
 
 
 async def test_another_part_of_the_tidying_up_is_refused(
@@ -253,11 +253,11 @@ async def test_another_part_of_the_tidying_up_is_refused(
             ):
                 admin.do(order)
                 await trio.sleep(600)
-    assert [line.partition(": DatabaseRefused")[0] for line in lines(caplog, "janitor")] == [
-        "ERROR janitor failed, and will until somebody mends it",
-        "ERROR janitor: pruning fails, too",
-        "INFO janitor: bringing back what was put aside works again",
-        "INFO janitor is back",
+    assert [line.partition(": DatabaseRefused")[0] for line in lines(caplog, "maintenance")] == [
+        "ERROR maintenance failed, and will until somebody mends it",
+        "ERROR maintenance: pruning fails, too",
+        "INFO maintenance: bringing back what was put aside works again",
+        "INFO maintenance is back",
     ]
 
 
@@ -303,7 +303,7 @@ async def test_a_row_is_refused(
         failed = statuses[7]
         assert failed is not None
         assert (failed.error_type, failed.attempt) == ("OutcomeNotStored", 1)
-        assert sibling(worker, "settler").restarts == 0
+        assert loop_health(worker, "settler").restarts == 0
         assert len(lines(caplog, "cannot be stored")) == 1
     finally:
         admin.do("alter table nursery_queue.finished drop constraint own")
@@ -330,7 +330,7 @@ async def test_a_row_that_cannot_be_forgotten(
     assert (status.state, status.error_type) == (nq.State.FAILED, "OutcomeNotStored")
     assert "still referenced from table" in str(status.error_message)
     assert await pg.status(other) is None
-    assert sibling(worker, "settler").restarts == 0
+    assert loop_health(worker, "settler").restarts == 0
 
 
 async def test_every_row_is_refused(
@@ -355,7 +355,7 @@ async def test_every_row_is_refused(
             refs = [await pg.enqueue("double", number=n) for n in range(20)]
             await trio.sleep(20)
             assert unwell(worker) == {"settler"}
-            assert "maintenance" in (sibling(worker, "settler").last_error or "")
+            assert "maintenance" in (loop_health(worker, "settler").last_error or "")
             admin.do("drop trigger no on nursery_queue.finished")
             await trio.sleep(11)
             assert unwell(worker) == set()
@@ -411,7 +411,7 @@ async def test_a_migration_that_changes_types(
             ref = await pg.enqueue("double", number=3)
             await trio.sleep(3)
             assert await outcomes(pg, ref) == ["succeeded"]
-            assert 1 <= sibling(worker, "poller").restarts <= 2  # one for each connection
+            assert 1 <= loop_health(worker, "claimer").restarts <= 2  # one for each connection
         finally:
             admin.do("alter table nursery_queue.task alter column keep_for type float8")
             await trio.sleep(3)
@@ -460,7 +460,7 @@ async def test_a_table_is_locked(
                         f"lock table nursery_queue.{table} in access exclusive mode".encode()
                     )
                     await trio.sleep(20)
-                    assert "poller" in unwell(worker)
+                    assert "claimer" in unwell(worker)
                     assert ("heartbeat" in unwell(worker)) == (table != "task")
                     assert (holding.running, holding.cancelled) == (1, [])
                     other.rollback()
@@ -469,7 +469,7 @@ async def test_a_table_is_locked(
                 await trio.sleep(40)
                 assert unwell(worker) == set()
                 holding.go_on.set()
-        for name in ("poller", "settler", "heartbeat"):
+        for name in ("claimer", "settler", "heartbeat"):
             told = [line for line in lines(caplog, name) if line.split()[1] == name]
             assert len(told) in {0, 2}
         for ref in (held, *refs):
@@ -502,7 +502,7 @@ async def test_a_table_is_locked_for_a_moment(
             other.rollback()
         refs.append(await pg.enqueue("double", number=3))
         await trio.sleep(10)
-        assert {each.restarts for each in worker.health().siblings.values()} == {0}
+        assert {each.restarts for each in worker.health().loops.values()} == {0}
         holding.go_on.set()
 
     for ref in refs:
@@ -522,7 +522,7 @@ async def test_a_lock_that_outlasts_the_patience(
     worker = nq.Worker(app, pg, rng=Longest())
 
     async def patience_ends(loop: str) -> None:
-        assert sibling(worker, loop).restarts == 0
+        assert loop_health(worker, loop).restarts == 0
         await admin.until_somebody_waits()
         virtual_time.advance(10)  # of a claim; of a settlement, with a lease of 30 s
         await really(lambda: restarted(loop))
@@ -530,7 +530,7 @@ async def test_a_lock_that_outlasts_the_patience(
     def restarted(loop: str) -> bool:
         if loop == "settler":
             virtual_time.advance(0.05)  # it asks for 2 s whether others could be settled
-        return sibling(worker, loop).restarts > 0
+        return loop_health(worker, loop).restarts > 0
 
     async with working(worker):
         held = await pg.enqueue("hold")
@@ -545,7 +545,7 @@ async def test_a_lock_that_outlasts_the_patience(
         with psycopg.connect(migrated) as other:
             other.execute("lock table nursery_queue.running in access exclusive mode")
             refs = [await pg.enqueue("double", number=n) for n in range(5)]
-            await patience_ends("poller")
+            await patience_ends("claimer")
             other.rollback()
         await trio.sleep(10)
         assert unwell(worker) == set()

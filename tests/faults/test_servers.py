@@ -18,12 +18,12 @@ import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import Longest, outcomes, working
-from tests.faults.support import Holding, lines, logged, sibling, unwell
+from tests.faults.support import Holding, lines, logged, loop_health, unwell
 from tests.pg.proxy import DETOURS, Proxy
 from tests.processes.server import OwnServer, own_server
 
 
-LOOPS = ("heartbeat", "settler", "listener", "poller", "janitor")
+LOOPS = ("heartbeat", "settler", "listener", "claimer", "maintenance")
 
 
 @attrs.define(eq=False)
@@ -107,7 +107,7 @@ async def test_no_connections_for_a_minute(
                     proxy.refusing = True
                     proxy.drop()
                 await trio.sleep(60)
-                tried = {name: sibling(worker, name).restarts for name in LOOPS}
+                tried = {name: loop_health(worker, name).restarts for name in LOOPS}
                 assert all(5 <= n <= 15 for n in tried.values()), tried
                 if how == "hangs up":
                     # The settler also asks each time whether it is the store or an outcome.
@@ -179,7 +179,7 @@ async def test_a_server_that_flaps(
                 async with flapping(proxy, how):
                     refs = [await pg.enqueue("brief", seconds=2) for _ in range(5)]
                     await trio.sleep(60)
-                    restarts = {name: sibling(worker, name).restarts for name in LOOPS}
+                    restarts = {name: loop_health(worker, name).restarts for name in LOOPS}
                     told = len(caplog.records)
                     # Beats, polls and settlements take 45 or so, and each restart takes one.
                     assert proxy.accepted - before <= 60 + sum(restarts.values())

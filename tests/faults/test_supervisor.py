@@ -15,7 +15,7 @@ import nursery_queue as nq
 
 from nursery_queue._core._errors import NotifyUnavailable
 from nursery_queue._core._retry import Backoff
-from nursery_queue._trio._supervisor import Sibling, SiblingState, supervise
+from nursery_queue._trio._supervisor import Loop, LoopState, supervise
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import Longest
 from tests.faults.support import BUGS, Odd, lines, logged
@@ -49,27 +49,27 @@ class Patient:
 @contextlib.asynccontextmanager
 async def kept_running(
     patient: Patient, *, rng: random.Random | None = None, backoff: Backoff | None = None
-) -> AsyncGenerator[Sibling]:
-    sibling = Sibling("patient")
+) -> AsyncGenerator[Loop]:
+    loop = Loop("patient")
     async with trio.open_nursery() as nursery:
 
         async def run() -> None:
             backs = backoff or Backoff()
-            await supervise(patient.run, sibling, backoff=backs, rng=rng or Longest())
+            await supervise(patient.run, loop, backoff=backs, rng=rng or Longest())
 
         nursery.start_soon(run)
-        yield sibling
+        yield loop
         nursery.cancel_scope.cancel()
 
 
 async def test_the_waits_double_up_to_half_a_minute(virtual_time: VirtualTime) -> None:
     """It is restarted after 0.25 s, then ever more slowly, and every 30 s in the end."""
     patient = Patient()
-    async with kept_running(patient) as sibling:
+    async with kept_running(patient) as loop:
         await trio.sleep(200)
 
     assert patient.waits == [0.25, 0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30, 30]
-    assert sibling.restarts == 13
+    assert loop.restarts == 13
 
 
 async def test_the_waits_are_jittered(virtual_time: VirtualTime) -> None:
@@ -125,25 +125,25 @@ async def test_one_line_per_change_of_state(
 ) -> None:
     """An outage is one line when it begins and one when it ends, however long it takes."""
     patient = Patient()
-    states: list[SiblingState] = []
+    states: list[LoopState] = []
     with logged(caplog):
-        async with kept_running(patient) as sibling:
+        async with kept_running(patient) as loop:
             for _ in range(3):
                 patient.error = nq.TransientError("away")
-                sibling.hurry()
+                loop.hurry()
                 await trio.sleep(300)
-                states.append(sibling.state)
+                states.append(loop.state)
                 patient.error = None
                 await trio.sleep(300)
-                states.append(sibling.state)
+                states.append(loop.state)
                 patient.error, patient.lives = nq.TransientError("away"), 0
 
     assert lines(caplog, "patient") == [
         "WARNING patient failed, restarting it: TransientError: away",
         "INFO patient is back",
     ]
-    assert states[:2] == [SiblingState.BACKING_OFF, SiblingState.HEALTHY]
-    assert sibling.state is SiblingState.OFF
+    assert states[:2] == [LoopState.BACKING_OFF, LoopState.HEALTHY]
+    assert loop.state is LoopState.OFF
 
 
 async def test_trouble_of_several_lines_is_one_line(
@@ -178,11 +178,11 @@ async def test_what_kind_of_trouble_it_is(
         nq.TransientError("away"),
     ]
     with logged(caplog):
-        async with kept_running(patient) as sibling:
+        async with kept_running(patient) as loop:
             for error in errors:
                 patient.error = error
                 await trio.sleep(100)
-                assert sibling.state is SiblingState.BACKING_OFF
+                assert loop.state is LoopState.BACKING_OFF
             patient.error = None
             await trio.sleep(100)
 
@@ -207,9 +207,9 @@ async def test_a_bug_of_any_kind(
     """Whatever it raises, before or after it is ready, it is told in full and restarted."""
     patient = Patient(BUGS[bug](), lives=lives)
     with logged(caplog):
-        async with kept_running(patient) as sibling:
+        async with kept_running(patient) as loop:
             await trio.sleep(5)
-            assert sibling.state in {SiblingState.BACKING_OFF, SiblingState.HEALTHY}
+            assert loop.state in {LoopState.BACKING_OFF, LoopState.HEALTHY}
 
     assert len(patient.starts) > 2
     record = caplog.records[0]
@@ -219,7 +219,7 @@ async def test_a_bug_of_any_kind(
     )
     assert record.exc_info is not None
     assert repr(record.exc_info[1]) == repr(patient.error)
-    assert type(patient.error).__name__ in str(sibling.last_error)
+    assert type(patient.error).__name__ in str(loop.last_error)
 
 
 @pytest.mark.parametrize("started", [False, True])
@@ -235,9 +235,9 @@ async def test_returning_is_a_bug(
         if started:
             task_status.started()
 
-    sibling = Sibling("leaver")
+    loop = Loop("leaver")
     with trio.move_on_after(1):
-        await supervise(leave, sibling, backoff=Backoff(), rng=Longest())
+        await supervise(leave, loop, backoff=Backoff(), rng=Longest())
 
     assert starts == [0, 0.25, 0.75]
     assert "which is a bug" in caplog.text
@@ -255,10 +255,10 @@ async def test_what_is_no_exception_goes_through(virtual_time: VirtualTime) -> N
 async def test_hurry_cuts_the_present_wait_short(virtual_time: VirtualTime) -> None:
     """In a hurry it is started at once, and if that fails, the waits go on where they were."""
     patient = Patient()
-    async with kept_running(patient) as sibling:
+    async with kept_running(patient) as loop:
         await trio.sleep(5)  # a wait of 4 s began at 3.75
-        sibling.hurry()
-        sibling.hurry()
+        loop.hurry()
+        loop.hurry()
         await trio.sleep(30)
 
     assert patient.starts == [0, 0.25, 0.75, 1.75, 3.75, 5, 5 + 8, 5 + 8 + 16]
@@ -267,9 +267,9 @@ async def test_hurry_cuts_the_present_wait_short(virtual_time: VirtualTime) -> N
 async def test_hurry_afresh(virtual_time: VirtualTime) -> None:
     """Afresh, the waits begin with short ones again."""
     patient = Patient()
-    async with kept_running(patient) as sibling:
+    async with kept_running(patient) as loop:
         await trio.sleep(5)
-        sibling.hurry(afresh=True)
+        loop.hurry(afresh=True)
         await trio.sleep(2)
 
     assert patient.starts == [0, 0.25, 0.75, 1.75, 3.75, 5, 5.25, 5.75, 6.75]
@@ -284,11 +284,11 @@ async def test_hurry_during_a_start(virtual_time: VirtualTime) -> None:
         await trio.sleep(2)
         raise nq.TransientError("away")
 
-    sibling = Sibling("slow")
+    loop = Loop("slow")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: supervise(slow, sibling, backoff=Backoff(), rng=Longest()))
+        nursery.start_soon(lambda: supervise(slow, loop, backoff=Backoff(), rng=Longest()))
         await trio.sleep(1)
-        sibling.hurry()
+        loop.hurry()
         await trio.sleep(4)
         nursery.cancel_scope.cancel()
 
@@ -306,11 +306,11 @@ async def test_hurry_is_over_once_it_has_started(virtual_time: VirtualTime) -> N
         await trio.sleep(1)
         raise nq.TransientError("away")
 
-    sibling = Sibling("slow")
+    loop = Loop("slow")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: supervise(slow, sibling, backoff=Backoff(), rng=Longest()))
+        nursery.start_soon(lambda: supervise(slow, loop, backoff=Backoff(), rng=Longest()))
         await trio.sleep(1)
-        sibling.hurry()
+        loop.hurry()
         await trio.sleep(6)
         nursery.cancel_scope.cancel()
 
@@ -320,10 +320,10 @@ async def test_hurry_is_over_once_it_has_started(virtual_time: VirtualTime) -> N
 async def test_hurry_is_nothing_to_the_healthy(virtual_time: VirtualTime) -> None:
     """A service that is well is left alone, and its next failure is not forgiven either."""
     patient = Patient(lives=10)
-    async with kept_running(patient) as sibling:
+    async with kept_running(patient) as loop:
         for _ in range(9):
             await trio.sleep(1)
-            sibling.hurry()
+            loop.hurry()
         await trio.sleep(20)
 
     assert patient.starts == [0, 10.25, 20.75]
@@ -334,19 +334,19 @@ async def test_what_can_never_be_had(
 ) -> None:
     """After `NotifyUnavailable` it stays off, quietly, and nobody waits for it."""
     patient = Patient(NotifyUnavailable("a pooler"))
-    sibling = Sibling("patient")
+    loop = Loop("patient")
     async with trio.open_nursery() as nursery:
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
             await supervise(
-                patient.run, sibling, backoff=Backoff(), rng=Longest(), task_status=task_status
+                patient.run, loop, backoff=Backoff(), rng=Longest(), task_status=task_status
             )
 
         await nursery.start(run)
         await trio.sleep(1000)
-        sibling.hurry()
+        loop.hurry()
         await trio.sleep(1000)
-        assert (sibling.state, sibling.last_error) == (SiblingState.OFF, "a pooler")
+        assert (loop.state, loop.last_error) == (LoopState.OFF, "a pooler")
         nursery.cancel_scope.cancel()
 
     assert patient.starts == [0]

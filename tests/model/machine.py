@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from nursery_queue._core._filters import CancelFilter, TaskFilter
-from nursery_queue._core._model import Claim, Fence, Lane, Settlement
+from nursery_queue._core._model import Claim, Fence, QueueSlots, Settlement
 from tests.model import expectations as expect, transactions as tx
 from tests.model.picture import PARKED, Picture
 from tests.model.verbs import Verbs
@@ -28,10 +28,10 @@ from tests.model.wishes import (
     batches,
     filters,
     kinds,
-    lanes,
     listings,
     outcomes,
     questions,
+    queue_slots,
     steps,
     which,
     wishes,
@@ -245,26 +245,33 @@ class Machine(RuleBasedStateMachine):
     @rule(
         worker=which,
         limit=st.integers(1, 4),
-        lanes=lanes,
+        queue_slots=queue_slots,
         at_once=st.sampled_from([None, None, 2, 1, 0]),
     )
     def claim_some(
-        self, worker: int, limit: int, lanes: list[Lane] | None, at_once: int | None
+        self, worker: int, limit: int, queue_slots: list[QueueSlots] | None, at_once: int | None
     ) -> None:
-        self._claim(self.a_worker(worker), limit=limit, lanes=lanes, at_once=at_once)
+        self._claim(self.a_worker(worker), limit=limit, queue_slots=queue_slots, at_once=at_once)
 
     def _claim(
         self,
         worker: tuple[UUID, int],
         *,
         limit: int,
-        lanes: list[Lane] | None = None,
+        queue_slots: list[QueueSlots] | None = None,
         at_once: int | None = None,
     ) -> None:
         worker_id, kind = worker
         if self.any_is(PARKED):  # while it was taken for dead: it brings back what it knows
             self.do(self.verbs.unpark, CREW[kind])
-        self.do(self.verbs.claim, worker_id, CREW[kind], limit=limit, lanes=lanes, at_once=at_once)
+        self.do(
+            self.verbs.claim,
+            worker_id,
+            CREW[kind],
+            limit=limit,
+            queue_slots=queue_slots,
+            at_once=at_once,
+        )
 
     @precondition(lambda self: self.any_is("running"))
     @rule(which=which, outcome=outcomes, knowing=st.booleans())
@@ -306,10 +313,10 @@ class Machine(RuleBasedStateMachine):
         fences = {claim.fence for claim in claims}
         self.do(self.verbs.give_back_all_but, self.a_worker(worker)[0], fences)
 
-    # -- what the janitor does, and time -------------------------------------------------
+    # -- what the maintenance does, and time -------------------------------------------------
 
     @rule(duty=st.sampled_from(["promote", "prune", "park", "unpark"]))
-    def janitor(self, duty: str) -> None:
+    def maintenance(self, duty: str) -> None:
         if duty == "unpark":
             types = expect.known(self.picture, self.world.clock.now())
             self.do(self.verbs.unpark, sorted(types))

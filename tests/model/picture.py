@@ -16,7 +16,7 @@ import attrs
 
 from nursery_queue._core._model import NewTask
 from nursery_queue._core._states import State
-from nursery_queue._memory._memory_rows import Place
+from nursery_queue._memory._memory_rows import Position as MemoryPosition
 from nursery_queue._memory._memory_store import MemoryStore
 from nursery_queue._pg._postgres_store import PostgresStore
 from tests.model.sides import Side
@@ -358,7 +358,7 @@ def _asked(side: Side, asked: NewTask, completes: int | None) -> Asked:
     )
 
 
-def _place(place: Place) -> Position:
+def _place(place: MemoryPosition) -> Position:
     return Position(
         place=place.state.value,
         attempt=place.attempt,

@@ -21,8 +21,8 @@ from nursery_queue._core._model import (
     Claimed,
     Fence,
     Held,
-    Lane,
     NewTask,
+    QueueSlots,
     Refusal,
     Settlement,
     WorkerInfo,
@@ -208,14 +208,14 @@ class Verbs:
         task_types: Sequence[str],
         *,
         limit: int,
-        lanes: Sequence[Lane] | None,
+        queue_slots: Sequence[QueueSlots] | None,
         at_once: int | None,
     ) -> None:
         known = worker_id in self.picture.workers
 
         async def claim(side: Side) -> Claimed:
             found = await side.store.claim(
-                worker_id, task_types, limit=limit, lanes=lanes, at_once=at_once
+                worker_id, task_types, limit=limit, queue_slots=queue_slots, at_once=at_once
             )
             assert not found.contended, "nobody else is there"
             # In memory strangers are in nobody's way, and who is not known is not told the rest.
@@ -298,7 +298,7 @@ class Verbs:
         used = {number: expect.given_back(task, lost=0) for number, task in strays.items()}
         await self.done("give_back", to=to, used=used, due=self._from_now(to))
 
-    # -- what the janitor does -----------------------------------------------------------
+    # -- what the maintenance does -----------------------------------------------------------
 
     async def promote(self) -> None:
         due = expect.due(self.picture, self.clock.now())

@@ -11,7 +11,7 @@ import attrs
 from hypothesis import strategies as st
 
 from nursery_queue._core._filters import CancelFilter, TaskFilter
-from nursery_queue._core._model import ErrorRecord, Lane, NewTask
+from nursery_queue._core._model import ErrorRecord, NewTask, QueueSlots
 from nursery_queue._core._outcome import (
     AttemptOutcome,
     Cancelled,
@@ -93,11 +93,11 @@ wishes = st.fixed_dictionaries(
     }
 ).map(_wish)
 batches = st.lists(wishes, min_size=1, max_size=3)
-lanes = st.none() | st.lists(
-    st.builds(Lane, queue=st.sampled_from(QUEUES), slots=st.integers(1, 3)),
+queue_slots = st.none() | st.lists(
+    st.builds(QueueSlots, queue=st.sampled_from(QUEUES), slots=st.integers(1, 3)),
     min_size=1,
     max_size=2,
-    unique_by=lambda lane: lane.queue,
+    unique_by=lambda each: each.queue,
 )
 filters = st.builds(
     CancelFilter,

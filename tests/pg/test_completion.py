@@ -117,7 +117,7 @@ async def test_python_reads_what_sql_asked_for(migrated: str, session: Session) 
     async with nq.connect(migrated) as client:
         await nq.Worker(app, client).run_until_idle()
 
-    assert heard == [(task_id, {"n": [1]}, nq.Cancelled("cancelled while waiting"))]
+    assert heard == [(task_id, {"n": [1]}, nq.Cancellation("cancelled while waiting"))]
 
 
 def _nested(depth: int) -> str:

@@ -14,7 +14,7 @@ import trio
 
 import nursery_queue as nq
 
-from nursery_queue._core._model import Claimed, Lane, Spot
+from nursery_queue._core._model import Claimed, QueueSlots, Spot
 from nursery_queue._pg import _postgres_store as _store
 from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._pg._sql import query
@@ -231,8 +231,8 @@ async def test_a_list_of_queues_goes_on_where_it_stopped(
     after: Spot | None = None
     for _ in range(99):
         start = 0 if after is None else names.index(after.queue)
-        lanes = [Lane(queue=queue, slots=1) for queue in names[start:]]
-        claimed = await store.claim(worker, [TYPE], limit=9, lanes=lanes, after=after)
+        queue_slots = [QueueSlots(queue=queue, slots=1) for queue in names[start:]]
+        claimed = await store.claim(worker, [TYPE], limit=9, queue_slots=queue_slots, after=after)
         found += [one.queue for one in claimed.claims]
         if (after := claimed.resume) is None:
             break

@@ -218,16 +218,16 @@ JOINS = ["nestloop", "hashjoin", "mergejoin"]
 OTHERS = ["tidscan", "material", "memoize", "hashagg", "sort"]
 
 
-@pytest.mark.parametrize("lanes", [None, ["q0", "q2", "none"]])
+@pytest.mark.parametrize("queue_slots", [None, ["q0", "q2", "none"]])
 @pytest.mark.parametrize("seqscan", ["on", "off"])
 @pytest.mark.parametrize("only", [*JOINS, None])
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
 def test_no_plan_claims_more_than_asked(
-    migrated: str, only: str | None, seqscan: str, lanes: list[str] | None, mode: str
+    migrated: str, only: str | None, seqscan: str, queue_slots: list[str] | None, mode: str
 ) -> None:
     """Whatever the planner prefers, a claim takes as many as asked, the best ones, once."""
-    slots = None if lanes is None else [5, 5, 5]
-    params = values("claim") | {"limit": 7, "queues": lanes, "slots": slots}
+    slots = None if queue_slots is None else [5, 5, 5]
+    params = values("claim") | {"limit": 7, "queues": queue_slots, "slots": slots}
     with psycopg.connect(migrated) as session:
         session.execute(HIRE, [WORKER])
         session.execute(
@@ -242,7 +242,7 @@ def test_no_plan_claims_more_than_asked(
         best = session.execute(
             "select id from nursery_queue.task where %s::text[] is null or queue = any(%s)"
             " order by priority desc, id",
-            [lanes, lanes],
+            [queue_slots, queue_slots],
         ).fetchall()
         seen: list[tuple[Any, ...]] = []
         for _ in range(3):

@@ -308,7 +308,7 @@ async def test_a_worker_does_all_that_workers_do(
             await client.result(ref)
             with trio.fail_after(20):
                 await all_told.wait()
-            assert {each.restarts for each in worker.health().siblings.values()} == {0}
+            assert {each.restarts for each in worker.health().loops.values()} == {0}
             worker.stop()
         lost = await hire(store)
         await client.enqueue("work")

@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
-from nursery_queue._trio._batcher import Gathering
+from nursery_queue._trio._batcher import Batcher
 
 
 @attrs.define(eq=False)
@@ -47,10 +47,10 @@ class Table:
     heard: dict[str, float] = attrs.field(factory=dict[str, float])
     failed: list[str] = attrs.field(factory=list[str])
     scopes: dict[str, trio.CancelScope] = attrs.field(factory=dict[str, trio.CancelScope])
-    gathering: Gathering[int, tuple[int, float]] = attrs.field(init=False)
+    gathering: Batcher[int, tuple[int, float]] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.gathering = Gathering(self.oracle.ask, "asking", self.most)
+        self.gathering = Batcher(self.oracle.ask, "asking", self.most)
 
     async def ask(self, name: str, question: int) -> None:
         begun = trio.current_time()

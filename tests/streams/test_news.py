@@ -17,9 +17,9 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
-from nursery_queue._client._notifier import Interest
+from nursery_queue._client._notifier import WakePolicy
 from nursery_queue._core._streams import Chunk, ChunkKind, StreamWrite
-from nursery_queue._trio._supervisor import SiblingState
+from nursery_queue._trio._supervisor import LoopState
 from nursery_queue.testing import VirtualTime
 from tests.engine.support import FlakyStore
 from tests.faults.network import sockets_to
@@ -50,8 +50,8 @@ async def proxy(migrated: str) -> AsyncGenerator[Proxy]:
 
 
 def hears(client: nq.Client) -> bool:
-    listening = client._news._listening
-    return listening is not None and listening.listener.state is SiblingState.HEALTHY
+    listening = client._notifier._listening
+    return listening is not None and listening.listener.state is LoopState.HEALTHY
 
 
 # -- lost, doubled, early, forged ----------------------------------------------------------
@@ -350,7 +350,7 @@ async def test_the_listener_is_killed(
                         await trio.lowlevel.checkpoint()
             await trio.sleep(0.02)
         await at_desk.write(close=True)
-        news = deaf._news._listening
+        news = deaf._notifier._listening
         assert news is not None
     assert audience.got == list(range(60))
     assert news.listener.restarts >= 3
@@ -454,11 +454,13 @@ async def test_a_bug(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
     store = FlakyStore()
     client, audience = nq.Client(store, stream_poll_interval=0), Audience()
     writer = await author(store)
-    client._news.ring_for(Interest(frozenset(), deaf=-1.0, hearing=1.0))  # no clock can do that
+    client._notifier.ring_for(
+        WakePolicy(frozenset(), deaf=-1.0, hearing=1.0)
+    )  # no clock can do that
     async with trio.open_nursery() as nursery:
         nursery.start_soon(audience.read, client.read_stream(writer.task_id))
         await trio.sleep(1)
-        client._news._interests.popitem()
+        client._notifier._policies.popitem()
         await writer.write(1)
         await trio.sleep(30)
         assert audience.got == [1]
@@ -746,7 +748,7 @@ async def odd(store: FlakyStore, writer: Author) -> None:
 
 
 def taken(client: nq.Client) -> int:
-    return sum(map(len, client._news._seats.values()))
+    return sum(map(len, client._notifier._subscriptions.values()))
 
 
 async def test_closing_waits_for_the_listener(
@@ -789,11 +791,11 @@ async def test_closing_at_any_moment(
         else:
             proxy.refusing = True
         nursery.start_soon(read)
-        while (news := client._news._listening) is None:
+        while (news := client._notifier._listening) is None:
             await trio.lowlevel.checkpoint()
         if moment == "backing off":
             with virtual_time.hold():
-                while news.listener.state is not SiblingState.BACKING_OFF:
+                while news.listener.state is not LoopState.BACKING_OFF:
                     await trio.lowlevel.checkpoint()
         else:
             while not any(link.silent for link in proxy.links):
@@ -831,12 +833,12 @@ async def test_coming_at_the_last_moment(
     virtual_time: VirtualTime, client: nq.Client, writer: Author
 ) -> None:
     """Who sits down when the light has just been turned off turns it on again."""
-    news, interest = client._news, client._streams._interest
-    seat = news.seat(writer.task_id, interest)
+    news, policy = client._notifier, client._streams._policy
+    seat = news.subscribe(writer.task_id, policy)
     with trio.fail_after(1):
         await seat.news()  # it rings when it hears
         seat.leave()
-        seat = news.seat(writer.task_id, interest)
+        seat = news.subscribe(writer.task_id, policy)
         await seat.news()
     seat.leave()
     await nothing_left(client)
@@ -848,7 +850,7 @@ async def test_the_store_is_closed(
     """A store that somebody has closed under us is no bug of ours; who asks next is told so."""
     client = nq.Client(FlakyStore())
     await client.store.aclose()
-    seat = client._news.seat(1, client._streams._interest)
+    seat = client._notifier.subscribe(1, client._streams._policy)
     with trio.move_on_after(1):
         await seat.news()
     seat.leave()

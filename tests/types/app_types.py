@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar, assert_type
 import nursery_queue as nq
 
 from nursery_queue._client._context import TaskContext
-from nursery_queue._core._completion import Cancelled, Failed, Result, Succeeded
+from nursery_queue._core._completion import Cancellation, Failure, Result, Success
 from nursery_queue._declare._app import App
 from nursery_queue._declare._task_type import TaskRequest, TaskType
 from nursery_queue.testing import MemoryStore
@@ -96,19 +96,19 @@ assert_type(tells.options(on_complete=told, context={"a": 1}).bind(1), TaskReque
 assert_type(tells.bind(1).options(on_complete="told", context=[None]), TaskRequest)
 assert_type(tells.bind(1).options(on_complete=None, context=None), TaskRequest)
 assert_type(TaskRequest.by_name("x", on_complete=told, context=1.5), TaskRequest)
-told.bind(1, {"a": 1}, Succeeded([5]))
-told.bind(1, {}, Failed("E: x", "E"))
-told.bind(1, {}, Cancelled("why"))
+told.bind(1, {"a": 1}, Success([5]))
+told.bind(1, {}, Failure("E: x", "E"))
+told.bind(1, {}, Cancellation("why"))
 
 
 def kinds(result: Result) -> str:
     match result:
-        case Succeeded(value):
+        case Success(value):
             assert_type(value, Any)
             return str(value)
-        case Failed(error, error_type):
+        case Failure(error, error_type):
             return error + error_type
-        case Cancelled(reason):
+        case Cancellation(reason):
             return reason
 
 

@@ -32,12 +32,12 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("xy"), inner, max_size=3),
 )
 ENDINGS = st.one_of(
-    st.builds(nq.Succeeded, JSON),
-    st.builds(nq.Failed, st.text("ab:"), st.text("ab.")),
-    st.builds(nq.Cancelled, st.text("ab ")),
+    st.builds(nq.Success, JSON),
+    st.builds(nq.Failure, st.text("ab:"), st.text("ab.")),
+    st.builds(nq.Cancellation, st.text("ab ")),
 )
 NOON = dt.datetime(2030, 1, 1, 12, tzinfo=dt.UTC)
-CLASSES = [nq.Succeeded, nq.Failed, nq.Cancelled]
+CLASSES = [nq.Success, nq.Failure, nq.Cancellation]
 
 
 @attrs.frozen
@@ -83,30 +83,30 @@ def test_there_and_back(ending: nq.Result) -> None:
 @pytest.mark.parametrize(
     ("ending", "text"),
     [
-        (nq.Succeeded([1]), '{"status":"succeeded","value":[1]}'),
+        (nq.Success([1]), '{"status":"succeeded","value":[1]}'),
         (
-            nq.Failed("ValueError: no", "ValueError"),
+            nq.Failure("ValueError: no", "ValueError"),
             '{"status":"failed","error":"ValueError: no","error_type":"ValueError"}',
         ),
-        (nq.Cancelled("x"), '{"status":"cancelled","reason":"x"}'),
+        (nq.Cancellation("x"), '{"status":"cancelled","reason":"x"}'),
     ],
     ids=str,
 )
 def test_how_it_is_written(ending: nq.Result, text: str) -> None:
     """The status tells the classes apart; a value is written as what it is."""
-    for hint in (type(ending), nq.Result, Any, nq.Succeeded | nq.Failed | nq.Cancelled | None):
+    for hint in (type(ending), nq.Result, Any, nq.Success | nq.Failure | nq.Cancellation | None):
         assert Params("x", {"r": hint}).dump({"r": ending}) == f'{{"r":{text}}}'
-    assert Params("x", {"r": nq.Result}).dump({"r": nq.Succeeded(Order(1))}) == (
+    assert Params("x", {"r": nq.Result}).dump({"r": nq.Success(Order(1))}) == (
         '{"r":{"status":"succeeded","value":{"number":1,"at":"2030-01-01T12:00:00+00:00"}}}'
     )
 
 
 def test_part_of_the_union() -> None:
     """A handler may name those it can be told, alone or together, and None with them."""
-    two = Params("x", {"r": nq.Succeeded | nq.Failed | None})
+    two = Params("x", {"r": nq.Success | nq.Failure | None})
 
     assert two.load('{"r": null}') == {"r": None}
-    assert two.load('{"r": {"status": "succeeded", "value": 1}}') == {"r": nq.Succeeded(1)}
+    assert two.load('{"r": {"status": "succeeded", "value": 1}}') == {"r": nq.Success(1)}
     with pytest.raises(ParamsError, match=r"r\.status: expected one of 'succeeded', 'failed', got"):
         two.load('{"r": {"status": "cancelled", "reason": "x"}}')
     with pytest.raises(ParamsError, match="an object"):
@@ -121,13 +121,13 @@ def test_part_of_the_union() -> None:
         (nq.Result, {"status": ["failed"]}, "got ['failed']"),
         (nq.Result, {"status": None}, "got None"),
         (nq.Result, {}, "r.status: required, but missing"),
-        (nq.Result, 5, "r: expected an object (Succeeded | Failed | Cancelled), got 5"),
-        (nq.Failed, [], "r: expected an object (Failed), got []"),
-        (nq.Failed, {"status": "succeeded", "value": 1}, "r.status: expected 'failed', got 'succ"),
+        (nq.Result, 5, "r: expected an object (Success | Failure | Cancellation), got 5"),
+        (nq.Failure, [], "r: expected an object (Failure), got []"),
+        (nq.Failure, {"status": "succeeded", "value": 1}, "r.status: expected 'failed', got 'succ"),
         (nq.Result, {"status": "succeeded"}, "r.value: required, but missing"),
         (nq.Result, {"status": "cancelled", "reason": 5}, "r.reason: expected str, got 5"),
         (nq.Result, {"status": "cancelled", "reason": "", "x": 1}, "r: has no field 'x'"),
-        (nq.Failed | None, {"status": "failed", "error": "", "error_type": 1}, "r.error_type: "),
+        (nq.Failure | None, {"status": "failed", "error": "", "error_type": 1}, "r.error_type: "),
     ],
     ids=str,
 )
@@ -145,13 +145,6 @@ def test_what_cannot_be_written(cls: type[Any]) -> None:
     """Where one of the classes is wanted nothing else can be passed."""
     with pytest.raises(ParamsError, match=f"expected {cls.__name__}, got {{'status'"):
         Params("mail", {"r": cls}).dump({"r": {"status": "x"}})
-
-
-def test_they_are_not_the_outcomes_of_attempts() -> None:
-    """What users are told and what the worker decides by are different classes."""
-    for cls in CLASSES:
-        assert cls is not getattr(_outcome, cls.__name__)
-        assert cls.__module__ == "nursery_queue._core._completion"
 
 
 # -- what a handler is called with -------------------------------------------------
@@ -180,7 +173,7 @@ def positional(task_id: int, context: str, result: nq.Result, /) -> Any:
     return (task_id, context, result)
 
 
-def keywords(*, result: nq.Succeeded, context: str, task_id: int) -> Any:
+def keywords(*, result: nq.Success, context: str, task_id: int) -> Any:
     return (task_id, context, result)
 
 
@@ -198,7 +191,7 @@ async def test_the_result_is_one_of_the_classes(handler: Any, app: nq.App) -> No
     got = task_type.invoke(object(), values)
     told.append(await got if task_type.is_async else got)
 
-    assert told == [(7, "c", nq.Succeeded(5))]
+    assert told == [(7, "c", nq.Success(5))]
 
 
 async def test_trying_a_handler_out(app: nq.App) -> None:
@@ -209,7 +202,7 @@ async def test_trying_a_handler_out(app: nq.App) -> None:
     async def note(task_id: int, context: Any, result: Any) -> None:
         seen.append((task_id, context, result))
 
-    for ending in (nq.Succeeded([5]), nq.Failed("E: x", "E"), nq.Cancelled("why")):
+    for ending in (nq.Success([5]), nq.Failure("E: x", "E"), nq.Cancellation("why")):
         await perform(note, 1, {"a": 1}, ending)
 
         assert seen.pop() == (1, {"a": 1}, ending)
@@ -429,7 +422,7 @@ NONSENSE: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
     (lambda t: t.options(run_at=NOON), ValueError, "done has run_at=.* run_after make sense"),
     (lambda t: t.options(context=5), ValueError, "done has a context, but no on_complete"),
     (lambda t: t.handler, TypeError, r"is the function decorated with @app\.task"),
-    (lambda t: t.bind(1, 2, nq.Succeeded(3)), TypeError, "must be a task type or the name"),
+    (lambda t: t.bind(1, 2, nq.Success(3)), TypeError, "must be a task type or the name"),
     (lambda _: TaskType, TypeError, "must be a task type or the name"),
     (lambda _: False, TypeError, "not False"),
     (lambda _: "", ValueError, "on_complete must be 1 to 255 printable characters"),

@@ -20,7 +20,7 @@ from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue._psycopg._listener import Listener
 from nursery_queue._store import Bell, Store
-from nursery_queue._worker._lease import Tenancy
+from nursery_queue._worker._lease import Lease
 from nursery_queue._worker._settler import Settler
 from nursery_queue.testing import MemoryStore
 from tests.leftovers import Watch, shift_of
@@ -103,7 +103,7 @@ async def test_a_worker_row(
     watch: Watch, app: nq.App, either: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row that is not taken away is found."""
-    monkeypatch.setattr(Tenancy, "end", nothing)
+    monkeypatch.setattr(Lease, "end", nothing)
     await work(app, either)
 
     assert watch.found[-1].startswith("worker ")
@@ -280,13 +280,13 @@ def test_what_is_found_fails_the_test(
         import pytest, trio, uuid
         import nursery_queue as nq
         from nursery_queue.testing import MemoryStore
-        from nursery_queue._worker._lease import Tenancy
+        from nursery_queue._worker._lease import Lease
 
         @pytest.fixture(autouse=True)
         def broken(monkeypatch):
             async def end(tenancy):
                 await trio.lowlevel.checkpoint()
-            monkeypatch.setattr(Tenancy, "end", end)
+            monkeypatch.setattr(Lease, "end", end)
 
         def work():
             trio.run(nq.Worker(nq.App(), nq.Client(MemoryStore())).run_until_idle)
