@@ -14,7 +14,7 @@ import trio
 
 from nursery_queue._core._errors import Closed
 from nursery_queue._core._retry import Backoff
-from nursery_queue._store import Bell, Store
+from nursery_queue._store import Bell, ClientStore
 from nursery_queue._trio._clock import upkeep_sleep
 from nursery_queue._trio._rng import new_rng
 from nursery_queue._trio._supervisor import Loop, LoopState, supervise
@@ -91,7 +91,7 @@ class Notifier:
     it starts with the first who has to wait, and ends when the last has left.
     """
 
-    _store: Store
+    _store: ClientStore
     # With the bell for news that may be about any task.
     _policies: dict[WakePolicy, Wakeup] = attrs.field(factory=dict[WakePolicy, Wakeup], init=False)
     # By task and number. Weak: a reader may be dropped in the middle, without a word.

@@ -9,7 +9,7 @@ import trio
 
 from nursery_queue._core._errors import TransientError
 from nursery_queue._core._model import TaskStatus
-from nursery_queue._store import Bell, Store
+from nursery_queue._store import Bell, ClientStore
 from nursery_queue._trio._batcher import Batcher
 
 from ._notifier import Notifier, Subscription, WakePolicy
@@ -25,7 +25,7 @@ ENDS = WakePolicy(frozenset({Bell.FINISHED}), deaf=1.0, hearing=60.0)
 class ResultWaiter:
     """All who wait for tasks of one client."""
 
-    _store: Store
+    _store: ClientStore
     _notifier: Notifier
     _questions: Batcher[int, TaskStatus | None] = attrs.field(init=False)
 

@@ -15,7 +15,7 @@ import trio
 from nursery_queue._core._checks import duration
 from nursery_queue._core._errors import Closed, StreamRestarted, UnknownTask
 from nursery_queue._core._streams import Chunk, StreamPage, StreamRequest
-from nursery_queue._store import Bell, Store
+from nursery_queue._store import Bell, ClientStore
 from nursery_queue._trio._batcher import Batcher
 
 from ._notifier import Notifier, Subscription, WakePolicy
@@ -46,7 +46,7 @@ class StreamInfo:
 class Streams:
     """The streams of one client's tasks, as their readers see them."""
 
-    _store: Store
+    _store: ClientStore
     _notifier: Notifier
     _poll: float
     _policy: WakePolicy = attrs.field(init=False)
