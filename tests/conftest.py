@@ -13,8 +13,8 @@ import pytest
 import nursery_queue as nq
 
 from nursery_queue.testing import _pytest_plugin
-from tests.databases import Stock
-from tests.leftovers import Watch, watched
+from tests.support.databases import Stock
+from tests.support.leftovers import Watch, watched
 
 
 pytest_plugins = ["pytester"]

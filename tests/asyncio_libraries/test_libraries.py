@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.processes import environment, rows
-from tests.databases import Stock
+from tests.support.command_line import environment, rows
+from tests.support.databases import Stock
 
 
 HERE = Path(__file__).parent

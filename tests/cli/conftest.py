@@ -17,7 +17,7 @@ from typing import Protocol
 import pytest
 
 from nursery_queue.cli import main
-from tests.cli.processes import NOT_OURS, Running, run, started
+from tests.support.command_line import NOT_OURS, Running, run, started
 
 
 APP = """

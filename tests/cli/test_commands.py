@@ -16,7 +16,7 @@ from nursery_queue._core._counters import Counters
 from nursery_queue.cli._overview import Overview
 from nursery_queue.cli._status import records
 from tests.cli.conftest import Run
-from tests.cli.processes import rows
+from tests.support.command_line import rows
 
 
 def lines(text: str) -> list[list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from nursery_queue.cli._deadline import Deadline
-from tests.cli.processes import PATIENCE
+from tests.support.command_line import PATIENCE
 
 
 LONG = 3600.0

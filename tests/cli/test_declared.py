@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.cli.conftest import Run
-from tests.cli.processes import rows
+from tests.support.command_line import rows
 
 
 SEEN = "select queue, priority, on_complete ->> 'task_type' from nursery_queue.task order by id"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.processes import Running, rows, run, started, until
+from tests.support.command_line import Running, rows, run, started, until
 
 
 @pytest.fixture

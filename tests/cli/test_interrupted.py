@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.processes import CHECKOUT, PATIENCE, command, environment
+from tests.support.command_line import CHECKOUT, PATIENCE, command, environment
 
 
 # Python imports it by itself. It presses Ctrl-C when a module is about to be imported.

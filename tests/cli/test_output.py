@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run
-from tests.cli.processes import PATIENCE, command, environment, rows
+from tests.support.command_line import PATIENCE, command, environment, rows
 
 
 def in_terminal(

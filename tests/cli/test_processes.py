@@ -13,9 +13,9 @@ import trio
 
 from nursery_queue.cli._processes import Family
 from tests.cli.conftest import Run, Start
-from tests.cli.processes import PATIENCE, is_alive, rows, until
 from tests.cli.test_watch import Doors, doors
 from tests.cli.test_worker import STATES, TERM, WORKERS, enqueue
+from tests.support.command_line import PATIENCE, is_alive, rows, until
 
 
 __all__ = ["doors"]  # a fixture

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Run
-from tests.cli.processes import rows
+from tests.support.command_line import rows
 
 
 STATES = "select id, state from nursery_queue.task_status order by id"

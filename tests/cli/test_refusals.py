@@ -15,8 +15,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from nursery_queue.cli import main
 from tests.cli.conftest import Run
-from tests.cli.processes import rows
-from tests.roles import Roles, made_roles
+from tests.support.command_line import rows
+from tests.support.roles import Roles, made_roles
 
 
 PASSWORD = "tOpsEcret"

@@ -14,8 +14,8 @@ import pytest
 from nursery_queue import ExitOutcome, ExitReport, TaskExit
 from nursery_queue.cli._worker_process import exit_code
 from tests.cli.conftest import Start
-from tests.cli.processes import Running, rows, until
 from tests.cli.test_worker import INT, STATES, TERM, WORKERS, enqueue, in_hand
+from tests.support.command_line import Running, rows, until
 
 
 HUP, KILL = signal.SIGHUP, signal.SIGKILL

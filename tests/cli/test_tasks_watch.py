@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Run, Start
-from tests.cli.processes import PATIENCE, command, environment, rows
 from tests.cli.test_watch import Doors, doors, read_until, terminal
+from tests.support.command_line import PATIENCE, command, environment, rows
 
 
 __all__ = ["doors"]  # a fixture

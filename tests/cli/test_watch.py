@@ -21,7 +21,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.cli.conftest import Run, Start
-from tests.cli.processes import PATIENCE, Running, command, environment, rows, until
+from tests.support.command_line import PATIENCE, Running, command, environment, rows, until
 
 
 INT, TERM = signal.SIGINT, signal.SIGTERM

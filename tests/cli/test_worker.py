@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run, Start
-from tests.cli.processes import Running, rows, until
+from tests.support.command_line import Running, rows, until
 
 
 TERM, INT = signal.SIGTERM, signal.SIGINT

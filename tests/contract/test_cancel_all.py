@@ -19,7 +19,7 @@ from nursery_queue._memory import _tables
 from nursery_queue._pg import _postgres_store as _store
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime
-from tests.contract.steps import (
+from tests.support.store_steps import (
     TYPE,
     a_task,
     add,

@@ -14,7 +14,7 @@ import trio
 from nursery_queue._core._filters import CancelFilter
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
-from tests.contract.steps import (
+from tests.support.store_steps import (
     a_task,
     add,
     claim,

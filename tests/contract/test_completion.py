@@ -20,7 +20,9 @@ from nursery_queue._core._retry import RetryPolicy
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Bell, Store
 from nursery_queue.testing import VirtualTime
-from tests.contract.steps import (
+from tests.contract.test_enqueue import SHAPES
+from tests.support.listening import Step, listening
+from tests.support.store_steps import (
     DAY,
     ERROR,
     WAYS,
@@ -36,8 +38,6 @@ from tests.contract.steps import (
     settle,
     state,
 )
-from tests.contract.test_enqueue import SHAPES
-from tests.contract.test_listen import Step, listening
 
 
 DONE = "done"

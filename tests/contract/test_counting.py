@@ -10,7 +10,7 @@ from nursery_queue._core._outcome import MAX_LOST
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime
-from tests.contract.steps import (
+from tests.support.store_steps import (
     DAY,
     LEASE,
     TYPE,

@@ -14,7 +14,7 @@ from nursery_queue._core._filters import TaskFilter
 from nursery_queue._core._model import NewTask
 from nursery_queue._core._states import Event
 from nursery_queue._store import Store
-from tests.contract.steps import TYPE, a_task, add, claim, claim_one, ends, hire
+from tests.support.store_steps import TYPE, a_task, add, claim, claim_one, ends, hire
 
 
 TOLD = Declaration(name="told", queue="books", priority=7, on_complete='{"task_type": "last"}')

@@ -13,7 +13,7 @@ from nursery_queue._core._retry import RetryPolicy
 from nursery_queue._core._states import State
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime
-from tests.contract.steps import (
+from tests.support.store_steps import (
     DAY,
     a_task,
     add,

@@ -19,7 +19,7 @@ from nursery_queue._core._retry import RetryPolicy
 from nursery_queue._core._states import State
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime
-from tests.contract.steps import a_task, add, claim, count, hire, refusal, status
+from tests.support.store_steps import a_task, add, claim, count, hire, refusal, status
 
 
 pytestmark = pytest.mark.parametrize("copy", [False, True], ids=["insert", "copy"])

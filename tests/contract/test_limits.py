@@ -9,7 +9,8 @@ from nursery_queue._core._model import QueueSlots, QueueStatus
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Bell, Store
 from nursery_queue.testing import VirtualTime
-from tests.contract.steps import (
+from tests.support.listening import listening
+from tests.support.store_steps import (
     LEASE,
     a_task,
     add,
@@ -20,7 +21,6 @@ from tests.contract.steps import (
     settle,
     state,
 )
-from tests.contract.test_listen import listening
 
 
 async def test_no_more_than_the_limit(store: Store) -> None:

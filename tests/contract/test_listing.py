@@ -10,7 +10,7 @@ from nursery_queue._core._filters import TaskFilter
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime
-from tests.contract.steps import DAY, a_task, add, brought_to, claimed_once, hire, settle
+from tests.support.store_steps import DAY, a_task, add, brought_to, claimed_once, hire, settle
 
 
 async def pages(store: Store, size: int, **which: Any) -> list[list[int]]:

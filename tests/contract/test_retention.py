@@ -6,7 +6,7 @@ from nursery_queue._core._filters import TaskFilter
 from nursery_queue._core._states import FINAL, TRANSITIONS, Event, State, transition
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime
-from tests.contract.steps import (
+from tests.support.store_steps import (
     DAY,
     ERROR,
     WAYS,

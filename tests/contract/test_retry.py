@@ -8,7 +8,7 @@ from nursery_queue._core._model import Outcome, Refusal
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime
-from tests.contract.steps import (
+from tests.support.store_steps import (
     DAY,
     ERROR,
     add,

@@ -5,7 +5,7 @@ import datetime as dt
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime
-from tests.contract.steps import (
+from tests.support.store_steps import (
     TYPE,
     a_task,
     add,

@@ -14,7 +14,8 @@ from nursery_queue._core._model import ErrorRecord, Fence, Outcome, Refusal
 from nursery_queue._core._states import FINAL, TRANSITIONS, Event, State, transition
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime
-from tests.contract.steps import (
+from tests.contract.test_enqueue import SHAPES
+from tests.support.store_steps import (
     ERROR,
     LEASE,
     OUTCOMES,
@@ -33,7 +34,6 @@ from tests.contract.steps import (
     state,
     status,
 )
-from tests.contract.test_enqueue import SHAPES
 
 
 AGAIN = [e for e in TRANSITIONS[State.RUNNING] if transition(State.RUNNING, e) not in FINAL]

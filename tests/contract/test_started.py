@@ -9,7 +9,7 @@ from nursery_queue._core._model import Held, Settlement
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime
-from tests.contract.steps import (
+from tests.support.store_steps import (
     LEASE,
     TYPE,
     a_task,

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import contextlib
 
-from typing import Any
-
-import attrs
 import pytest
 
 from nursery_queue._core._errors import Closed, StaleClaim, StreamFull
@@ -18,37 +15,22 @@ from nursery_queue._core._states import Event, State
 from nursery_queue._core._streams import (
     PAGE,
     PAGE_BYTES,
-    Chunk,
     StreamPage,
     StreamRequest,
-    StreamWrite,
 )
 from nursery_queue._memory._memory_store import MemoryStore
 from nursery_queue._store import Store
-from tests.contract.steps import Known, a_task, add, claim_one, claimed_once, count, ends, settle
-
-
-NAME = "tokens"
-
-
-async def write(store: Store, fence: Fence, *pieces: Any, **options: Any) -> None:
-    await store.write_stream(a_write(fence, *pieces, **options))
-
-
-def a_write(fence: Fence, *pieces: Any, **options: Any) -> StreamWrite:
-    usual = StreamWrite(fence=fence, name=NAME, chunks=[Chunk.of(data) for data in pieces])
-    return attrs.evolve(usual, **options)
-
-
-async def read(store: Store, task_id: int, **asked: Any) -> StreamPage:
-    usual = StreamRequest(task_id=task_id, name=NAME)
-    (page,) = await store.read_streams([attrs.evolve(usual, **asked)])
-    assert page is not None
-    return page
-
-
-def values(page: StreamPage) -> list[Any]:
-    return [chunk.value for chunk in page.chunks]
+from tests.support.store_steps import (
+    Known,
+    a_task,
+    add,
+    claim_one,
+    claimed_once,
+    count,
+    ends,
+    settle,
+)
+from tests.support.stream_steps import NAME, a_write, read, values, write
 
 
 async def again(store: Store, task: Known, event: Event = Event.INTERRUPT) -> Fence:

@@ -11,7 +11,7 @@ from nursery_queue._core._model import Outcome, TaskRef
 from nursery_queue._core._states import Event, State
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime
-from tests.contract.steps import (
+from tests.support.store_steps import (
     a_task,
     add,
     claim,

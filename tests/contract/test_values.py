@@ -17,7 +17,7 @@ from nursery_queue._core._states import Event
 from nursery_queue._json._codec import dump_result
 from nursery_queue._store import Store
 from nursery_queue.testing import MemoryStore
-from tests.contract.steps import add, claim_one, hire, settle
+from tests.support.store_steps import add, claim_one, hire, settle
 
 
 FLOATS = [

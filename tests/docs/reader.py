@@ -34,7 +34,7 @@ from typing import Any
 import attrs
 
 from tests.docs.pages import ROOT, Block
-from tests.sql.clients import PATIENCE, program, psql_program
+from tests.support.psql import PATIENCE, program, psql_program
 
 
 KINDS = {

@@ -11,7 +11,7 @@ import pytest
 
 import nursery_queue as nq
 
-from tests.engine.support import FlakyStore
+from tests.support.workers import FlakyStore
 
 
 @pytest.fixture

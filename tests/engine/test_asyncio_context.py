@@ -16,7 +16,7 @@ from trio.testing import MockClock
 import nursery_queue as nq
 
 from nursery_queue._trio._asyncio_loop import TrioHostedLoop
-from tests.engine.support import final, outcomes, state, working
+from tests.support.workers import final, outcomes, state, working
 
 
 async def test_the_verbs_of_the_client(app: nq.App, either: nq.Client) -> None:

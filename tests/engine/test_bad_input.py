@@ -6,7 +6,7 @@ import pytest
 
 import nursery_queue as nq
 
-from tests.engine.support import outcomes
+from tests.support.workers import outcomes
 
 
 class Mute(Exception):  # no error of ours

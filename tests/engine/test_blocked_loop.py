@@ -16,7 +16,7 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import FlakyStore, Longest, final, outcomes, working
+from tests.support.workers import FlakyStore, Longest, final, outcomes, working
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import FlakyStore, outcomes, state, working
+from tests.support.workers import FlakyStore, outcomes, state, working
 
 
 VERBS = (

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import FlakyStore, final, outcomes, state, working
+from tests.support.workers import FlakyStore, final, outcomes, state, working
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import nursery_queue as nq
 from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import FlakyStore, working
+from tests.support.workers import FlakyStore, working
 
 
 @pytest.fixture

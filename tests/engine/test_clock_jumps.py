@@ -14,8 +14,8 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.contract.steps import hire
-from tests.engine.support import FlakyStore, Longest, outcomes, working
+from tests.support.store_steps import hire
+from tests.support.workers import FlakyStore, Longest, outcomes, working
 
 
 LEASE, HEARTBEAT = 30.0, 3.0

@@ -10,7 +10,7 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.testing import MemoryStore, perform
-from tests.engine.support import outcomes, state
+from tests.support.workers import outcomes, state
 
 
 async def close(client: nq.Client, how: str) -> None:

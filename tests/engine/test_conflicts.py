@@ -19,7 +19,7 @@ import nursery_queue as nq
 from nursery_queue._core._excuses import Excuse, excuse
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import final, outcomes, state, working
+from tests.support.workers import final, outcomes, state, working
 
 
 SERIALIZABLE = "-c default_transaction_isolation=serializable"

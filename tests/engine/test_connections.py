@@ -15,7 +15,7 @@ import nursery_queue as nq
 
 from nursery_queue._core._outcome import MAX_LOST
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import final, outcomes, working
+from tests.support.workers import final, outcomes, working
 
 
 AT_ONCE = 8  # transactions of handlers, by default

@@ -9,7 +9,7 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
-from tests.engine.support import FlakyStore, final, outcomes, state, working
+from tests.support.workers import FlakyStore, final, outcomes, state, working
 
 
 async def test_its_fields(autojump_clock: MockClock, app: nq.App, client: nq.Client) -> None:

@@ -13,7 +13,7 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import FlakyStore, outcomes, working
+from tests.support.workers import FlakyStore, outcomes, working
 
 
 ExitOutcome = nq.ExitOutcome

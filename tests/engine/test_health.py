@@ -9,7 +9,7 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
-from tests.engine.support import FlakyStore, Longest, working
+from tests.support.workers import FlakyStore, Longest, working
 
 
 async def test_health(

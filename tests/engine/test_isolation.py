@@ -11,7 +11,7 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.testing import MemoryStore, perform, performing
-from tests.engine.support import eventually, outcomes, working
+from tests.support.workers import eventually, outcomes, working
 
 
 tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")

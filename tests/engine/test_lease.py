@@ -16,7 +16,7 @@ import nursery_queue as nq
 
 from nursery_queue._core._model import WorkerInfo
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import FlakyStore, Longest, outcomes, state, working
+from tests.support.workers import FlakyStore, Longest, outcomes, state, working
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ async def test_short_outages_are_ridden_out(
 
 
 @pytest.mark.parametrize(
-    ("sibling", "verbs"),
+    ("loop", "verbs"),
     [
         ("listener", {"listen"}),
         ("claimer", {"claim", "promote", "give_back_all_but", "closed_queues"}),

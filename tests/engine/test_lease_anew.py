@@ -16,7 +16,7 @@ from nursery_queue._core._model import WorkerInfo
 from nursery_queue._core._outcome import MAX_LOST
 from nursery_queue._worker._slots import Slots
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import FlakyStore, Longest, final, outcomes, state, working
+from tests.support.workers import FlakyStore, Longest, final, outcomes, state, working
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.testing import MemoryStore, VirtualTime, deterministic
-from tests.engine.support import FlakyStore, Longest, final, working
+from tests.support.workers import FlakyStore, Longest, final, working
 
 
 VERBS = [

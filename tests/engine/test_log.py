@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
-from tests.engine.support import Longest, final, working
+from tests.support.workers import Longest, final, working
 
 
 async def test_failures_are_told(

@@ -10,8 +10,8 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.engine.instruments import ONCE, Recorder
-from tests.engine.support import FlakyStore, Longest, final, state, working
+from tests.support.recorder import ONCE, Recorder
+from tests.support.workers import FlakyStore, Longest, final, state, working
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
-from tests.engine.support import final, working
+from tests.support.workers import final, working
 
 
 async def test_infinity_is_no_limit(

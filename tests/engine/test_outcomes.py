@@ -15,7 +15,7 @@ from trio.testing import MockClock
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import FlakyStore, Longest, final, outcomes, state, working
+from tests.support.workers import FlakyStore, Longest, final, outcomes, state, working
 
 
 class Hopeless(nq.DoNotRetry):

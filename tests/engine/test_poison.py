@@ -21,7 +21,7 @@ from trio.testing import MockClock
 import nursery_queue as nq
 
 from nursery_queue.testing import MemoryStore
-from tests.engine.support import outcomes, state, working
+from tests.support.workers import outcomes, state, working
 
 
 class Odd(BaseException):

@@ -15,7 +15,7 @@ import nursery_queue as nq
 
 from nursery_queue._core._model import Claimed, Fence, Refusal, Settlement
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import FlakyStore, outcomes, state, working
+from tests.support.workers import FlakyStore, outcomes, state, working
 
 
 async def test_nothing_ahead(

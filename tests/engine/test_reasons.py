@@ -21,7 +21,7 @@ from nursery_queue._core._model import CancelRequest
 from nursery_queue._worker._slots import Execution
 from nursery_queue.testing import MemoryStore, VirtualTime, deterministic
 from tests.engine.handlers import KINDS, Handlers, Kind
-from tests.engine.support import FlakyStore, outcomes, state, working
+from tests.support.workers import FlakyStore, outcomes, state, working
 
 
 PAIRS = list(itertools.permutations(CancelReason, 2))

@@ -14,9 +14,9 @@ import nursery_queue as nq
 from nursery_queue._core._outcome import MAX_LOST
 from nursery_queue._core._tally import counters_of
 from nursery_queue.testing import VirtualTime
-from tests.contract.steps import claim, hire
-from tests.engine.instruments import Recorder, without_instants
-from tests.engine.support import FlakyStore, working
+from tests.support.recorder import Recorder, without_instants
+from tests.support.store_steps import claim, hire
+from tests.support.workers import FlakyStore, working
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from nursery_queue._core._states import Event
 from nursery_queue._store import Isolation, StoreTransaction
 from nursery_queue._worker import _execution as _stage
 from nursery_queue.testing import VirtualTime
-from tests.contract.steps import claim, hire, settle
-from tests.engine.support import FlakyStore, eventually, final, outcomes, state, working
-from tests.pg.proxy import Proxy, proxied
+from tests.support.proxy import Proxy, proxied
+from tests.support.store_steps import claim, hire, settle
+from tests.support.workers import FlakyStore, eventually, final, outcomes, state, working
 
 
 class Ends(nq.Instrument):

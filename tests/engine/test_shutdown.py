@@ -13,7 +13,7 @@ import nursery_queue as nq
 
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import FlakyStore, eventually, outcomes, state, working
+from tests.support.workers import FlakyStore, eventually, outcomes, state, working
 
 
 @pytest.fixture

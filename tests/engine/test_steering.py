@@ -12,7 +12,7 @@ import nursery_queue as nq
 
 from nursery_queue._core._model import QueueStatus
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import working
+from tests.support.workers import working
 
 
 @pytest.fixture

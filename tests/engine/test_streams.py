@@ -15,7 +15,7 @@ from nursery_queue._client._transaction import Transaction
 from nursery_queue._core._model import Fence
 from nursery_queue._core._streams import Chunk, StreamRequest, StreamWrite
 from nursery_queue.testing import perform
-from tests.engine.support import final, outcomes, state, working
+from tests.support.workers import final, outcomes, state, working
 
 
 async def chunks(client: nq.Client, ref: nq.TaskRef, name: str = "default") -> list[Any]:

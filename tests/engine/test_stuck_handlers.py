@@ -18,8 +18,8 @@ from trio.testing import MockClock
 import nursery_queue as nq
 
 from nursery_queue.testing import MemoryStore, VirtualTime
-from tests.engine.instruments import ONCE, Recorder
-from tests.engine.support import final, outcomes, state, working
+from tests.support.recorder import ONCE, Recorder
+from tests.support.workers import final, outcomes, state, working
 
 
 @attrs.frozen

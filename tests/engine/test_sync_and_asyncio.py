@@ -20,7 +20,7 @@ from trio.testing import MockClock
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import Longest, final, outcomes, state, working
+from tests.support.workers import Longest, final, outcomes, state, working
 
 
 # -- threads ---------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import nursery_queue as nq
 
 from nursery_queue._trio._task_tree import place, task_tree
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import working
+from tests.support.workers import working
 
 
 def line_of(function: object, text: str) -> int:

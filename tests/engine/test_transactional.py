@@ -13,7 +13,7 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue._psycopg._connection import Connection
-from tests.engine.support import eventually, final, outcomes, state, working
+from tests.support.workers import eventually, final, outcomes, state, working
 
 
 @pytest.fixture

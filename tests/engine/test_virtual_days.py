@@ -15,7 +15,7 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import Longest, working
+from tests.support.workers import Longest, working
 
 
 HOUR = 3600.0

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import FlakyStore, working
+from tests.support.workers import FlakyStore, working
 
 
 @pytest.fixture

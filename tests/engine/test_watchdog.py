@@ -21,7 +21,7 @@ from trio.testing import MockClock
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import eventually, final, working
+from tests.support.workers import eventually, final, working
 
 
 LEASE = 3.0  # seconds; a tenth of it is how long the loop may stand still

@@ -14,7 +14,7 @@ from trio.testing import MockClock
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import FlakyStore, Longest, outcomes, state, working
+from tests.support.workers import FlakyStore, Longest, outcomes, state, working
 
 
 @pytest.fixture

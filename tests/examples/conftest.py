@@ -7,8 +7,8 @@ from collections.abc import Generator
 import pytest
 
 from examples.__main__ import TABLES
-from tests.cli.processes import rows
 from tests.examples.serving import Site, served, url
+from tests.support.command_line import rows
 
 
 @pytest.fixture

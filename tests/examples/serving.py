@@ -22,7 +22,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from examples.__main__ import commands
-from tests.cli.processes import CHECKOUT, PATIENCE, Running, environment, rows, until
+from tests.support.command_line import CHECKOUT, PATIENCE, Running, environment, rows, until
 
 
 TAKES_FORMS = {"flask_signup", "django_signup"}

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.cli.processes import until
 from tests.examples.serving import Site, locked
+from tests.support.command_line import until
 
 
 pytestmark = pytest.mark.parametrize("site", ["push_batches"], indirect=True)

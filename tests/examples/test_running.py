@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from examples.__main__ import COMMANDS, commands
-from tests.cli.processes import CHECKOUT, PATIENCE, rows
 from tests.examples.serving import Site, docstring, free_port, process, url
+from tests.support.command_line import CHECKOUT, PATIENCE, rows
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -11,8 +11,8 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.cli.processes import until
 from tests.examples.serving import Site, drain, locked
+from tests.support.command_line import until
 
 
 EVERYWHERE = ["fastapi_signup", "flask_signup", "django_signup", "starlette_signup"]

@@ -11,9 +11,9 @@ import pytest
 
 from examples.__main__ import commands
 from examples.sse_tokens import model
-from tests.cli.processes import PATIENCE, until
 from tests.examples.browser import CHROMIUM, Page, opened
 from tests.examples.serving import Site, free_port, process
+from tests.support.command_line import PATIENCE, until
 
 
 QUESTION = " ".join(f"w{number}" for number in range(150))

@@ -6,7 +6,7 @@ import pytest
 
 import nursery_queue as nq
 
-from tests.faults.support import FaultyStore, Holding
+from tests.faults.loops import FaultyStore, Holding
 
 
 @pytest.fixture

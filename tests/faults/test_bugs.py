@@ -16,9 +16,9 @@ from nursery_queue._worker._entries import Entry
 from nursery_queue._worker._settler import Settler
 from nursery_queue._worker._slots import Slots
 from nursery_queue.testing import VirtualTime
-from tests.engine.instruments import Recorder
-from tests.engine.support import Longest, outcomes, state, working
-from tests.faults.support import BUGS, VERBS, FaultyStore, Holding, logged, loop_health, unwell
+from tests.faults.loops import BUGS, VERBS, FaultyStore, Holding, logged, loop_health, unwell
+from tests.support.recorder import Recorder
+from tests.support.workers import Longest, outcomes, state, working
 
 
 def bugs_told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:

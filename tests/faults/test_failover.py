@@ -25,9 +25,9 @@ import nursery_queue as nq
 from nursery_queue._embedded._server import Server
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue._psycopg._hosts import CONNECT_TIMEOUT, Address, Hosts, address_of
-from tests.engine.support import eventually, final, outcomes, working
-from tests.pg.proxy import Proxy, proxied
-from tests.processes.server import OwnServer, own_server
+from tests.support.own_server import OwnServer, own_server
+from tests.support.proxy import Proxy, proxied
+from tests.support.workers import eventually, final, outcomes, working
 
 
 # -- a host that hangs ------------------------------------------------------------------------

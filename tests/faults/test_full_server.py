@@ -12,9 +12,9 @@ import trio
 
 import nursery_queue as nq
 
-from tests.engine.support import eventually, final, outcomes, working
-from tests.faults.support import lines, logged, unwell
-from tests.processes.server import OwnServer, own_server
+from tests.faults.loops import lines, logged, unwell
+from tests.support.own_server import OwnServer, own_server
+from tests.support.workers import eventually, final, outcomes, working
 
 
 PLACES = 14

@@ -24,10 +24,10 @@ from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._store import Bell
 from nursery_queue._trio._supervisor import Loop, LoopState, supervise
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import final, state, working
-from tests.faults.network import pass_time_until, sockets_to
-from tests.faults.support import Holding, lines, logged, loop_health
-from tests.pg.proxy import Proxy, proxied
+from tests.faults.loops import Holding, lines, logged, loop_health
+from tests.support.network import pass_time_until, sockets_to
+from tests.support.proxy import Proxy, proxied
+from tests.support.workers import final, state, working
 
 
 LISTEN = b'LISTEN "nursery_queue'

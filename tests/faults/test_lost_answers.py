@@ -10,10 +10,10 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import Longest, outcomes, working
-from tests.faults.network import pass_time
-from tests.faults.support import Holding, loop_health, unwell
-from tests.pg.proxy import Proxy, proxied
+from tests.faults.loops import Holding, loop_health, unwell
+from tests.support.network import pass_time
+from tests.support.proxy import Proxy, proxied
+from tests.support.workers import Longest, outcomes, working
 
 
 # What only a claim says, once the worker is registered; and what only one settlement says.

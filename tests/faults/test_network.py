@@ -17,10 +17,10 @@ from nursery_queue._psycopg._connection import Connection
 from nursery_queue._worker._claimer import CLAIM_TIMEOUT
 from nursery_queue._worker._lease import GOODBYE
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import final, outcomes, working
-from tests.faults.network import pass_time, pass_time_until, sockets_to
-from tests.faults.support import Holding, lines, logged, loop_health, unwell
-from tests.pg.proxy import Link, Proxy, proxied
+from tests.faults.loops import Holding, lines, logged, loop_health, unwell
+from tests.support.network import pass_time, pass_time_until, sockets_to
+from tests.support.proxy import Link, Proxy, proxied
+from tests.support.workers import final, outcomes, working
 
 
 # What is said on each connection, and on no other.

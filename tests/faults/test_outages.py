@@ -13,8 +13,8 @@ import nursery_queue as nq
 from nursery_queue._core._model import WorkerInfo
 from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import Longest, outcomes, working
-from tests.faults.support import FaultyStore, Holding, lines, logged, until_well, unwell
+from tests.faults.loops import FaultyStore, Holding, lines, logged, until_well, unwell
+from tests.support.workers import Longest, outcomes, working
 
 
 @pytest.fixture

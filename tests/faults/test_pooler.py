@@ -23,9 +23,9 @@ from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._psycopg._pooler import connect
 from nursery_queue._store import Bell
 from nursery_queue.testing import VirtualTime
-from tests.contract.steps import claim, hire
-from tests.engine.support import eventually, final, outcomes, state
-from tests.faults.pooler import Pooler, pooled
+from tests.support.pooler import Pooler, pooled
+from tests.support.store_steps import claim, hire
+from tests.support.workers import eventually, final, outcomes, state
 
 
 LEFT_BEHIND = """

@@ -23,8 +23,8 @@ import nursery_queue as nq
 from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import Longest, outcomes, state, working
-from tests.faults.support import Holding, lines, logged, loop_health, unwell
+from tests.faults.loops import Holding, lines, logged, loop_health, unwell
+from tests.support.workers import Longest, outcomes, state, working
 
 
 @attrs.define(eq=False)

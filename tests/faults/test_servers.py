@@ -17,10 +17,10 @@ from psycopg.conninfo import make_conninfo
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import Longest, outcomes, working
-from tests.faults.support import Holding, lines, logged, loop_health, unwell
-from tests.pg.proxy import DETOURS, Proxy
-from tests.processes.server import OwnServer, own_server
+from tests.faults.loops import Holding, lines, logged, loop_health, unwell
+from tests.support.own_server import OwnServer, own_server
+from tests.support.proxy import DETOURS, Proxy
+from tests.support.workers import Longest, outcomes, working
 
 
 LOOPS = ("heartbeat", "settler", "listener", "claimer", "maintenance")

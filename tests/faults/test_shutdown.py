@@ -10,8 +10,8 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.faults.network import pass_time, pass_time_until
-from tests.pg.proxy import Proxy, proxied
+from tests.support.network import pass_time, pass_time_until
+from tests.support.proxy import Proxy, proxied
 
 
 STOP_AT, GRACE, CLEANUP = 5.0, 7.0, 3.0

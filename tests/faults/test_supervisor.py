@@ -17,8 +17,8 @@ from nursery_queue._core._errors import NotifyUnavailable
 from nursery_queue._core._retry import Backoff
 from nursery_queue._trio._supervisor import Loop, LoopState, supervise
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import Longest
-from tests.faults.support import BUGS, Odd, lines, logged
+from tests.faults.loops import BUGS, Odd, lines, logged
+from tests.support.workers import Longest
 
 
 @attrs.define(eq=False)

@@ -12,7 +12,7 @@ from psycopg.errors import InFailedSqlTransaction, UniqueViolation
 import nursery_queue as nq
 
 from nursery_queue._psycopg._connection import Connection
-from tests.pg.proxy import Proxy, proxied
+from tests.support.proxy import Proxy, proxied
 
 
 @pytest.fixture

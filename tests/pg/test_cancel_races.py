@@ -8,9 +8,9 @@ import trio
 from nursery_queue._core._filters import CancelFilter
 from nursery_queue._core._states import Event, State
 from nursery_queue._pg._postgres_store import PostgresStore
-from tests.contract.steps import a_task, add, claimed_once, settle, state, status
 from tests.pg.queries import BIG, Session, rows
-from tests.pg.waits import until_blocked
+from tests.support.store_steps import a_task, add, claimed_once, settle, state, status
+from tests.support.waits import until_blocked
 
 
 # Somebody moves the only task from one place to another.

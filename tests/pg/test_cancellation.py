@@ -24,7 +24,7 @@ from psycopg import pq
 
 from nursery_queue._core._errors import CommitOutcomeUnknown
 from nursery_queue._psycopg._connection import Connection
-from tests.pg.proxy import Proxy, proxied
+from tests.support.proxy import Proxy, proxied
 
 
 # How long the server works on a statement, in seconds: mostly not at all, at times for ever.

@@ -13,7 +13,7 @@ from psycopg.errors import InFailedSqlTransaction, SerializationFailure, UniqueV
 
 from nursery_queue._core._errors import CommitOutcomeUnknown
 from nursery_queue._psycopg._connection import Connection
-from tests.pg.proxy import Proxy, proxied
+from tests.support.proxy import Proxy, proxied
 
 
 @contextlib.asynccontextmanager

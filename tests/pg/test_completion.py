@@ -16,8 +16,8 @@ import nursery_queue as nq
 
 from nursery_queue._core._states import Event
 from nursery_queue._pg._postgres_store import PostgresStore
-from tests.contract.steps import a_task, claimed_once, ends
 from tests.pg.queries import Session, call, rows
+from tests.support.store_steps import a_task, claimed_once, ends
 
 
 ASKED = '{"task_type": "done"}'

@@ -18,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue._psycopg._database_errors import CallTimeout
-from tests.pg.proxy import proxied
+from tests.support.proxy import proxied
 
 
 # -- statements -------------------------------------------------------------------------

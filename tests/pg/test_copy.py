@@ -10,9 +10,9 @@ import trio
 
 from nursery_queue._core._errors import CommitOutcomeUnknown, TransientError
 from nursery_queue._pg._postgres_store import PostgresStore
-from tests.contract.steps import a_task, count
-from tests.pg.proxy import Proxy, proxied
 from tests.pg.queries import Session, rows
+from tests.support.proxy import Proxy, proxied
+from tests.support.store_steps import a_task, count
 
 
 async def test_it_rings_once(store: PostgresStore, session: Session) -> None:

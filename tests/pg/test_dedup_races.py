@@ -16,9 +16,9 @@ from nursery_queue._core._filters import TaskFilter
 from nursery_queue._core._model import NewTask, TaskRef
 from nursery_queue._core._states import State
 from nursery_queue._pg._postgres_store import PostgresStore
-from tests.contract.steps import a_task, count, state
 from tests.pg.queries import Session, call, rows
-from tests.pg.waits import until_blocked
+from tests.support.store_steps import a_task, count, state
+from tests.support.waits import until_blocked
 
 
 FORTH = ["a", "m", "z"]

@@ -21,7 +21,7 @@ from nursery_queue._psycopg._database_errors import (
     translated,
     translated_for_workers,
 )
-from tests.pg.proxy import proxied
+from tests.support.proxy import proxied
 
 
 TRANSIENT = [

@@ -18,9 +18,9 @@ import nursery_queue as nq
 
 from nursery_queue._pg import _migrator as _migrate
 from nursery_queue._pg._postgres_store import PostgresStore
-from tests.contract.steps import a_task, claim, hire
-from tests.faults.pooler import pooled
 from tests.pg.queries import Session
+from tests.support.pooler import pooled
+from tests.support.store_steps import a_task, claim, hire
 
 
 LEVELS = ("repeatable read", "serializable")

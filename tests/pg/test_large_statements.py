@@ -21,8 +21,8 @@ import trio
 import trio.testing
 
 from nursery_queue._psycopg._connection import Connection
-from tests.pg.proxy import proxied
 from tests.pg.test_cancellation import assert_as_new, interrupt, rows_from
+from tests.support.proxy import proxied
 
 
 Work = Callable[[Connection, int, str], Awaitable[object]]

@@ -16,8 +16,8 @@ from nursery_queue._core._states import Event
 from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._pg._sql import query
 from nursery_queue._store import Bell
-from tests.contract.steps import TYPE, a_task, claim, ends, hire, settle
-from tests.contract.test_listen import listening
+from tests.support.listening import listening
+from tests.support.store_steps import TYPE, a_task, claim, ends, hire, settle
 
 
 WAITING = """

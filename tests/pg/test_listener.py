@@ -16,7 +16,7 @@ import trio.testing
 
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue._psycopg._listener import Listener
-from tests.pg.proxy import proxied
+from tests.support.proxy import proxied
 
 
 QUOTED = 'a "b" C; drop'

@@ -12,11 +12,11 @@ from nursery_queue._core._filters import CancelFilter, TaskFilter
 from nursery_queue._core._streams import StreamRequest
 from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._psycopg._connection import Connection
-from tests.contract.steps import Known, a_task, claimed_once
-from tests.contract.test_stream_writing import write
-from tests.pg.proxy import Proxy, proxied
 from tests.pg.queries import Session, rows
-from tests.pg.waits import until_blocked
+from tests.support.proxy import Proxy, proxied
+from tests.support.store_steps import Known, a_task, claimed_once
+from tests.support.stream_steps import write
+from tests.support.waits import until_blocked
 
 
 # In what executes a statement that the connection has prepared at its first use.

@@ -15,9 +15,20 @@ from nursery_queue._pg import _sweeper
 from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._store import Bell
 from nursery_queue.testing import VirtualTime
-from tests.contract.steps import LEASE, TYPE, a_task, add, claim, ends, hire, settle, state, status
-from tests.contract.test_listen import listening
 from tests.pg.queries import Session, rows
+from tests.support.listening import listening
+from tests.support.store_steps import (
+    LEASE,
+    TYPE,
+    a_task,
+    add,
+    claim,
+    ends,
+    hire,
+    settle,
+    state,
+    status,
+)
 
 
 # A trigger of the application's own, which refuses the tasks in a table.

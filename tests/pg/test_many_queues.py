@@ -19,8 +19,8 @@ from nursery_queue._pg import _postgres_store as _store
 from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._pg._sql import query
 from nursery_queue.testing import VirtualTime
-from tests.contract.steps import TYPE, a_task, claim, hire
-from tests.engine.support import working
+from tests.support.store_steps import TYPE, a_task, claim, hire
+from tests.support.workers import working
 
 
 # Without triggers, as its 100,000 rows are many for a test. `ready` is what a claim reads.

@@ -18,8 +18,8 @@ import nursery_queue as nq
 from nursery_queue._core._states import Event
 from nursery_queue._embedded import serve
 from nursery_queue._pg._postgres_store import PostgresStore
-from tests.contract.steps import a_task, add, claim_one, hire, settle
 from tests.pg.queries import Session, rows
+from tests.support.store_steps import a_task, add, claim_one, hire, settle
 
 
 INSERT = "insert into nursery_queue.task (task_type, params) values ('work', '{}')"

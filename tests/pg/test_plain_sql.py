@@ -17,8 +17,8 @@ from nursery_queue._core._filters import TaskFilter
 from nursery_queue._core._json_text import is_of
 from nursery_queue._core._states import Event, State
 from nursery_queue._pg._postgres_store import PostgresStore
-from tests.contract.steps import claim, claim_one, hire, settle
 from tests.pg.queries import BIG, Session, call, rows
+from tests.support.store_steps import claim, claim_one, hire, settle
 
 
 ONE = "insert into nursery_queue.task (task_type, params) values ('work', '{\"a\": 1}')"

@@ -22,8 +22,8 @@ from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._pg._sql import query
 from nursery_queue._psycopg._pool import Pool
 from nursery_queue.testing import _pytest_plugin
-from tests.contract.steps import ends
 from tests.pg.queries import BIG, FILL, prepared
+from tests.support.store_steps import ends
 
 
 # pyright: reportPrivateUsage=false

@@ -20,8 +20,8 @@ from nursery_queue._psycopg._connection_slots import FIRST, FIRST_OF_ATTEMPT, SI
 from nursery_queue._psycopg._database_errors import PoolTimeout
 from nursery_queue._psycopg._pool import PING_TIMEOUT, Pool
 from nursery_queue.testing import VirtualTime
-from tests.faults.network import pass_time_until
-from tests.pg.proxy import proxied
+from tests.support.network import pass_time_until
+from tests.support.proxy import proxied
 
 
 @contextlib.asynccontextmanager

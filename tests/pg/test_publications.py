@@ -6,8 +6,8 @@ import pytest
 
 import nursery_queue as nq
 
-from tests.engine.support import eventually, working
 from tests.pg.queries import Session
+from tests.support.workers import eventually, working
 
 
 @pytest.mark.timeout(60)

@@ -23,9 +23,9 @@ from nursery_queue._pg import _migrator as _migrate
 from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._pg._sql import query
 from nursery_queue._psycopg._pooler import connect
-from tests.contract.steps import claim, hire
 from tests.pg.queries import Session
-from tests.roles import Roles, made_roles, run
+from tests.support.roles import Roles, made_roles, run
+from tests.support.store_steps import claim, hire
 
 
 # What a bare insert calls by itself.

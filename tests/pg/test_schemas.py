@@ -31,7 +31,8 @@ from nursery_queue._pg._sql import checked_schema
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue._store import Bell, Store
 from nursery_queue.testing import _pytest_plugin
-from tests.contract.steps import (
+from tests.support.databases import Stock
+from tests.support.store_steps import (
     a_task,
     add,
     claim,
@@ -43,7 +44,6 @@ from tests.contract.steps import (
     settle,
     state,
 )
-from tests.databases import Stock
 
 
 OTHER = "other_one"

@@ -16,8 +16,8 @@ from nursery_queue._core._errors import TransientError
 from nursery_queue._core._model import Refusal
 from nursery_queue._core._states import Event, State
 from nursery_queue._pg._postgres_store import PostgresStore
-from tests.contract.steps import claim_one, claimed_once, ends, hire, settle, status
 from tests.pg.queries import Session, call, rows
+from tests.support.store_steps import claim_one, claimed_once, ends, hire, settle, status
 
 
 async def test_enqueue(session: Session, store: PostgresStore) -> None:

@@ -21,7 +21,7 @@ from nursery_queue._pg._postgres_transaction import settle_rows
 from nursery_queue._pg._sql import query
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue._psycopg._pool import Pool
-from tests.contract.steps import ends
+from tests.support.store_steps import ends
 
 
 TABLES = ("task", "running", "finished", "stream", "chunk")

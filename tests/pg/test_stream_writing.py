@@ -15,11 +15,11 @@ from nursery_queue._core._states import Event
 from nursery_queue._pg import _postgres_store as _store
 from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._store import Bell
-from tests.contract.steps import Known, add, claim_one, claimed_once, ends, hire, settle
-from tests.contract.test_listen import listening
-from tests.contract.test_stream_writing import a_write, read, values, write
 from tests.pg.queries import Session, rows
-from tests.pg.waits import until_blocked
+from tests.support.listening import listening
+from tests.support.store_steps import Known, add, claim_one, claimed_once, ends, hire, settle
+from tests.support.stream_steps import a_write, read, values, write
+from tests.support.waits import until_blocked
 
 
 @contextlib.asynccontextmanager

@@ -7,8 +7,8 @@ import json
 import nursery_queue as nq
 
 from nursery_queue._core._states import Event
-from tests.contract.steps import a_task, claim, ends, hire
-from tests.pg.proxy import proxied
+from tests.support.proxy import proxied
+from tests.support.store_steps import a_task, claim, ends, hire
 
 
 LARGE = 100_000

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes.server import OwnServer, own_server
+from tests.support.own_server import OwnServer, own_server
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from uuid import UUID
 import attrs
 import pytest
 
-from tests.cli.processes import CHECKOUT, Running, rows, started, until
 from tests.processes import freezer
 from tests.processes.workers import enqueue
+from tests.support.command_line import CHECKOUT, Running, rows, started, until
 
 
 LEASE = 2.0  # seconds

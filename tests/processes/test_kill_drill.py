@@ -17,10 +17,10 @@ import psycopg
 
 import nursery_queue as nq
 
-from tests.cli.processes import Running, rows, until
 from tests.processes import drill, evidence
-from tests.processes.server import Mode, OwnServer
 from tests.processes.workers import FINISHED, Fleet, Witness, enqueue, paced
+from tests.support.command_line import Running, rows, until
+from tests.support.own_server import Mode, OwnServer
 
 
 KILL_EVERY: Final = 2.0

@@ -14,9 +14,9 @@ from typing import Final
 import attrs
 import psycopg
 
-from tests.cli.processes import rows, until
 from tests.processes import drill, evidence
 from tests.processes.workers import FINISHED, Fleet, Witness, enqueue, paced
+from tests.support.command_line import rows, until
 
 
 WORKERS: Final = 8

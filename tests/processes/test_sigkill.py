@@ -7,9 +7,9 @@ import datetime as dt
 
 from pathlib import Path
 
-from tests.cli.processes import rows, until
 from tests.processes import drill, evidence
 from tests.processes.workers import Fleet, enqueue
+from tests.support.command_line import rows, until
 
 
 OPTIONS = ("--lease", "2", "--heartbeat", "0.3")

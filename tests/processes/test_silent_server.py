@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import APP
-from tests.cli.processes import Running, rows, started, until
-from tests.processes.server import OwnServer, own_server
+from tests.support.command_line import Running, rows, started, until
+from tests.support.own_server import OwnServer, own_server
 
 
 # Two transactions, each of which takes its time to be given up.

@@ -22,8 +22,8 @@ import nursery_queue as nq
 
 from nursery_queue._core._outcome import MAX_LOST
 from nursery_queue.cli._failures import UNREACHABLE
-from tests.cli.processes import CHECKOUT, Running, rows, started, until
 from tests.processes import evidence
+from tests.support.command_line import CHECKOUT, Running, rows, started, until
 
 
 LEASE_LOST: Final = re.compile(r"lost the lease of worker ([0-9a-f-]{36})")

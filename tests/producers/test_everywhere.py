@@ -16,9 +16,9 @@ from psycopg.conninfo import make_conninfo
 
 import nursery_queue as nq
 
-from tests.pg.waits import blocked
 from tests.producers.conftest import Outside
 from tests.producers.worlds import Side, World
+from tests.support.waits import blocked
 
 
 Greet = nq.TaskType[[str], str]

@@ -23,8 +23,8 @@ from sqlalchemy.orm import Session
 import nursery_queue as nq
 
 from nursery_queue._psycopg._connection import Connection
-from tests.pg.proxy import proxied
 from tests.producers.conftest import Outside
+from tests.support.proxy import proxied
 
 
 NAME = "the_unmistakable"

@@ -16,8 +16,8 @@ from psycopg.pq import TransactionStatus
 
 import nursery_queue as nq
 
-from tests.pg.waits import blocked, until_blocked
 from tests.producers.conftest import Outside
+from tests.support.waits import blocked, until_blocked
 
 
 Greet = nq.TaskType[[str], str]

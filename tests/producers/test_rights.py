@@ -10,7 +10,7 @@ import pytest
 import nursery_queue as nq
 
 from tests.producers.worlds import Side, World
-from tests.roles import Roles, made_roles
+from tests.support.roles import Roles, made_roles
 
 
 Greet = nq.TaskType[[str], str]

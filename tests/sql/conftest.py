@@ -11,7 +11,7 @@ import pytest
 
 import nursery_queue as nq
 
-from tests.sql.clients import Psql
+from tests.support.psql import Psql
 
 
 USR = """

@@ -13,7 +13,7 @@ import pytest
 
 import nursery_queue as nq
 
-from tests.sql.clients import Psql, program, url
+from tests.support.psql import Psql, program, url
 
 
 HERE = Path(__file__).parent

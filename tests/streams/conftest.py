@@ -8,8 +8,8 @@ import pytest
 
 import nursery_queue as nq
 
-from tests.engine.support import FlakyStore
-from tests.streams.support import Author, Clerk, author, clerk
+from tests.streams.authors import Author, Clerk, author, clerk
+from tests.support.workers import FlakyStore
 
 
 @pytest.fixture

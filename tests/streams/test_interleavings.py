@@ -17,7 +17,7 @@ import nursery_queue as nq
 
 from nursery_queue._core._streams import StreamRequest
 from nursery_queue.testing import VirtualTime
-from tests.streams.support import Audience, Clerk, author, clerk, listeners, nothing_left
+from tests.streams.authors import Audience, Clerk, author, clerk, listeners, nothing_left
 
 
 STARTS = [0, 0, 1, 5, 63, 64, 65, 100, -1, -5, -70]

@@ -21,10 +21,7 @@ from nursery_queue._client._notifier import WakePolicy
 from nursery_queue._core._streams import Chunk, ChunkKind, StreamWrite
 from nursery_queue._trio._supervisor import LoopState
 from nursery_queue.testing import VirtualTime
-from tests.engine.support import FlakyStore
-from tests.faults.network import sockets_to
-from tests.pg.proxy import Proxy, proxied
-from tests.streams.support import (
+from tests.streams.authors import (
     Audience,
     Author,
     Clerk,
@@ -38,6 +35,9 @@ from tests.streams.support import (
     timers,
     until,
 )
+from tests.support.network import sockets_to
+from tests.support.proxy import Proxy, proxied
+from tests.support.workers import FlakyStore
 
 
 LISTEN = b'LISTEN "nursery_queue_'

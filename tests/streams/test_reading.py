@@ -12,9 +12,7 @@ import nursery_queue as nq
 
 from nursery_queue._core._states import Event
 from nursery_queue.testing import VirtualTime
-from tests.contract.steps import add, claim_one, hire
-from tests.engine.support import FlakyStore
-from tests.streams.support import (
+from tests.streams.authors import (
     Audience,
     Author,
     author,
@@ -22,6 +20,8 @@ from tests.streams.support import (
     first,
     nothing_left,
 )
+from tests.support.store_steps import add, claim_one, hire
+from tests.support.workers import FlakyStore
 
 
 HUNDREDS = range(200)

@@ -7,7 +7,7 @@ import contextlib
 import psycopg
 import pytest
 
-from tests.databases import Stock
+from tests.support.databases import Stock
 
 
 TASK = "insert into nursery_queue.task (task_type, run_at) values ('t', default), ('t', '2100-1-1')"

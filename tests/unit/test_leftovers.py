@@ -23,7 +23,7 @@ from nursery_queue._store import Bell, Store
 from nursery_queue._worker._lease import Lease
 from nursery_queue._worker._settler import Settler
 from nursery_queue.testing import MemoryStore
-from tests.leftovers import Watch, shift_of
+from tests.support.leftovers import Watch, shift_of
 
 
 HERE = Path(__file__).parents[2]
@@ -273,7 +273,7 @@ def test_what_is_found_fails_the_test(
     """)
     pytester.makeconftest("""
         import pytest
-        from tests.leftovers import watched
+        from tests.support.leftovers import watched
         nothing_left = pytest.fixture(autouse=True)(watched)
     """)
     pytester.makepyfile("""

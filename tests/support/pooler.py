@@ -17,7 +17,7 @@ import trio
 
 from psycopg.conninfo import make_conninfo
 
-from tests.pg.proxy import DETOURS
+from tests.support.proxy import DETOURS
 
 
 SSL, GSS, CANCEL = 80877103, 80877104, 80877102  # in place of a protocol version

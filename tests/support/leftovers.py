@@ -28,8 +28,8 @@ from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._pg._sessions import APPLICATION
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue._psycopg._pool import Pool
-from tests.databases import lent, name_in
-from tests.pg.proxy import DETOURS
+from tests.support.databases import lent, name_in
+from tests.support.proxy import DETOURS
 
 
 ROWS = """

@@ -19,7 +19,7 @@ from nursery_queue._embedded._account import account_for
 from nursery_queue._embedded._programs import installed_programs
 from nursery_queue._embedded._server import Server
 from nursery_queue._pg._migrator import up_sync
-from tests.cli.processes import is_alive, until
+from tests.support.command_line import is_alive, until
 
 
 Mode = Literal["fast", "immediate"]

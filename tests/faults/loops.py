@@ -18,7 +18,7 @@ from nursery_queue._core._model import Fence, Refusal, Settlement
 from nursery_queue._store import Bell, Ring
 from nursery_queue._trio._supervisor import LoopState
 from nursery_queue._worker._health import LoopHealth
-from tests.engine.support import FlakyStore
+from tests.support.workers import FlakyStore
 
 
 class Odd(Exception):  # an error that nobody has heard of

@@ -19,7 +19,7 @@ from nursery_queue._core._states import Event
 from nursery_queue._core._streams import Chunk, StreamWrite
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue._store import Store
-from tests.contract.steps import claimed_once, settle
+from tests.support.store_steps import claimed_once, settle
 
 
 # The function that writes, but for that it tells nobody.

@@ -16,7 +16,7 @@ import trio
 from psycopg.conninfo import conninfo_to_dict
 
 from nursery_queue.testing import VirtualTime
-from tests.pg.proxy import Proxy
+from tests.support.proxy import Proxy
 
 
 async def pass_time(clock: VirtualTime, proxy: Proxy, seconds: float) -> None:
