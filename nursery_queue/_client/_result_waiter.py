@@ -10,7 +10,7 @@ import trio
 from nursery_queue._core._errors import TransientError
 from nursery_queue._core._model import TaskStatus
 from nursery_queue._store import Bell, ClientStore
-from nursery_queue._trio._batcher import Batcher
+from nursery_queue._trio._batcher import Batcher, question_batcher
 
 from ._notifier import Notifier, Subscription, WakePolicy
 
@@ -31,7 +31,9 @@ class ResultWaiter:
 
     def __attrs_post_init__(self) -> None:
         self._notifier.ring_for(ENDS)
-        self._questions = Batcher(self._store.status_many, "asking for results", AT_ONCE)
+        self._questions = question_batcher(
+            self._store.status_many, what="asking for results", most=AT_ONCE
+        )
 
     async def final(self, task_id: int, timeout: float = math.inf) -> TaskStatus | None:  # noqa: ASYNC109  # the first look has a limit of its own
         """Wait until the task has ended; None if there is none of that id.
@@ -46,7 +48,7 @@ class ResultWaiter:
             with trio.fail_at(deadline):
                 while not ended:
                     await subscription.news()
-                    status = await self._questions.ask(task_id)
+                    status = await self._questions.call(task_id)
                     ended = _has_ended(status)
             return status
         finally:

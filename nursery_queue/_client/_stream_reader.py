@@ -16,7 +16,7 @@ from nursery_queue._core._checks import duration
 from nursery_queue._core._errors import Closed, StreamRestarted, UnknownTask
 from nursery_queue._core._streams import Chunk, StreamPage, StreamRequest
 from nursery_queue._store import Bell, ClientStore
-from nursery_queue._trio._batcher import Batcher
+from nursery_queue._trio._batcher import Batcher, question_batcher
 
 from ._notifier import Notifier, Subscription, WakePolicy
 
@@ -56,7 +56,7 @@ class Streams:
         bells = frozenset({Bell.STREAM, Bell.FINISHED})
         self._policy = WakePolicy(bells, deaf=self._poll, hearing=self._poll, calm=CALM)
         self._notifier.ring_for(self._policy)
-        self._questions = Batcher(self._read, "reading streams", AT_ONCE)
+        self._questions = question_batcher(self._read, what="reading streams", most=AT_ONCE)
 
     def reader(self, task_id: int, name: str, start: int, restarts: int | None) -> StreamReader:
         """Return a reader that begins at *start*; nothing happens before it reads."""
@@ -87,7 +87,7 @@ class Streams:
 
     async def ask(self, request: StreamRequest) -> StreamPage | None:
         """Return a page as it is now. Rides out outages."""
-        return await self._questions.ask(request)
+        return await self._questions.call(request)
 
     async def _read(self, requests: Sequence[StreamRequest]) -> Sequence[StreamPage | None]:
         return await self._store.read_streams(requests)

@@ -10,10 +10,11 @@ import trio.testing
 
 import nursery_queue as nq
 
-from nursery_queue._client._stream_writer import AT_ONCE, GRACE, StreamOptions, StreamWriter
+from nursery_queue._client._stream_writer import AT_ONCE, StreamOptions, StreamWriter
 from nursery_queue._client._transaction import Transaction
 from nursery_queue._core._model import Fence
 from nursery_queue._core._streams import Chunk, StreamRequest, StreamWrite
+from nursery_queue._trio._batcher import GRACE
 from nursery_queue.testing import perform
 from tests.support.workers import final, outcomes, state, working
 

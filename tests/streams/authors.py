@@ -162,8 +162,8 @@ def left(client: nq.Client) -> Iterator[str]:
     yield from (f"a seat for task {task_id}" for task_id in client._notifier._subscriptions)
     yield from system_tasks()
     yield from (f"a run {run!r}" for run in client._notifier._all)
-    for gathering in (client._streams._questions, client._waiting._questions):
-        yield from (f"a question {asker.question!r}" for asker in gathering._askers)
+    for batcher in (client._streams._questions, client._waiting._questions):
+        yield from (f"a question {call.item!r}" for call in batcher._waiting)
 
 
 async def nothing_left(client: nq.Client) -> None:

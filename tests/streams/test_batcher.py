@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
-from nursery_queue._trio._batcher import Batcher
+from nursery_queue._trio._batcher import Batcher, question_batcher
 
 
 @attrs.define(eq=False)
@@ -47,16 +47,16 @@ class Table:
     heard: dict[str, float] = attrs.field(factory=dict[str, float])
     failed: list[str] = attrs.field(factory=list[str])
     scopes: dict[str, trio.CancelScope] = attrs.field(factory=dict[str, trio.CancelScope])
-    gathering: Batcher[int, tuple[int, float]] = attrs.field(init=False)
+    batcher: Batcher[int, tuple[int, float]] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.gathering = Batcher(self.oracle.ask, "asking", self.most)
+        self.batcher = question_batcher(self.oracle.ask, what="asking", most=self.most)
 
     async def ask(self, name: str, question: int) -> None:
         begun = trio.current_time()
         with trio.CancelScope() as self.scopes[name]:
             try:
-                answer, sent = await self.gathering.ask(question)
+                answer, sent = await self.batcher.call(question)
             except (nq.Closed, ZeroDivisionError) as exc:
                 self.failed.append(f"{name} {type(exc).__name__}")
             else:
@@ -70,7 +70,7 @@ def table() -> Table:
     return Table()
 
 
-async def test_gathering(autojump_clock: MockClock, table: Table, nursery: trio.Nursery) -> None:
+async def test_together(autojump_clock: MockClock, table: Table, nursery: trio.Nursery) -> None:
     """Whoever asks at the same time, or while another question is under way, is asked for once."""
     for number in range(10):
         nursery.start_soon(table.ask, f"first {number}", number)
@@ -122,7 +122,7 @@ async def test_who_asks_is_cancelled(
     await trio.sleep(4)
     assert {"2", "3", "4", "late"} <= set(table.heard)
     assert len(table.heard) == (7 if after > 1 else 4)
-    assert not table.gathering._askers  # pyright: ignore[reportPrivateUsage]  # none is left
+    assert not table.batcher._waiting  # pyright: ignore[reportPrivateUsage]  # none is left
 
 
 async def test_one_after_the_other_is_cancelled(
@@ -186,9 +186,9 @@ async def test_closing(
     for number in range(3):
         nursery.start_soon(table.ask, str(number), number)
     await trio.sleep(50)
-    table.gathering.close("it is over")
+    table.batcher.close("it is over")
     await trio.testing.wait_all_tasks_blocked()
     assert sorted(table.failed) == ["0 Closed", "1 Closed", "2 Closed"]
     with pytest.raises(nq.Closed, match="it is over"):
-        await table.gathering.ask(1)
+        await table.batcher.call(1)
     assert trio.current_time() == 50
