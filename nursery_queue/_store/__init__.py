@@ -332,7 +332,7 @@ class WorkerStore(_CommonStore, Protocol):
         ...
 
     async def give_back_all_but(self, worker_id: UUID, fences: set[Fence]) -> int:
-        """Release all claims that the store has of this worker, except *fences*; return how many."""
+        """Release all claims of this worker that the store has, but *fences*; return how many."""
         ...
 
     async def closed_queues(self, queues: Sequence[str]) -> set[str]:
