@@ -16,10 +16,10 @@ from nursery_queue._core._states import State
 from nursery_queue._core._streams import StreamWrite, insist_on
 
 from ._memory_rows import check_settlement, check_task
-from ._worker_verbs import WorkerVerbs
+from ._tables import Tables
 
 
-Step = Callable[[WorkerVerbs], object]
+Step = Callable[[Tables], object]
 
 
 @attrs.define(eq=False)
@@ -50,7 +50,7 @@ class Draft:
 class MemoryTransaction:
     """Steps kept until the block ends, then applied in one go."""
 
-    _tables: WorkerVerbs
+    _tables: Tables
     _draft: Draft = attrs.field(factory=Draft, init=False)
     rings: bool = attrs.field(default=False, init=False)  # the commit is news to others
 
@@ -68,7 +68,6 @@ class MemoryTransaction:
         raise TypeError(msg)
 
     async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[TaskRef]:
-        """Store tasks when the block ends well; their ids are known now."""
         del copy
         await trio.lowlevel.checkpoint()
         for task in tasks:
@@ -90,7 +89,6 @@ class MemoryTransaction:
         return TaskRef(task_id)
 
     async def cancel(self, task_id: int, *, running: bool = True) -> bool:
-        """Cancel when the block ends well."""
         await trio.lowlevel.checkpoint()
         draft, place = self._draft, self._tables.places.get(task_id)
         waiting = task_id in draft.waiting if place is None else not place.state.is_final
@@ -109,13 +107,11 @@ class MemoryTransaction:
     async def status_many(
         self, task_ids: Sequence[int], *, payloads: bool = False
     ) -> list[TaskStatus | None]:
-        """Say where tasks would be if the block ended now."""
         await trio.lowlevel.checkpoint()
         tables = self._tried()
         return [tables.status(task_id, payloads=payloads) for task_id in task_ids]
 
     async def settle(self, settlement: Settlement) -> None:
-        """Settle one claim when the block ends well."""
         await trio.lowlevel.checkpoint()
         check_settlement(settlement)
         draft, task_id = self._draft, settlement.fence.task_id
@@ -131,10 +127,9 @@ class MemoryTransaction:
         draft.steps.append(lambda tables: tables.apply(settlement, teller))
 
     async def write_stream(self, write: StreamWrite) -> None:
-        """Store chunks when the block ends well."""
         await trio.lowlevel.checkpoint()
 
-        def step(tables: WorkerVerbs) -> None:
+        def step(tables: Tables) -> None:
             insist_on(tables.write_stream(write), write)
 
         step(self._tried())
@@ -146,7 +141,7 @@ class MemoryTransaction:
         """The tasks whose streams have something new."""
         return self._draft.written
 
-    def _tried(self) -> WorkerVerbs:
+    def _tried(self) -> Tables:
         """Return the tables as they would be if the block ended now."""
         tables = self._tables.copy()
         for step in self._draft.steps:
@@ -164,7 +159,6 @@ class MemoryTransaction:
 
     @contextlib.asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None]:
-        """A block that can fail alone."""
         kept = self._draft.copy()
         try:
             yield

@@ -1,4 +1,4 @@
-"""The tables of `MemoryStore`: plain, synchronous, one method a verb of applications."""
+"""The tables of `MemoryStore`, and the steps that a verb and an open transaction share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import datetime as dt
 import itertools
 import json
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from typing import Self
 from uuid import UUID
@@ -15,10 +15,19 @@ import attrs
 import trio
 
 from nursery_queue._core._declaration import AS_DECLARED, Declaration
-from nursery_queue._core._filters import CancelFilter, TaskFilter
-from nursery_queue._core._model import Attempt, NewTask, Outcome, QueueStatus, TaskRef, TaskStatus
-from nursery_queue._core._states import Event, State, sources, transition
-from nursery_queue._core._streams import StreamPage, StreamRequest
+from nursery_queue._core._json_text import as_jsonb
+from nursery_queue._core._model import (
+    Attempt,
+    Fence,
+    NewTask,
+    Outcome,
+    Refusal,
+    Settlement,
+    TaskRef,
+    TaskStatus,
+)
+from nursery_queue._core._states import Event, State, transition
+from nursery_queue._core._streams import StreamWrite, WriteResult
 from nursery_queue._core._tally import Way
 from nursery_queue._trio._clock import timekeeper
 
@@ -30,25 +39,24 @@ from ._memory_rows import (
     as_stored,
     completion,
     execution,
-    fits,
     tells,
 )
-from ._memory_streams import Stream, page
+from ._memory_streams import Stream
 
 
-PAGE = 5000
+TRIM_EVERY = KEEP_ATTEMPTS = 100  # claims of a task; its closed attempts
 
 
 @attrs.define(eq=False)
 class Tables:
-    """Everything a `MemoryStore` knows, and what applications do. Each method is one step."""
+    """Everything a `MemoryStore` knows. Each method is one atomic step."""
 
     tasks: dict[int, Task] = attrs.field(factory=dict[int, Task])
     places: dict[int, Position] = attrs.field(factory=dict[int, Position])
     log: dict[int, list[Attempt]] = attrs.field(factory=dict[int, "list[Attempt]"])
     # With which outcome claims were closed: by task, then by epoch.
     closed: dict[int, dict[int, Outcome]] = attrs.field(factory=dict[int, "dict[int, Outcome]"])
-    # Closed attempts that are only counted any more.
+    # Closed attempts of which no more than the count is left.
     earlier: dict[int, Counter[Way]] = attrs.field(factory=dict[int, "Counter[Way]"])
     dedup: dict[str, int] = attrs.field(factory=dict[str, int])
     workers: dict[UUID, Worker] = attrs.field(factory=dict[UUID, Worker])
@@ -68,7 +76,7 @@ class Tables:
         return wall + dt.timedelta(seconds=trio.current_time() - base)
 
     def copy(self) -> Self:
-        """Return tables for trying out what applications do; rows never change."""
+        """Return tables on which the steps of a transaction can be tried; rows never change."""
         return attrs.evolve(
             self,
             tasks=dict(self.tasks),
@@ -83,11 +91,24 @@ class Tables:
             },
         )
 
-    # -- what applications do ----------------------------------------------------
+    # -- questions ---------------------------------------------------------------
+
+    def setting(self, queue: str) -> Setting:
+        """Return how a queue is set."""
+        return self.settings.get(queue, Setting())
 
     def live_key(self, task: NewTask) -> int | None:
         """Return the id of the live task that has this one's dedup key."""
         return None if task.dedup_key is None else self.dedup.get(task.dedup_key)
+
+    def rings(self, asked: NewTask) -> bool:
+        """Whether an enqueue of this task rings."""
+        queue = self.as_declared(asked).queue
+        return queue is None or self.setting(queue).notify
+
+    def limited(self, queue: str) -> bool:
+        """Whether a queue has a limit."""
+        return self.setting(queue).max_running is not None
 
     def as_declared(self, asked: NewTask) -> NewTask:
         """Return *asked* with what it leaves out as its type is declared."""
@@ -104,6 +125,62 @@ class Tables:
         """Return for how long a task is kept that ends without a worker which knows its type."""
         declared = self.declared.get(asked.task_type) or Declaration(name=asked.task_type)
         return declared.keep_for if asked.keep_for is None else asked.keep_for
+
+    def held(self, worker_id: UUID) -> list[tuple[int, Position]]:
+        """Return the running positions of a worker, with their tasks."""
+        return [
+            (task_id, place)
+            for task_id, place in self.places.items()
+            if place.state is State.RUNNING and place.worker_id == worker_id
+        ]
+
+    def holds(self, fence: Fence) -> bool:
+        """Whether a claim is still what it was."""
+        place = self.places.get(fence.task_id)
+        return place is not None and place.state is State.RUNNING and place.epoch == fence.epoch
+
+    def refusal(self, settlement: Settlement) -> Refusal | None:
+        """Say why a settlement cannot be applied, if so."""
+        if not self.holds(settlement.fence):
+            return Refusal.STALE
+        place = self.places[settlement.fence.task_id]
+        if place.cancel_requested and not settlement.state.is_final:
+            return Refusal.CANCEL_REQUESTED
+        return None
+
+    def status(
+        self, task_id: int, *, payloads: bool = False, result: bool = True
+    ) -> TaskStatus | None:
+        """Say where a task is; *payloads*: with params and context."""
+        if (task := self.tasks.get(task_id)) is None:
+            return None
+        place = self.places[task_id]
+        log = self.log.get(task_id)
+        last = log[-1] if log and place.state.is_final else None
+        return TaskStatus(
+            id=task_id,
+            task_type=task.asked.task_type,
+            queue=task.queue,
+            state=place.state,
+            attempt=place.attempt,
+            created_at=task.created_at,
+            run_at=place.due_at or task.run_at,
+            started_at=last.started_at if last else place.started_at,
+            finished_at=place.finished_at,
+            worker_id=last.worker_id if last else place.worker_id,
+            result=json.loads(place.result) if result and place.result is not None else None,
+            error_type=place.error_type,
+            error_message=place.error_message,
+            priority=task.priority,
+            lost=place.lost,
+            cancel_requested=place.cancel_requested,
+            on_complete=tells(task),
+            completes=task.completes,
+            params=json.loads(task.asked.params) if payloads else None,
+            context=json.loads(task.asked.context) if payloads and task.asked.context else None,
+        )
+
+    # -- steps -------------------------------------------------------------------
 
     def insert(
         self,
@@ -166,148 +243,69 @@ class Tables:
         )
         return True
 
-    def cancel_some(
-        self, which: CancelFilter, *, after: int, upto: int, dry_run: bool
-    ) -> tuple[int | None, int]:
-        """Cancel, or count, the tasks that fit on one page of a walk through all of them."""
-        page = sorted(task_id for task_id in self.tasks if after < task_id <= upto)[:PAGE]
-        fitting = [
-            task_id
-            for task_id in page
-            if not self.places[task_id].state.is_final and fits(self.tasks[task_id], which)
-        ]
-        if not dry_run:
-            for task_id in fitting:
-                self.cancel(task_id, running=True)
-        return (page[-1] if page else None), len(fitting)
+    def apply(self, settlement: Settlement, teller: int | None = None) -> bool:
+        """Move a running task on, and close its attempt; whether somebody has work by that.
 
-    def retry(self, task_id: int) -> bool:
-        """Make a failed or cancelled task ready again, unless its dedup key is taken."""
-        place = self.places.get(task_id)
-        if place is None or place.state not in sources(Event.REVIVE):
-            return False
-        key = self.tasks[task_id].asked.dedup_key
-        if key is not None and self.dedup.setdefault(key, task_id) != task_id:
-            return False
-        state = transition(place.state, Event.REVIVE)
-        self.places[task_id] = Position(state=state, epoch=place.epoch, ready_at=self.now())
-        return True
-
-    def pause(self, queue: str, *, paused: bool) -> None:
-        """Let nothing of a queue start, or let it start again."""
-        self.settings[queue] = attrs.evolve(self.settings.get(queue, Setting()), paused=paused)
-
-    def limit(self, queue: str, max_running: int | None) -> None:
-        """Set how many tasks of a queue may run."""
-        old = self.settings.get(queue, Setting())
-        self.settings[queue] = attrs.evolve(old, max_running=max_running)
-
-    def notify(self, queue: str, *, notify: bool) -> None:
-        """Have enqueues to a queue ring, or not."""
-        old = self.settings.get(queue, Setting())
-        self.settings[queue] = attrs.evolve(old, notify=notify)
-
-    def rings(self, asked: NewTask) -> bool:
-        """Whether to enqueue this rings."""
-        queue = self.as_declared(asked).queue
-        return queue is None or self.settings.get(queue, Setting()).notify
-
-    def limited(self, queue: str) -> bool:
-        """Whether a queue has a limit."""
-        return self.settings.get(queue, Setting()).max_running is not None
-
-    def queues(self) -> list[QueueStatus]:
-        """Return every queue that is set in some way or has live tasks."""
-        live: dict[str, Counter[State]] = defaultdict(Counter)
-        for task_id, place in self.places.items():
-            if not place.state.is_final:
-                live[self.tasks[task_id].queue][place.state] += 1
-        return [
-            QueueStatus(
-                name=name,
-                paused=self.settings.get(name, Setting()).paused,
-                max_running=self.settings.get(name, Setting()).max_running,
-                scheduled=live[name][State.SCHEDULED],
-                ready=live[name][State.READY],
-                running=live[name][State.RUNNING],
-                notify=self.settings.get(name, Setting()).notify,
-            )
-            for name in sorted({*self.settings, *live})
-        ]
-
-    def attempts(self, task_id: int) -> list[Attempt]:
-        """Return the log of a task, a running attempt included."""
-        log = list(self.log.get(task_id, ()))
-        place = self.places.get(task_id)
-        if place is not None and place.state is State.RUNNING:
+        *teller*: as for `cancel`.
+        """
+        task_id, error = settlement.fence.task_id, settlement.error
+        old, now = self.places[task_id], self.now()
+        log = self.log.setdefault(task_id, [])
+        if settlement.outcome is not None:
+            self.closed.setdefault(task_id, {})[settlement.fence.epoch] = settlement.outcome
             number = log[-1].number + 1 if log else 1
-            log.append(execution(task_id, number, place, Outcome.RUNNING))
-        return log
-
-    def status(
-        self, task_id: int, *, payloads: bool = False, result: bool = True
-    ) -> TaskStatus | None:
-        """Say where a task is; *payloads*: with params and context."""
-        if (task := self.tasks.get(task_id)) is None:
-            return None
-        place = self.places[task_id]
-        log = self.log.get(task_id)
-        last = log[-1] if log and place.state.is_final else None
-        return TaskStatus(
-            id=task_id,
-            task_type=task.asked.task_type,
-            queue=task.queue,
-            state=place.state,
-            attempt=place.attempt,
-            created_at=task.created_at,
-            run_at=place.due_at or task.run_at,
-            started_at=last.started_at if last else place.started_at,
-            finished_at=place.finished_at,
-            worker_id=last.worker_id if last else place.worker_id,
-            result=json.loads(place.result) if result and place.result is not None else None,
-            error_type=place.error_type,
-            error_message=place.error_message,
-            priority=task.priority,
-            lost=place.lost,
-            cancel_requested=place.cancel_requested,
-            on_complete=tells(task),
-            completes=task.completes,
-            params=json.loads(task.asked.params) if payloads else None,
-            context=json.loads(task.asked.context) if payloads and task.asked.context else None,
+            closed = execution(task_id, number, old, settlement.outcome)
+            log.append(
+                attrs.evolve(
+                    closed,
+                    finished_at=now,
+                    error_type=error.type if error else None,
+                    error_message=error.message if error else None,
+                    error_traceback=error.traceback if error else None,
+                    error_details=json.loads(as_jsonb(error.details))
+                    if error and error.details
+                    else None,
+                    final=settlement.state.is_final,
+                )
+            )
+        if old.epoch % TRIM_EVERY == 0:
+            self._trim(task_id)
+        state = settlement.state
+        queue = self.tasks[task_id].queue
+        place = Position(
+            state=state, attempt=settlement.attempt, epoch=old.epoch, lost=settlement.lost
         )
+        if state.is_final:
+            ended = attrs.evolve(
+                place,
+                result=None if settlement.result is None else as_jsonb(settlement.result),
+                error_type=error.type if error else None,
+                error_message=error.message if error else None,
+            )
+            asked = completion(self.tasks[task_id], ended, "cancelled while running")
+            tell = asked if settlement.on_complete else None
+            self._end(task_id, ended, settlement.keep_for, tell, teller)
+        elif state is State.SCHEDULED:
+            due_at = now + dt.timedelta(seconds=settlement.delay)
+            self.places[task_id] = attrs.evolve(place, due_at=due_at)
+        else:
+            self.places[task_id] = attrs.evolve(place, ready_at=now, suspect=old.suspect)
+        return not state.is_final or settlement.on_complete or self.limited(queue)
 
-    def list_tasks(self, which: TaskFilter) -> list[TaskStatus]:
-        """Return a page of tasks, newest first."""
-        every = (
-            self.status(task_id, payloads=which.payloads, result=which.payloads)
-            for task_id in sorted(self.tasks, reverse=True)
-        )
-        matching = (
-            status
-            for status in every
-            if status is not None
-            and which.state in (None, status.state)
-            and which.queue in (None, status.queue)
-            and which.task_type in (None, status.task_type)
-            and (which.after is None or status.id < which.after)
-        )
-        return list(itertools.islice(matching, which.limit))
+    def write_stream(self, write: StreamWrite) -> WriteResult:
+        """Store chunks of an attempt at the end of one of its streams, all or none."""
+        if not self.holds(write.fence):
+            return WriteResult.STALE
+        streams = self.streams.setdefault(write.fence.task_id, {})
+        if write.name not in streams:
+            streams[write.name] = Stream(write.fence.epoch, write.close_on_finish)
+        return streams[write.name].write(write, self.now())
 
-    def read_stream(self, asked: StreamRequest) -> StreamPage | None:
-        """Return what a stream has for a reader; None: there is no such task."""
-        if (place := self.places.get(asked.task_id)) is None:
-            return None
-        stream = self.streams.get(asked.task_id, {}).get(asked.name)
-        return page(stream, asked, finished=place.state.is_final)
-
-    # -- helpers -----------------------------------------------------------------
-
-    def _held(self, worker_id: UUID) -> list[tuple[int, Position]]:
-        return [
-            (task_id, place)
-            for task_id, place in self.places.items()
-            if place.state is State.RUNNING and place.worker_id == worker_id
-        ]
+    def forget(self, task_id: int) -> None:
+        """Delete a task and all that belongs to it."""
+        del self.tasks[task_id], self.places[task_id]
+        for table in (self.log, self.closed, self.earlier, self.streams):
+            table.pop(task_id, None)
 
     def _end(
         self,
@@ -326,11 +324,11 @@ class Tables:
         if tell is not None:
             self.insert(tell, teller, completes=task_id)
         if keep_for == 0:
-            self._forget(task_id)
+            self.forget(task_id)
 
-    def _forget(self, task_id: int) -> None:
-        del self.tasks[task_id], self.places[task_id]
-        self.log.pop(task_id, None)
-        self.closed.pop(task_id, None)
-        self.earlier.pop(task_id, None)
-        self.streams.pop(task_id, None)
+    def _trim(self, task_id: int) -> None:
+        """Keep the newest closed attempts of a task, and count the others."""
+        log = self.log[task_id]
+        counted = self.earlier.setdefault(task_id, Counter())
+        counted.update((attempt.outcome, attempt.final) for attempt in log[:-KEEP_ATTEMPTS])
+        del log[:-KEEP_ATTEMPTS]

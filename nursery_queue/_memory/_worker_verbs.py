@@ -1,19 +1,20 @@
-"""The tables of `MemoryStore`, with the verbs of workers."""
+"""The verbs of `MemoryStore` for the worker."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import functools
 import heapq
-import json
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from uuid import UUID
 
 import attrs
 
 from nursery_queue._core._heartbeat import Beat, Seen
-from nursery_queue._core._json_text import as_jsonb
 from nursery_queue._core._model import (
     CancelRequest,
     Claim,
@@ -24,63 +25,72 @@ from nursery_queue._core._model import (
     QueueSlots,
     Refusal,
     Settlement,
+    Spot,
     WorkerInfo,
 )
-from nursery_queue._core._outcome import give_back, settle_lost
+from nursery_queue._core._outcome import allowed_losses, give_back, settle_lost
 from nursery_queue._core._states import Event, State, transition
-from nursery_queue._core._streams import StreamWrite, WriteResult
+from nursery_queue._store import Bell, TellLost, tell_nobody
 
-from ._memory_rows import Position, Setting, Task, Worker, completion, execution, order
-from ._memory_streams import Stream
-from ._tables import Tables
+from ._memory_rows import Position, Task, Worker, check_settlement, order
+from ._memory_verbs import MemoryVerbs
 
 
 BATCH = 1000
-TRIM_EVERY = KEEP_ATTEMPTS = 100  # claims of a task; its closed attempts
 
 
 @attrs.define(eq=False)
-class WorkerVerbs(Tables):
-    """What workers do. Each method is one atomic step."""
+class WorkerVerbs(MemoryVerbs):
+    """What the worker asks for."""
 
-    def register(self, worker: WorkerInfo) -> None:
-        """Make a worker known."""
-        self.workers[worker.id] = Worker(worker, self.now(), self.now())
-        self.declared.update({each.name: each for each in worker.declared})
+    def room_for(self, handlers: int) -> AbstractContextManager[int]:
+        return contextlib.nullcontext(handlers)
 
-    def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
-        """Renew a lease."""
-        now = self.now()
-        if (worker := self.workers.get(worker_id)) is None:
+    async def register(self, worker: WorkerInfo) -> None:
+        await self._begin()
+        now = self._tables.now()
+        self._tables.workers[worker.id] = Worker(worker, now, now)
+        self._tables.declared.update({each.name: each for each in worker.declared})
+
+    async def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
+        await self._begin()
+        now, workers = self._tables.now(), self._tables.workers
+        if (worker := workers.get(worker_id)) is None:
             return Beat(registered=False)
         worker.heartbeat_at, worker.draining = now, draining
         requests = [
             CancelRequest(fence=Fence(task_id, place.epoch), interrupt=place.cancel_interrupts)
-            for task_id, place in self._held(worker_id)
+            for task_id, place in self._tables.held(worker_id)
             if place.cancel_requested
         ]
-        late = [other.late(now) for other in self.workers.values() if other.is_late(now)]
+        late = [other.late(now) for other in workers.values() if other.is_late(now)]
         return Beat(registered=True, cancel_requests=requests, late=late)
 
-    def claim(
+    async def deregister(self, worker_id: UUID) -> None:
+        await self._begin()
+        self._tables.workers.pop(worker_id, None)
+
+    async def claim(
         self,
         worker_id: UUID,
         task_types: Sequence[str],
         *,
         limit: int,
-        queue_slots: Sequence[QueueSlots] | None,
-        at_once: int | None,
+        queue_slots: Sequence[QueueSlots] | None = None,
+        at_once: int | None = None,
+        after: Spot | None = None,
     ) -> Claimed:
-        """Take ready tasks, best priority first, oldest first."""
-        now = self.now()
-        due = [place.due_at for place in self.places.values() if place.due_at is not None]
+        del after  # every claim looks at all queues
+        await self._begin()
+        tables, now = self._tables, self._tables.now()
+        due = [place.due_at for place in tables.places.values() if place.due_at is not None]
         next_due = (min(due) - now).total_seconds() if due else None
-        if worker_id not in self.workers:
+        if worker_id not in tables.workers:
             return Claimed(claims=(), next_due=next_due)
         types = set(task_types)
         queued: dict[str, list[Task]] = defaultdict(list)
-        for task_id, place in self.places.items():
-            task = self.tasks[task_id]
+        for task_id, place in tables.places.items():
+            task = tables.tasks[task_id]
             if place.state is State.READY and task.asked.task_type in types:
                 queued[task.queue].append(task)
         slots = dict.fromkeys(queued, limit)
@@ -93,197 +103,152 @@ class WorkerVerbs(Tables):
         ]
         picked = heapq.nsmallest(limit, best, key=order)
         claims = [
-            self._claim(task, worker_id, now, started=at_once is None or place < at_once)
-            for place, task in enumerate(picked)
+            self._claim(task, worker_id, now, started=at_once is None or number < at_once)
+            for number, task in enumerate(picked)
         ]
         taken = Counter(claim.queue for claim in claims)
-        return Claimed(
-            claims=claims,
-            next_due=next_due,
-            held_back=any(
-                self.limited(queue)
-                and self.settings[queue].open
-                and taken[queue] < min(slots[queue], len(tasks))
-                for queue, tasks in queued.items()
-            ),
+        held_back = any(
+            tables.limited(queue)
+            and tables.setting(queue).open
+            and taken[queue] < min(slots[queue], len(tasks))
+            for queue, tasks in queued.items()
         )
+        return Claimed(claims=claims, next_due=next_due, held_back=held_back)
 
-    def not_to_start(self, queue: str) -> bool:
-        """Whether a queue is paused, or has more tasks running than it may."""
-        setting = self.settings.get(queue, Setting())
-        most = setting.max_running
-        return setting.paused or (most is not None and self._running(queue) > most)
+    async def settle(self, settlements: Sequence[Settlement]) -> dict[Fence, Refusal]:
+        await self._begin()
+        for settlement in settlements:
+            check_settlement(settlement)
+        refused: dict[Fence, Refusal] = {}
+        makes_work = False
+        # The same twice is the same once; the tasks that tell of it are stored in this order.
+        for settlement in sorted(set(settlements), key=lambda each: each.fence.task_id):
+            if (refusal := self._tables.refusal(settlement)) is not None:
+                refused[settlement.fence] = refusal
+            else:
+                makes_work |= self._tables.apply(settlement)
+        self._ring(Bell.FINISHED)
+        if makes_work:
+            self._ring(Bell.WORK)
+        return refused
 
-    def holds(self, fence: Fence) -> bool:
-        """Whether a claim is still what it was."""
-        place = self.places.get(fence.task_id)
-        return place is not None and place.state is State.RUNNING and place.epoch == fence.epoch
-
-    def refusal(self, settlement: Settlement) -> Refusal | None:
-        """Say why a settlement cannot be applied, if so."""
-        if not self.holds(settlement.fence):
-            return Refusal.STALE
-        place = self.places[settlement.fence.task_id]
-        if place.cancel_requested and not settlement.state.is_final:
-            return Refusal.CANCEL_REQUESTED
-        return None
-
-    def apply(self, settlement: Settlement, teller: int | None = None) -> bool:
-        """Move a running task on, and close its attempt; whether somebody has work by that.
-
-        *teller*: as for `cancel`.
-        """
-        task_id, error = settlement.fence.task_id, settlement.error
-        old, now = self.places[task_id], self.now()
-        log = self.log.setdefault(task_id, [])
-        if settlement.outcome is not None:
-            self.closed.setdefault(task_id, {})[settlement.fence.epoch] = settlement.outcome
-            number = log[-1].number + 1 if log else 1
-            closed = execution(task_id, number, old, settlement.outcome)
-            log.append(
-                attrs.evolve(
-                    closed,
-                    finished_at=now,
-                    error_type=error.type if error else None,
-                    error_message=error.message if error else None,
-                    error_traceback=error.traceback if error else None,
-                    error_details=json.loads(as_jsonb(error.details))
-                    if error and error.details
-                    else None,
-                    final=settlement.state.is_final,
-                )
-            )
-        if old.epoch % TRIM_EVERY == 0:
-            self._trim(task_id)
-        state = settlement.state
-        queue = self.tasks[task_id].queue
-        place = Position(
-            state=state, attempt=settlement.attempt, epoch=old.epoch, lost=settlement.lost
-        )
-        if state.is_final:
-            ended = attrs.evolve(
-                place,
-                result=None if settlement.result is None else as_jsonb(settlement.result),
-                error_type=error.type if error else None,
-                error_message=error.message if error else None,
-            )
-            asked = completion(self.tasks[task_id], ended, "cancelled while running")
-            tell = asked if settlement.on_complete else None
-            self._end(task_id, ended, settlement.keep_for, tell, teller)
-        elif state is State.SCHEDULED:
-            due_at = now + dt.timedelta(seconds=settlement.delay)
-            self.places[task_id] = attrs.evolve(place, due_at=due_at)
-        else:
-            self.places[task_id] = attrs.evolve(place, ready_at=now, suspect=old.suspect)
-        return not state.is_final or settlement.on_complete or self.limited(queue)
-
-    def outcomes(self, fences: Sequence[Fence]) -> dict[Fence, Outcome | None]:
-        """Return with which outcome claims have been closed; None: the task is gone."""
+    async def outcomes(self, fences: Sequence[Fence]) -> Mapping[Fence, Outcome | None]:
+        await self._begin()
         found: dict[Fence, Outcome | None] = {}
         for fence in fences:
-            outcome = self.closed.get(fence.task_id, {}).get(fence.epoch)
-            if outcome is not None or fence.task_id not in self.tasks:
+            outcome = self._tables.closed.get(fence.task_id, {}).get(fence.epoch)
+            if outcome is not None or fence.task_id not in self._tables.tasks:
                 found[fence] = outcome
         return found
 
-    def write_stream(self, write: StreamWrite) -> WriteResult:
-        """Store chunks of an attempt at the end of one of its streams, all or none."""
-        if not self.holds(write.fence):
-            return WriteResult.STALE
-        streams = self.streams.setdefault(write.fence.task_id, {})
-        if write.name not in streams:
-            streams[write.name] = Stream(write.fence.epoch, write.close_on_finish)
-        return streams[write.name].write(write, self.now())
-
-    def give_back_all_but(self, worker_id: UUID, fences: set[Fence]) -> int:
-        """Release what this worker holds, except *fences*."""
-        held = [self._as_held(task_id, place) for task_id, place in self._held(worker_id)]
+    async def give_back_all_but(self, worker_id: UUID, fences: set[Fence]) -> int:
+        await self._begin()
+        held = [self._as_held(task_id, place) for task_id, place in self._tables.held(worker_id)]
         strays = [one for one in held if one.fence not in fences]
         for stray in strays:
-            self.apply(give_back(stray))
-        return len(strays)
+            self._tables.apply(give_back(stray))
+        return self._moved(len(strays))
 
-    def promote(self) -> int:
-        """Make scheduled tasks that are due ready."""
-        now = self.now()
+    async def closed_queues(self, queues: Sequence[str]) -> set[str]:
+        await self._begin()
+        return {queue for queue in queues if self._is_closed(queue)}
+
+    async def promote(self) -> int:
+        await self._begin()
+        tables, now = self._tables, self._tables.now()
         due = [
             task_id
-            for task_id, place in self.places.items()
+            for task_id, place in tables.places.items()
             if place.due_at is not None and place.due_at <= now
         ][:BATCH]
         for task_id in due:
-            place = self.places[task_id]
+            place = tables.places[task_id]
             state = transition(place.state, Event.PROMOTE)
-            self.places[task_id] = attrs.evolve(
+            tables.places[task_id] = attrs.evolve(
                 place, state=state, due_at=None, ready_at=place.due_at
             )
-        return len(due)
+        return self._moved(len(due))
 
-    def note_started(self, worker_id: UUID, fences: Collection[Fence]) -> set[Fence]:
-        """Note that claims have started; return those that this worker holds."""
+    async def note_started(self, worker_id: UUID, fences: Collection[Fence]) -> set[Fence]:
+        await self._begin()
+        places = self._tables.places
         held = {
             fence
             for fence in fences
-            if self.holds(fence) and self.places[fence.task_id].worker_id == worker_id
+            if self._tables.holds(fence) and places[fence.task_id].worker_id == worker_id
         }
         for fence in held:
-            place = self.places[fence.task_id]
-            self.places[fence.task_id] = attrs.evolve(place, started=True)
+            places[fence.task_id] = attrs.evolve(places[fence.task_id], started=True)
         return held
 
-    def sweep(
-        self, allowed: Callable[[Held], int], seen: Sequence[Seen] | None
-    ) -> list[tuple[Held, Settlement]]:
-        """Forget dead workers and settle what they held; say how."""
-        now = self.now()
-        if seen is None:
-            dead = {key for key, worker in self.workers.items() if not worker.alive(now)}
-        else:
-            dead = {one.id for one in seen if self._is_dead(one, now)}
+    async def sweep(
+        self,
+        *,
+        max_lost: int,
+        max_lost_of: Mapping[str, int] | None = None,
+        seen: Sequence[Seen] | None = None,
+        tell: TellLost = tell_nobody,
+    ) -> int:
+        await self._begin()
+        allowed = functools.partial(allowed_losses, max_lost=max_lost, max_lost_of=max_lost_of)
+        places, workers, dead = self._tables.places, self._tables.workers, self._dead(seen)
         abandoned = [
             self._as_held(task_id, place)
-            for task_id, place in sorted(self.places.items())
+            for task_id, place in sorted(places.items())
             if place.state is State.RUNNING
-            and (place.worker_id in dead or place.worker_id not in self.workers)
+            and (place.worker_id in dead or place.worker_id not in workers)
         ]
-        lost = [(held, settle_lost(held, max_lost=allowed(held))) for held in abandoned]
-        for held, settlement in lost:
+        settled = [(held, settle_lost(held, max_lost=allowed(held))) for held in abandoned]
+        for held, settlement in settled:
             if not held.started:
-                place = self.places[held.fence.task_id]
-                self.places[held.fence.task_id] = attrs.evolve(place, suspect=True)
-            self.apply(settlement)
+                task_id = held.fence.task_id
+                places[task_id] = attrs.evolve(places[task_id], suspect=True)
+            self._tables.apply(settlement)
         for worker_id in dead:
-            del self.workers[worker_id]
-        return lost
+            del workers[worker_id]
+        for held, settlement in settled:
+            if settlement.outcome is not None:
+                tell(held, settlement)
+        return self._moved(len(settled))
 
-    def prune(self) -> int:
-        """Delete tasks that ended longer ago than they are kept."""
-        now = self.now()
+    async def prune(self) -> int:
+        await self._begin()
+        now = self._tables.now()
         old = [
             task_id
-            for task_id, place in self.places.items()
+            for task_id, place in self._tables.places.items()
             if place.expires_at is not None and place.expires_at <= now
         ][:BATCH]
         for task_id in old:
-            self._forget(task_id)
+            self._tables.forget(task_id)
         return len(old)
+
+    async def park(self) -> int:
+        await self._begin()
+        return 0  # a claim does not step over anything here
+
+    async def unpark(self, task_types: Sequence[str]) -> int:
+        del task_types
+        await self._begin()
+        return 0
 
     # -- helpers -----------------------------------------------------------------
 
-    def _is_dead(self, seen: Seen, now: dt.datetime) -> bool:
-        worker = self.workers.get(seen.id)
-        return worker is not None and worker.dead(now, seen)
+    def _dead(self, seen: Sequence[Seen] | None) -> set[UUID]:
+        now, workers = self._tables.now(), self._tables.workers
+        if seen is None:
+            return {key for key, worker in workers.items() if not worker.alive(now)}
+        return {one.id for one in seen if one.id in workers and workers[one.id].dead(now, one)}
 
-    def _trim(self, task_id: int) -> None:
-        """Keep the newest closed attempts of a task, and count the others."""
-        log = self.log[task_id]
-        counted = self.earlier.setdefault(task_id, Counter())
-        counted.update((attempt.outcome, attempt.final) for attempt in log[:-KEEP_ATTEMPTS])
-        del log[:-KEEP_ATTEMPTS]
+    def _is_closed(self, queue: str) -> bool:
+        """Whether a queue is paused, or has more tasks running than it may."""
+        setting = self._tables.setting(queue)
+        most = setting.max_running
+        return setting.paused or (most is not None and self._running(queue) > most)
 
     def _room(self, queue: str, slots: int, at_once: int | None) -> int:
-        """How many of so many tasks of a queue may be taken."""
-        setting = self.settings.get(queue, Setting())
+        """Return how many tasks of a queue may be taken into that many slots."""
+        setting = self._tables.setting(queue)
         if setting.paused:
             return 0
         if setting.max_running is None:
@@ -293,12 +258,12 @@ class WorkerVerbs(Tables):
 
     def _running(self, queue: str) -> int:
         return sum(
-            place.state is State.RUNNING and self.tasks[task_id].queue == queue
-            for task_id, place in self.places.items()
+            place.state is State.RUNNING and self._tables.tasks[task_id].queue == queue
+            for task_id, place in self._tables.places.items()
         )
 
     def _claim(self, task: Task, worker_id: UUID, now: dt.datetime, *, started: bool) -> Claim:
-        old = self.places[task.id]
+        old = self._tables.places[task.id]
         new = attrs.evolve(
             old,
             state=transition(old.state, Event.CLAIM),
@@ -308,7 +273,7 @@ class WorkerVerbs(Tables):
             started_at=now,
             started=started,
         )
-        self.places[task.id] = new
+        self._tables.places[task.id] = new
         return Claim(
             fence=Fence(task.id, new.epoch),
             attempt=new.attempt,
@@ -328,19 +293,19 @@ class WorkerVerbs(Tables):
         )
 
     def _as_held(self, task_id: int, place: Position) -> Held:
-        now, asked = self.now(), self.tasks[task_id].asked
+        now, asked = self._tables.now(), self._tables.tasks[task_id].asked
         assert place.worker_id is not None
-        worker = self.workers.get(place.worker_id)
+        worker = self._tables.workers.get(place.worker_id)
         return Held(
             fence=Fence(task_id, place.epoch),
             attempt=place.attempt,
             lost=place.lost,
             worker_id=place.worker_id,
             cancel_requested=place.cancel_requested,
-            keep_for=self.keep_for(asked),
+            keep_for=self._tables.keep_for(asked),
             on_complete=asked.on_complete is not None,
             task_type=asked.task_type,
-            queue=self.tasks[task_id].queue,
+            queue=self._tables.tasks[task_id].queue,
             age=0.0 if place.started_at is None else (now - place.started_at).total_seconds(),
             started=place.started,
             max_lost=worker.info.max_lost.get(asked.task_type) if worker else None,

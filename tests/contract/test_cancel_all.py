@@ -15,7 +15,7 @@ import nursery_queue as nq
 
 from nursery_queue._core._filters import CancelFilter, TaskFilter
 from nursery_queue._core._states import Event, State
-from nursery_queue._memory import _tables
+from nursery_queue._memory import _client_verbs
 from nursery_queue._pg import _postgres_store as _store
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime
@@ -43,7 +43,7 @@ def client(store: Store) -> nq.Client:
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make it many steps to walk through few tasks."""
-    monkeypatch.setattr(_tables, "PAGE", 10)
+    monkeypatch.setattr(_client_verbs, "PAGE", 10)
     monkeypatch.setattr(_store, "WALK", 10)
 
 
