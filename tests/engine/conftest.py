@@ -11,7 +11,7 @@ import pytest
 
 import nursery_queue as nq
 
-from tests.support.workers import FlakyStore
+from tests.support.flaky_store import FlakyStore
 
 
 @pytest.fixture

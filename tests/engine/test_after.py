@@ -16,7 +16,8 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.support.workers import FlakyStore, eventually, final, outcomes, state, working
+from tests.support.flaky_store import FlakyStore
+from tests.support.workers import eventually, final, outcomes, state, working
 
 
 # -- when it is called ---------------------------------------------------------------------------

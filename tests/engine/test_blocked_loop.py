@@ -16,7 +16,8 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.support.workers import FlakyStore, Longest, final, outcomes, working
+from tests.support.flaky_store import FlakyStore
+from tests.support.workers import Longest, final, outcomes, working
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.support.workers import FlakyStore, outcomes, state, working
+from tests.support.flaky_store import FlakyStore
+from tests.support.workers import outcomes, state, working
 
 
 VERBS = (

@@ -10,7 +10,8 @@ from trio.testing import MockClock
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.support.workers import FlakyStore, final, outcomes, state, working
+from tests.support.flaky_store import FlakyStore
+from tests.support.workers import final, outcomes, state, working
 
 
 @pytest.fixture

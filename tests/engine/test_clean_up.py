@@ -18,7 +18,8 @@ from nursery_queue import CancelReason
 from nursery_queue._core._model import Settlement
 from nursery_queue._worker import _execution as _stage
 from nursery_queue.testing import VirtualTime
-from tests.support.workers import FlakyStore, outcomes, working
+from tests.support.flaky_store import FlakyStore
+from tests.support.workers import outcomes, working
 
 
 # -- what it says on purpose ---------------------------------------------------------------

@@ -20,7 +20,8 @@ import nursery_queue as nq
 from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue.testing import VirtualTime
-from tests.support.workers import FlakyStore, working
+from tests.support.flaky_store import FlakyStore
+from tests.support.workers import working
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
+from tests.support.flaky_store import FlakyStore
 from tests.support.store_steps import hire
-from tests.support.workers import FlakyStore, Longest, outcomes, working
+from tests.support.workers import Longest, outcomes, working
 
 
 LEASE, HEARTBEAT = 30.0, 3.0

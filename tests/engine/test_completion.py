@@ -15,7 +15,8 @@ import nursery_queue as nq
 
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue.testing import MemoryStore, VirtualTime, perform
-from tests.support.workers import FlakyStore, Longest, eventually, final, outcomes, working
+from tests.support.flaky_store import FlakyStore
+from tests.support.workers import Longest, eventually, final, outcomes, working
 
 
 Told = list[tuple[int, Any, Any]]

@@ -9,7 +9,8 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
-from tests.support.workers import FlakyStore, final, outcomes, state, working
+from tests.support.flaky_store import FlakyStore
+from tests.support.workers import final, outcomes, state, working
 
 
 async def test_its_fields(autojump_clock: MockClock, app: nq.App, client: nq.Client) -> None:

@@ -18,9 +18,10 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
+from tests.support.flaky_store import FlakyStore
 from tests.support.recorder import ONCE, Recorder
 from tests.support.store_steps import claim, hire
-from tests.support.workers import FlakyStore, Longest, final, outcomes, working
+from tests.support.workers import Longest, final, outcomes, working
 
 
 RETRY = nq.RetryPolicy(max_attempts=3, initial=7, maximum=7, jitter=0)

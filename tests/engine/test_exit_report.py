@@ -13,7 +13,8 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.support.workers import FlakyStore, outcomes, working
+from tests.support.flaky_store import FlakyStore
+from tests.support.workers import outcomes, working
 
 
 ExitOutcome = nq.ExitOutcome

@@ -9,7 +9,8 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
-from tests.support.workers import FlakyStore, Longest, working
+from tests.support.flaky_store import FlakyStore
+from tests.support.workers import Longest, working
 
 
 async def test_health(

@@ -16,7 +16,8 @@ import nursery_queue as nq
 
 from nursery_queue._core._model import WorkerInfo
 from nursery_queue.testing import VirtualTime
-from tests.support.workers import FlakyStore, Longest, outcomes, state, working
+from tests.support.flaky_store import FlakyStore
+from tests.support.workers import Longest, outcomes, state, working
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from nursery_queue._core._model import WorkerInfo
 from nursery_queue._core._outcome import MAX_LOST
 from nursery_queue._worker._slots import Slots
 from nursery_queue.testing import VirtualTime
-from tests.support.workers import FlakyStore, Longest, final, outcomes, state, working
+from tests.support.flaky_store import FlakyStore
+from tests.support.workers import Longest, final, outcomes, state, working
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.testing import MemoryStore, VirtualTime, deterministic
-from tests.support.workers import FlakyStore, Longest, final, working
+from tests.support.flaky_store import FlakyStore
+from tests.support.workers import Longest, final, working
 
 
 VERBS = [

@@ -10,8 +10,9 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
+from tests.support.flaky_store import FlakyStore
 from tests.support.recorder import ONCE, Recorder
-from tests.support.workers import FlakyStore, Longest, final, state, working
+from tests.support.workers import Longest, final, state, working
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from trio.testing import MockClock
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.support.workers import FlakyStore, Longest, final, outcomes, state, working
+from tests.support.flaky_store import FlakyStore
+from tests.support.workers import Longest, final, outcomes, state, working
 
 
 class Hopeless(nq.DoNotRetry):

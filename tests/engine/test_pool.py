@@ -19,8 +19,9 @@ from nursery_queue._core._model import Claimed, WorkerInfo
 from nursery_queue._core._states import Event
 from nursery_queue._store import Store
 from nursery_queue.testing import VirtualTime
+from tests.support.flaky_store import FlakyStore
 from tests.support.store_steps import ends
-from tests.support.workers import FlakyStore, Longest, final, outcomes, state, working
+from tests.support.workers import Longest, final, outcomes, state, working
 
 
 @attrs.define(eq=False)

@@ -21,7 +21,8 @@ from nursery_queue._core._model import CancelRequest
 from nursery_queue._worker._slots import Execution
 from nursery_queue.testing import MemoryStore, VirtualTime, deterministic
 from tests.engine.handlers import KINDS, Handlers, Kind
-from tests.support.workers import FlakyStore, outcomes, state, working
+from tests.support.flaky_store import FlakyStore
+from tests.support.workers import outcomes, state, working
 
 
 PAIRS = list(itertools.permutations(CancelReason, 2))

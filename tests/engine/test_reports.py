@@ -14,9 +14,10 @@ import nursery_queue as nq
 from nursery_queue._core._outcome import MAX_LOST
 from nursery_queue._core._tally import counters_of
 from nursery_queue.testing import VirtualTime
+from tests.support.flaky_store import FlakyStore
 from tests.support.recorder import Recorder, without_instants
 from tests.support.store_steps import claim, hire
-from tests.support.workers import FlakyStore, working
+from tests.support.workers import working
 
 
 @pytest.fixture

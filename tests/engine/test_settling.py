@@ -20,9 +20,10 @@ from nursery_queue._core._states import Event
 from nursery_queue._store import Isolation, StoreTransaction
 from nursery_queue._worker import _execution as _stage
 from nursery_queue.testing import VirtualTime
+from tests.support.flaky_store import FlakyStore
 from tests.support.proxy import Proxy, proxied
 from tests.support.store_steps import claim, hire, settle
-from tests.support.workers import FlakyStore, eventually, final, outcomes, state, working
+from tests.support.workers import eventually, final, outcomes, state, working
 
 
 class Ends(nq.Instrument):
@@ -425,11 +426,12 @@ async def test_a_settlement_that_never_arrives_uses_up_no_attempt(
 
 
 @attrs.define(eq=False)
-class SlowToAnswer(FlakyStore):
-    """A store that commits at once and says so so many seconds later, or that it does not know."""
+class SlowToCommit(FlakyStore):
+    """A store that answers a COMMIT late, or never: whether it was made is not known then."""
 
-    after: float = 0.0
+    after: float = 0.0  # seconds
     unknown: bool = False
+    commits: bool = True
 
     def transaction(
         self, *, isolation: Isolation | None = None
@@ -439,8 +441,11 @@ class SlowToAnswer(FlakyStore):
 
     @contextlib.asynccontextmanager
     async def _transaction(self) -> AsyncGenerator[StoreTransaction]:
-        async with self.inner.transaction() as tx:
-            yield tx
+        with contextlib.suppress(ZeroDivisionError):
+            async with self.inner.transaction() as tx:
+                yield tx
+                if not self.commits:
+                    raise ZeroDivisionError
         await trio.sleep(self.after)
         if self.unknown:
             msg = "the connection was lost"
@@ -452,7 +457,7 @@ async def test_a_committed_success_is_reported_as_one(
     virtual_time: VirtualTime, app: nq.App, away: set[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Although its worker wanted to give the claim back before it heard of the commit."""
-    store, ends = SlowToAnswer(after=10), Ends()
+    store, ends = SlowToCommit(after=10), Ends()
     client = nq.Client(store, instruments=[ends])
 
     @app.task(name="write", transactional=True)
@@ -478,7 +483,7 @@ async def test_a_committed_success_is_reported_as_one_although_the_lease_is_lost
     virtual_time: VirtualTime, app: nq.App, unknown: bool
 ) -> None:
     """What is stored is true, whatever the worker has been told meanwhile; if need be it asks."""
-    store = SlowToAnswer(after=20, unknown=unknown)
+    store = SlowToCommit(after=20, unknown=unknown)
     client = nq.Client(store)
 
     @app.task(name="write", transactional=True)
@@ -496,36 +501,13 @@ async def test_a_committed_success_is_reported_as_one_although_the_lease_is_lost
     assert worker.exit_report.counts == {nq.ExitOutcome.SUCCEEDED: 1}
 
 
-@attrs.define(eq=False)
-class Forgetful(FlakyStore):
-    """A store whose COMMIT gets no answer, whether or not it is made."""
-
-    commits: bool = True
-
-    def transaction(
-        self, *, isolation: Isolation | None = None
-    ) -> AbstractAsyncContextManager[StoreTransaction]:
-        del isolation
-        return self._transaction()
-
-    @contextlib.asynccontextmanager
-    async def _transaction(self) -> AsyncGenerator[StoreTransaction]:
-        with contextlib.suppress(ZeroDivisionError):
-            async with self.inner.transaction() as tx:
-                yield tx
-                if not self.commits:
-                    raise ZeroDivisionError
-        msg = "the connection was lost"
-        raise nq.CommitOutcomeUnknown(msg)
-
-
 @pytest.mark.leaves_claims("the store cannot be asked")
 @pytest.mark.parametrize("commits", [True, False])
 async def test_a_commit_of_which_nobody_knows_is_reported_as_that(
     virtual_time: VirtualTime, app: nq.App, commits: bool
 ) -> None:
     """It is neither a success nor a failure: the database could not be asked until the end."""
-    store = Forgetful(commits=commits, down={"settle"})
+    store = SlowToCommit(unknown=True, commits=commits, down={"settle"})
     client = nq.Client(store)
 
     @app.task(name="write", transactional=True)

@@ -13,7 +13,8 @@ import nursery_queue as nq
 
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue.testing import VirtualTime
-from tests.support.workers import FlakyStore, eventually, outcomes, state, working
+from tests.support.flaky_store import FlakyStore
+from tests.support.workers import eventually, outcomes, state, working
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ ENDS = pytest.mark.parametrize("end", [run_and_stop, run_and_cancel])
 
 def events(trace: list[str]) -> list[str]:
     """Return what happened, without what happens all the time."""
-    usual = {"heartbeat", "status_many", "promote", "sweep"}
+    usual = {"heartbeat", "enqueue", "stats", "status_many", "promote", "sweep"}
     return [event for event in trace if event not in usual]
 
 

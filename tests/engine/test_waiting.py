@@ -11,7 +11,8 @@ from trio.testing import MockClock
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.support.workers import FlakyStore, working
+from tests.support.flaky_store import FlakyStore
+from tests.support.workers import working
 
 
 @pytest.fixture

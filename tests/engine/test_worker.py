@@ -14,7 +14,8 @@ from trio.testing import MockClock
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.support.workers import FlakyStore, Longest, outcomes, state, working
+from tests.support.flaky_store import FlakyStore
+from tests.support.workers import Longest, outcomes, state, working
 
 
 @pytest.fixture
@@ -384,12 +385,12 @@ async def test_a_due_task_that_is_locked(
     starts: list[float],
 ) -> None:
     """What is due but held by somebody's transaction is tried again soon, not in a tight loop."""
-    store.locked = True
+    store.instead["promote"] = 0
     await client.enqueue(app["note"].options(run_after=5))
     async with working(nq.Worker(app, client)):
         await trio.sleep(15)
         assert 10 < store.calls["promote"] < 150
-        store.locked = False
+        store.instead.clear()
         await trio.sleep(0.2)
 
     assert len(starts) == 1

@@ -6,7 +6,8 @@ import pytest
 
 import nursery_queue as nq
 
-from tests.faults.loops import FaultyStore, Holding
+from tests.faults.loops import Holding
+from tests.support.flaky_store import FlakyStore
 
 
 @pytest.fixture
@@ -18,10 +19,10 @@ def holding(app: nq.App) -> Holding:
 
 
 @pytest.fixture
-def store() -> FaultyStore:
-    return FaultyStore()
+def store() -> FlakyStore:
+    return FlakyStore()
 
 
 @pytest.fixture
-def client(store: FaultyStore) -> nq.Client:
+def client(store: FlakyStore) -> nq.Client:
     return nq.Client(store)

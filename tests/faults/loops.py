@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 
 import attrs
 import psycopg
@@ -14,11 +14,9 @@ import trio
 
 import nursery_queue as nq
 
-from nursery_queue._core._model import Fence, Refusal, Settlement
-from nursery_queue._store import Bell, Ring
 from nursery_queue._trio._supervisor import LoopState
 from nursery_queue._worker._health import LoopHealth
-from tests.support.workers import FlakyStore
+from tests.support.flaky_store import FlakyStore
 
 
 class Odd(Exception):  # an error that nobody has heard of
@@ -46,58 +44,11 @@ VERBS = {
 }
 
 
-@attrs.define(eq=False)
-class FaultyStore(FlakyStore):
-    """A store whose verbs also raise what is no outage: before the effect, or after it."""
-
-    raises: dict[str, Exception] = attrs.field(factory=dict[str, Exception])
-    raises_after: dict[str, Exception] = attrs.field(factory=dict[str, Exception])
-    at_most: int = 10_000  # settlements in one call
-    tell: Callable[[str], object] = attrs.field(default=lambda name: name)  # called with each verb
-    cut: trio.Event = attrs.field(factory=trio.Event)  # ends whoever listens
-
-    @contextlib.asynccontextmanager
-    async def _verb(self, name: str) -> AsyncGenerator[None]:
-        self.tell(name)
-        async with FlakyStore._verb(self, name):
-            if name in self.raises:
-                raise self.raises[name]
-            yield
-            if name in self.raises_after:
-                raise self.raises_after[name]
-
-    async def settle(self, settlements: Sequence[Settlement]) -> dict[Fence, Refusal]:
-        if len(settlements) > self.at_most:
-            await trio.lowlevel.checkpoint()
-            msg = f"settle: {len(settlements)} are too many"
-            raise nq.TransientError(msg)
-        return await FlakyStore.settle(self, settlements)
-
-    def break_loop(self, name: str, error: Exception) -> None:
-        """From now on one loop of the worker fails."""
-        self.raises[VERBS[name]] = error
-        if name == "listener":
-            self.cut.set()
-
-    def mend(self) -> None:
-        """From now on everything works."""
-        self.raises, self.raises_after, self.cut = {}, {}, trio.Event()
-        self.down, self.deaf, self.stuck, self.late = set(), set(), set(), {}
-
-    async def listen(
-        self,
-        ring: Ring,
-        bells: Sequence[Bell],
-        *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        async def fail() -> None:
-            await self.cut.wait()
-            raise self.raises.get("listen", nq.TransientError("listen: the store is down"))
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(fail)
-            await FlakyStore.listen(self, ring, bells, task_status=task_status)
+def break_loop(store: FlakyStore, name: str, error: Exception) -> None:
+    """From now on one loop of the worker fails."""
+    store.raises[VERBS[name]] = error
+    if name == "listener":
+        store.hang_up()
 
 
 @attrs.define(eq=False)

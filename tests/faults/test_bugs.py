@@ -16,7 +16,8 @@ from nursery_queue._worker._entries import Entry
 from nursery_queue._worker._settler import Settler
 from nursery_queue._worker._slots import Slots
 from nursery_queue.testing import VirtualTime
-from tests.faults.loops import BUGS, VERBS, FaultyStore, Holding, logged, loop_health, unwell
+from tests.faults.loops import BUGS, VERBS, Holding, break_loop, logged, loop_health, unwell
+from tests.support.flaky_store import FlakyStore
 from tests.support.recorder import Recorder
 from tests.support.workers import Longest, outcomes, state, working
 
@@ -42,7 +43,7 @@ async def test_a_bug_is_one_loops_alone(
     virtual_time: VirtualTime,
     app: nq.App,
     client: nq.Client,
-    store: FaultyStore,
+    store: FlakyStore,
     holding: Holding,
     caplog: pytest.LogCaptureFixture,
     loop: str,
@@ -55,7 +56,7 @@ async def test_a_bug_is_one_loops_alone(
     with logged(caplog):
         async with working(worker):
             error = BUGS[bug]()
-            store.break_loop(loop, error)
+            break_loop(store, loop, error)
             refs = [await client.enqueue("nop", n=n) for n in range(3)]
             await trio.sleep(20)  # less than the lease
             if loop == "maintenance":
@@ -107,7 +108,7 @@ async def test_a_bug_in_the_watch_over_the_lease(
     virtual_time: VirtualTime,
     app: nq.App,
     client: nq.Client,
-    store: FaultyStore,
+    store: FlakyStore,
     holding: Holding,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -227,7 +228,7 @@ async def test_an_outcome_that_cannot_be_decided(
 
 @pytest.mark.parametrize("bug", BUGS)
 async def test_a_settlement_of_unknown_fate(
-    virtual_time: VirtualTime, app: nq.App, client: nq.Client, store: FaultyStore, bug: str
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, store: FlakyStore, bug: str
 ) -> None:
     """If settling fails after it was done, the outcome stands, and the claim is let go of."""
     nop(app)
@@ -248,7 +249,7 @@ async def test_a_bug_at_the_very_end(
     virtual_time: VirtualTime,
     app: nq.App,
     client: nq.Client,
-    store: FaultyStore,
+    store: FlakyStore,
     holding: Holding,
 ) -> None:
     """A settler that fails while the worker ends is restarted at once, and again and again."""
@@ -274,7 +275,7 @@ async def test_a_bug_that_stays_does_not_keep_the_worker(
     virtual_time: VirtualTime,
     app: nq.App,
     client: nq.Client,
-    store: FaultyStore,
+    store: FlakyStore,
     holding: Holding,
 ) -> None:
     """`run()` ends within its budget also when outcomes cannot be stored at all."""
@@ -282,7 +283,7 @@ async def test_a_bug_that_stays_does_not_keep_the_worker(
     worker = nq.Worker(app, client, rng=Longest())
     async with working(worker):
         for loop in VERBS:
-            store.break_loop(loop, ValueError("always"))
+            break_loop(store, loop, ValueError("always"))
         holding.go_on.set()
         await trio.sleep(10)
     assert trio.current_time() <= 10 + 5 + 2
@@ -290,13 +291,13 @@ async def test_a_bug_that_stays_does_not_keep_the_worker(
 
 def test_the_loops_are_named() -> None:
     """Every loop that the worker supervises has its line in `health()`."""
-    worker = nq.Worker(nq.App(), nq.Client(FaultyStore()))
+    worker = nq.Worker(nq.App(), nq.Client(FlakyStore()))
 
     assert set(worker.health().loops) == {*VERBS, "lease", "reporter"}
 
 
 async def test_a_bug_in_a_report(
-    virtual_time: VirtualTime, app: nq.App, store: FaultyStore, holding: Holding
+    virtual_time: VirtualTime, app: nq.App, store: FlakyStore, holding: Holding
 ) -> None:
     """A report that goes wrong costs no task, and the next one has what it would have had."""
     heard = Recorder()

@@ -11,20 +11,19 @@ import socket
 
 from collections.abc import AsyncGenerator
 
-import attrs
 import psycopg
 import pytest
 import trio
 
 import nursery_queue as nq
 
-from nursery_queue._core._model import Claimed
 from nursery_queue._core._retry import Backoff
 from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._store import Bell
 from nursery_queue._trio._supervisor import Loop, LoopState, supervise
 from nursery_queue.testing import VirtualTime
 from tests.faults.loops import Holding, lines, logged, loop_health
+from tests.support.flaky_store import FlakyStore
 from tests.support.network import pass_time_until, sockets_to
 from tests.support.proxy import Proxy, proxied
 from tests.support.workers import final, state, working
@@ -215,17 +214,6 @@ async def test_cancelled_between_two_connections(virtual_time: VirtualTime, prox
 # -- notifications of anybody ----------------------------------------------------------------------
 
 
-@attrs.define(eq=False)
-class CountingStore(PostgresStore):
-    """Counts what is asked when there is news."""
-
-    claims: int = attrs.field(default=0, init=False)
-
-    async def claim(self, *args: object, **kwargs: object) -> Claimed:
-        self.claims += 1
-        return await PostgresStore.claim(self, *args, **kwargs)  # type: ignore[arg-type]  # passed on
-
-
 PAYLOADS = {
     "empty": [b""],
     "as long as can be": [b"x" * 7999],
@@ -246,14 +234,16 @@ async def test_payloads_of_anybody(
 ) -> None:
     """Whatever anybody sends, on whatever channel, wakes the worker at most and does no harm."""
     with psycopg.connect(migrated, autocommit=True) as stranger:
-        await _is_unmoved(virtual_time, app, CountingStore(migrated), stranger, payloads)
+        await _is_unmoved(
+            virtual_time, app, FlakyStore(PostgresStore(migrated)), stranger, payloads
+        )
     assert lines(caplog, "") == []
 
 
 async def _is_unmoved(
     clock: VirtualTime,
     app: nq.App,
-    store: CountingStore,
+    store: FlakyStore,
     stranger: psycopg.Connection,
     payloads: list[bytes],
 ) -> None:
@@ -261,13 +251,13 @@ async def _is_unmoved(
         worker = deaf_without_notify(app, client)
         async with working(worker):
             await trio.sleep(1)
-            before = store.claims
+            before = store.calls["claim"]
             with clock.hold(), stranger.transaction():
                 for channel in CHANNELS:
                     quoted = (payload.replace(b"'", b"''") for payload in payloads)
                     stranger.execute(b";".join(b"notify %b, '%b'" % (channel, q) for q in quoted))
             await trio.sleep(1)
-            assert 1 <= store.claims - before <= 100  # one ring is like many
+            assert 1 <= store.calls["claim"] - before <= 100  # one ring is like many
             written = trio.current_time()
             assert (await final(client, await client.enqueue("echo", value=1))).result == 1
             assert trio.current_time() == written

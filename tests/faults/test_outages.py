@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import uuid
 
+from typing import Any
+
 import pytest
 import trio
 
@@ -13,7 +15,8 @@ import nursery_queue as nq
 from nursery_queue._core._model import WorkerInfo
 from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue.testing import VirtualTime
-from tests.faults.loops import FaultyStore, Holding, lines, logged, until_well, unwell
+from tests.faults.loops import Holding, lines, logged, until_well, unwell
+from tests.support.flaky_store import FlakyStore, nothing
 from tests.support.workers import Longest, outcomes, working
 
 
@@ -29,7 +32,7 @@ def starts(app: nq.App) -> list[float]:
     return times
 
 
-async def stranger(store: FaultyStore, *, lease: float) -> uuid.UUID:
+async def stranger(store: FlakyStore, *, lease: float) -> uuid.UUID:
     """Register a worker that will never be heard of again."""
     me = uuid.uuid4()
     await store.inner.register(
@@ -45,7 +48,7 @@ async def test_a_heartbeat_that_succeeds_again_hurries_the_others(
     virtual_time: VirtualTime,
     app: nq.App,
     client: nq.Client,
-    store: FaultyStore,
+    store: FlakyStore,
     holding: Holding,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -57,7 +60,7 @@ async def test_a_heartbeat_that_succeeds_again_hurries_the_others(
             await trio.sleep(1)
             store.break_down()
             holding.go_on.set()
-            store.cut.set()
+            store.hang_up()
             late = await client.enqueue("hold")
             await trio.sleep_until(60)
             assert unwell(worker) == {"heartbeat", "settler", "listener", "claimer", "maintenance"}
@@ -83,7 +86,7 @@ async def test_a_heartbeat_that_succeeds_again_hurries_the_others(
 
 
 async def test_a_heartbeat_that_never_failed_hurries_nobody(
-    virtual_time: VirtualTime, app: nq.App, client: nq.Client, store: FaultyStore
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, store: FlakyStore
 ) -> None:
     """A loop that fails alone, while heartbeats succeed, is not started more often for that."""
     worker = nq.Worker(app, client, rng=Longest())
@@ -100,7 +103,7 @@ async def test_after_an_outage_the_living_have_time_to_show_up(
     virtual_time: VirtualTime,
     app: nq.App,
     client: nq.Client,
-    store: FaultyStore,
+    store: FlakyStore,
     holding: Holding,
 ) -> None:
     """The next sweep waits for a heartbeat of another worker that lives, so that is not swept."""
@@ -129,21 +132,25 @@ async def test_the_lease_sets_the_pace(
     virtual_time: VirtualTime,
     app: nq.App,
     client: nq.Client,
-    store: FaultyStore,
+    store: FlakyStore,
     holding: Holding,
 ) -> None:
     """Heartbeat and settler never wait longer than a third of the lease, the others 30 s."""
     await client.enqueue("hold")
     worker = nq.Worker(app, client, lease=15, heartbeat=5, poll_interval=1, rng=Longest())
     times: dict[str, list[float]] = {}
+
+    def note(verb: str, *_: Any, **__: Any) -> None:
+        times.setdefault(verb, []).append(trio.current_time())
+
     async with working(worker):
         await trio.sleep(1)
         holding.go_on.set()
         store.break_down()
-        store.cut.set()
-        store.tell = lambda verb: times.setdefault(verb, []).append(trio.current_time())
+        store.hang_up()
+        store.tell = note
         await trio.sleep(200)
-        store.tell = str
+        store.tell = nothing
         store.mend()
         await trio.sleep(11)
         assert unwell(worker) == set()
@@ -171,7 +178,7 @@ async def test_answers(
     virtual_time: VirtualTime,
     app: nq.App,
     client: nq.Client,
-    store: FaultyStore,
+    store: FlakyStore,
     starts: list[float],
     holding: Holding,
     verb: str,
@@ -204,7 +211,7 @@ async def test_no_call_hangs_for_ever(
     virtual_time: VirtualTime,
     app: nq.App,
     client: nq.Client,
-    store: FaultyStore,
+    store: FlakyStore,
     starts: list[float],
     holding: Holding,
     verb: str,
@@ -232,7 +239,7 @@ async def test_a_claim_that_outlives_the_lease(
     virtual_time: VirtualTime,
     app: nq.App,
     client: nq.Client,
-    store: FaultyStore,
+    store: FlakyStore,
     starts: list[float],
 ) -> None:
     """Tasks that arrive when the lease they were claimed under has ended are not run for that."""
@@ -254,7 +261,7 @@ async def test_a_claim_that_outlives_the_lease(
 
 
 async def test_more_than_the_store_can_take_at_once(
-    virtual_time: VirtualTime, app: nq.App, client: nq.Client, store: FaultyStore
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, store: FlakyStore
 ) -> None:
     """Outcomes that are too many for one statement are stored in smaller batches."""
 
@@ -262,7 +269,12 @@ async def test_more_than_the_store_can_take_at_once(
     async def sleepy() -> None:
         await trio.sleep(1)
 
-    store.at_most = 30
+    def refuse_more_than_30(verb: str, *args: Any, **_: Any) -> None:
+        if verb == "settle" and len(args[0]) > 30:
+            msg = "these are too many"
+            raise nq.TransientError(msg)
+
+    store.tell = refuse_more_than_30
     refs = await client.enqueue_many([nq.TaskRequest.by_name("sleepy")] * 100)
     async with working(nq.Worker(app, client, concurrency=100, rng=Longest())):
         await trio.sleep(10)
@@ -274,7 +286,7 @@ async def test_more_than_the_store_can_take_at_once(
 
 
 async def test_ten_wakeups_are_one_claim(
-    virtual_time: VirtualTime, app: nq.App, store: FaultyStore, somewhere: str | None
+    virtual_time: VirtualTime, app: nq.App, store: FlakyStore, somewhere: str | None
 ) -> None:
     """However often the bell rings while the claimer sleeps or claims, it claims once more."""
 
@@ -312,7 +324,7 @@ async def test_a_backlog_found_at_the_start(
     virtual_time: VirtualTime,
     app: nq.App,
     client: nq.Client,
-    store: FaultyStore,
+    store: FlakyStore,
 ) -> None:
     """A thousand tasks found without notifications or polls: all slots are filled in one turn."""
     most = 0

@@ -9,7 +9,7 @@ import pytest
 import nursery_queue as nq
 
 from tests.streams.authors import Author, Clerk, author, clerk
-from tests.support.workers import FlakyStore
+from tests.support.flaky_store import FlakyStore
 
 
 @pytest.fixture

@@ -35,9 +35,9 @@ from tests.streams.authors import (
     timers,
     until,
 )
+from tests.support.flaky_store import FlakyStore
 from tests.support.network import sockets_to
 from tests.support.proxy import Proxy, proxied
-from tests.support.workers import FlakyStore
 
 
 LISTEN = b'LISTEN "nursery_queue_'

@@ -12,16 +12,9 @@ import nursery_queue as nq
 
 from nursery_queue._core._states import Event
 from nursery_queue.testing import VirtualTime
-from tests.streams.authors import (
-    Audience,
-    Author,
-    author,
-    everything,
-    first,
-    nothing_left,
-)
+from tests.streams.authors import Audience, Author, author, everything, first, nothing_left
+from tests.support.flaky_store import FlakyStore
 from tests.support.store_steps import add, claim_one, hire
-from tests.support.workers import FlakyStore
 
 
 HUNDREDS = range(200)
