@@ -229,35 +229,23 @@ def second_waits(project: Path) -> Path:
     return project
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
 def test_one_that_finds_the_database_away_is_started_again(
-    start: Start, migrated: str, second_waits: Path, doors: Doors
+    start: Start, migrated: str, second_waits: Path, doors: Doors, comes_back: bool
 ) -> None:
-    """Until the database lets it in, if it has let in another one before."""
+    """Until the database lets it in, if it has let in another one before; a stop ends that, too."""
     with start("worker", "shop:app", "--processes", "2") as parent:
         until((second_waits / "second").exists, "the second")
         parent.line("ready: ")
         doors.shut()
         (second_waits / "go").touch()
-        parent.line("worker 2 .* could not reach the database: starting it again in ")
-        doors.open()
-        parent.line("ready: ", count=2)
-        parent.send(TERM)
-        code = parent.code()
-
-    assert code == 0
-
-
-def test_one_that_waits_to_be_started_again_keeps_nobody(
-    start: Start, migrated: str, second_waits: Path, doors: Doors
-) -> None:
-    """A stop ends the wait, too."""
-    with start("worker", "shop:app", "--processes", "2") as parent:
-        until((second_waits / "second").exists, "the second")
-        parent.line("ready: ")
-        doors.shut()
-        (second_waits / "go").touch()
-        parent.line("starting it again in ", count=2)
-        doors.open()
+        if comes_back:
+            parent.line("worker 2 .* could not reach the database: starting it again in ")
+            doors.open()
+            parent.line("ready: ", count=2)
+        else:
+            parent.line("starting it again in ", count=2)
+            doors.open()
         parent.send(TERM)
         code = parent.code()
 

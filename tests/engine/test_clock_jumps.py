@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import attrs
@@ -201,49 +201,53 @@ async def test_nor_by_one_that_registers_anew(
             assert await held.run_on()
 
 
-@pytest.mark.parametrize("by", [25, 60, 3600])
-async def test_nor_when_the_clock_is_set_back_and_corrected(
-    virtual_time: VirtualTime, app: nq.App, client: nq.Client, cancels: list[str], by: float
-) -> None:
-    """A heartbeat that was stored meanwhile looks old afterwards; the next one is waited for."""
-    async with (
-        holding(make_worker(app, client), client, cancels) as held,
-        holding(make_worker(app, client), client, cancels) as others,
-    ):
-        await trio.sleep_until(24.5)
-        jump(virtual_time, -by)
-        await trio.sleep_until(26.5)
-        jump(virtual_time, by)
-        await trio.sleep(60)
-
-        assert await held.run_on()
-        assert await others.run_on()
+async def corrected(virtual_time: VirtualTime, by: float) -> None:
+    """Set the clock back, and to what it was: a heartbeat stored meanwhile looks old afterwards."""
+    await trio.sleep_until(24.5)
+    jump(virtual_time, -by)
+    await trio.sleep_until(26.5)
+    jump(virtual_time, by)
+    await trio.sleep(60)
 
 
-@pytest.mark.parametrize("by", [4, 20, 3600])
-async def test_nor_when_the_clock_flaps(
-    virtual_time: VirtualTime, app: nq.App, client: nq.Client, cancels: list[str], by: float
-) -> None:
-    """However often it is set ahead and back, whoever sends heartbeats is alive."""
-    async with (
-        holding(make_worker(app, client), client, cancels) as held,
-        holding(make_worker(app, client), client, cancels) as others,
-        trio.open_nursery() as nursery,
-    ):
-        nursery.start_soon(flap, virtual_time, by)
-        await trio.sleep(120)
-        nursery.cancel_scope.cancel()
-
-        assert await held.run_on()
-        assert await others.run_on()
-
-
-async def flap(virtual_time: VirtualTime, by: float, every: float = 3.1) -> None:
+async def flap(virtual_time: VirtualTime, by: float) -> None:
     """Set the clock ahead and back in turns, until cancelled."""
     while True:
-        await trio.sleep(every)
+        await trio.sleep(3.1)
         jump(virtual_time, by)
         by = -by
+
+
+async def flapping(virtual_time: VirtualTime, by: float) -> None:
+    """Set the clock ahead and back in turns, for two minutes."""
+    with trio.move_on_after(120):
+        await flap(virtual_time, by)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "by"),
+    [
+        *((corrected, by) for by in (25, 60, 3600)),
+        *((flapping, by) for by in (4, 20, 3600)),
+    ],
+)
+async def test_nor_when_the_clock_is_set_time_and_again(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    client: nq.Client,
+    cancels: list[str],
+    trouble: Callable[[VirtualTime, float], Awaitable[None]],
+    by: float,
+) -> None:
+    """However often it is set ahead and back, a worker that sends heartbeats is alive."""
+    async with (
+        holding(make_worker(app, client), client, cancels) as held,
+        holding(make_worker(app, client), client, cancels) as others,
+    ):
+        await trouble(virtual_time, by)
+
+        assert await held.run_on()
+        assert await others.run_on()
 
 
 # -- the dead ----------------------------------------------------------------------------------

@@ -84,14 +84,23 @@ async def test_a_success_whose_answer_was_lost_is_a_success(
 
 
 @pytest.mark.leaves_claims("the clean-up of this one is a sweep")
-async def test_what_a_sweep_has_written_is_not_a_success(
-    virtual_time: VirtualTime, app: nq.App, anywhere: FlakyStore, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("ended", [False, True], ids=["lost", "lost and ended by another"])
+async def test_what_others_have_written_is_not_our_success(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    anywhere: FlakyStore,
+    caplog: pytest.LogCaptureFixture,
+    ended: bool,
 ) -> None:
-    """A claim that was lost while its settlement got no answer stays lost; nothing is called."""
+    """A claim that was lost while its settlement got no answer stays lost; nothing is called.
+
+    Nor does its worker take the end for its own where another one has ended the task, and even
+    the task is gone.
+    """
     called, ends = list[int](), Ends()
     client = nq.Client(anywhere, instruments=[ends])
 
-    @app.task(name="work")
+    @app.task(name="work", keep_for=0 if ended else 60)
     async def work(ctx: nq.TaskContext) -> None:
         ctx.after(called.append, 1)
 
@@ -101,42 +110,18 @@ async def test_what_a_sweep_has_written_is_not_a_success(
         await eventually(lambda: _asked(anywhere, "settle"))
         (info,) = await client.workers()
         await anywhere.deregister(info.id)  # others take it for dead
-        await anywhere.sweep(max_lost=1)
+        await anywhere.sweep(max_lost=2 if ended else 1)
+        if ended:
+            (again,) = await claim(anywhere.inner, await hire(anywhere.inner), task_types=["work"])
+            await settle(anywhere.inner, again, Event.SUCCEED, keep_for=0.0)
+            await trio.sleep(10)  # until it has heard that it is not known any more
         anywhere.down = set()
         await trio.sleep(12)
 
-    assert await outcomes(client, ref) == ["lost"]
+    assert await outcomes(client, ref) == ([] if ended else ["lost"])
+    assert (await client.status(ref) is None) == ended
     assert called == []
     assert ends.succeeded == 0
-    assert "its outcome is dropped" in caplog.text
-
-
-@pytest.mark.leaves_claims("another worker has settled it")
-async def test_what_another_worker_has_ended_is_not_our_success(
-    virtual_time: VirtualTime, app: nq.App, anywhere: FlakyStore, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Where even the task is gone, a worker whose lease was lost does not take it for its own."""
-    called, client = list[int](), nq.Client(anywhere)
-
-    @app.task(name="work", keep_for=0)
-    async def work(ctx: nq.TaskContext) -> None:
-        ctx.after(called.append, 1)
-
-    async with working(nq.Worker(app, client)):
-        anywhere.down = {"settle"}
-        ref = await client.enqueue(work)
-        await eventually(lambda: _asked(anywhere, "settle"))
-        (info,) = await client.workers()
-        await anywhere.deregister(info.id)  # others take it for dead
-        await anywhere.sweep(max_lost=2)
-        (again,) = await claim(anywhere.inner, await hire(anywhere.inner), task_types=["work"])
-        await settle(anywhere.inner, again, Event.SUCCEED, keep_for=0.0)
-        await trio.sleep(10)  # until it has heard that it is not known any more
-        anywhere.down = set()
-        await trio.sleep(12)
-
-    assert await client.status(ref) is None
-    assert called == []
     assert "its outcome is dropped" in caplog.text
 
 

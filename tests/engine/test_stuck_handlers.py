@@ -313,26 +313,41 @@ async def test_a_time_limit_begins_with_the_thread(
     assert sorted(deadlines) == [pytest.approx(claimed + 0.6), pytest.approx(claimed + 1.1)]
 
 
-async def test_waiting_for_a_thread_has_an_end(
-    virtual_time: VirtualTime, app: nq.App, client: nq.Client, stuck: Stuck
-) -> None:
-    """After a second without a thread a task is ready again for any worker, as if never claimed."""
+async def one_waits(
+    virtual_time: VirtualTime, worker: nq.Worker, client: nq.Client, stuck: Stuck, name: str
+) -> tuple[nq.TaskRef, nq.TaskRef]:
+    """Have two handlers started where there is one thread; name first the task that has it."""
+    await abandon(virtual_time, client, stuck, 1)
+    refs = [await client.enqueue(name) for _ in range(2)]
+    await until(virtual_time, worker, ["abandoned", "running", "waiting"])
+    runs, waits = sorted(refs, key=lambda ref: ref.id == who(worker, "waiting"))
+    return runs, waits
+
+
+@pytest.fixture
+def second(app: nq.App) -> Generator[Stuck]:
+    """Names the task type `slow`, without a time limit."""
     second = Stuck()
 
     @app.task(name="slow", retry=None)
     def slow() -> None:
         second()
 
+    yield second
+    second.go.set()
+
+
+async def test_waiting_for_a_thread_has_an_end(
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, stuck: Stuck, second: Stuck
+) -> None:
+    """After a second without a thread a task is ready again for any worker, as if never claimed."""
     worker = nq.Worker(app, client, concurrency=2, lease=1000)
     async with working(worker):
-        await abandon(virtual_time, client, stuck, 1)
-        refs = await client.enqueue_many([slow.bind(), slow.bind()])
-        await until(virtual_time, worker, ["abandoned", "running", "waiting"])
-        waits = next(ref for ref in refs if ref.id == who(worker, "waiting"))
+        refs = await one_waits(virtual_time, worker, client, stuck, "slow")
         virtual_time.advance(1.1)
         await until(virtual_time, worker, ["abandoned", "running"])
-        assert await eventual_state(virtual_time, client, waits) == "ready"
-        assert await outcomes(client, waits) == []
+        assert await eventual_state(virtual_time, client, refs[1]) == "ready"
+        assert await outcomes(client, refs[1]) == []
 
         second.go.set()
         for ref in refs:
@@ -341,23 +356,14 @@ async def test_waiting_for_a_thread_has_an_end(
 
 
 async def test_a_start_is_told_when_there_is_a_thread(
-    virtual_time: VirtualTime, app: nq.App, stuck: Stuck
+    virtual_time: VirtualTime, app: nq.App, stuck: Stuck, second: Stuck
 ) -> None:
     """An attempt that waits for a thread in vain has not started; one that is cancelled has."""
     heard = Recorder()
     client = nq.Client(MemoryStore(), instruments=[heard])
-    second = Stuck()
-
-    @app.task(name="slow", retry=None)
-    def slow() -> None:
-        second()
-
     worker = nq.Worker(app, client, concurrency=2, lease=1000)
     async with working(worker):
-        await abandon(virtual_time, client, stuck, 1)
-        refs = await client.enqueue_many([slow.bind(), slow.bind()])
-        await until(virtual_time, worker, ["abandoned", "running", "waiting"])
-        runs, waits = sorted(refs, key=lambda ref: ref.id == who(worker, "waiting"))
+        runs, waits = await one_waits(virtual_time, worker, client, stuck, "slow")
         virtual_time.advance(1.1)
         assert await eventual_state(virtual_time, client, waits) == "ready"
         assert [heard.told_of(ref) for ref in (runs, waits)] == [[("started", 1)], []]
@@ -378,10 +384,8 @@ async def test_an_attempt_cancelled_before_it_has_a_thread_is_told(
     client = nq.Client(MemoryStore(), instruments=[heard])
     worker = nq.Worker(app, client, concurrency=2, lease=1000)
     async with working(worker):
-        await abandon(virtual_time, client, stuck, 1)
-        refs = [await client.enqueue("stuck") for _ in range(2)]
-        await until(virtual_time, worker, ["abandoned", "running", "waiting"])
-        waits = nq.TaskRef(who(worker, "waiting"))
+        refs = await one_waits(virtual_time, worker, client, stuck, "stuck")
+        waits = refs[1]
         await client.cancel(waits)
         await final(client, waits)
         stuck.go.set()

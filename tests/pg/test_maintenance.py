@@ -806,13 +806,18 @@ async def test_what_is_deleted_by_hand_is_news(store: PostgresStore, session: Se
             await ear.hears(Bell.FINISHED, after=finished)
 
 
-async def test_a_slot_that_a_sweep_frees_is_news(store: PostgresStore, session: Session) -> None:
-    """Where triggers were off when its task was deleted, the sweep tells who found it full."""
-    await everywhere(store, session)
+def delete_unnoticed(session: Session) -> None:
+    """Delete all tasks where triggers are off, so that their positions are left behind."""
     session.execute("set session_replication_role = replica")
     session.execute("delete from nursery_queue.task")
     session.execute("set session_replication_role = origin")
     session.commit()
+
+
+async def test_a_slot_that_a_sweep_frees_is_news(store: PostgresStore, session: Session) -> None:
+    """Where triggers were off when its task was deleted, the sweep tells who found it full."""
+    await everywhere(store, session)
+    delete_unnoticed(session)
     async with listening(store, [Bell.WORK]) as ear:
         before = ear.heard[Bell.WORK]
         assert await store.sweep(max_lost=3) == 0
@@ -822,10 +827,7 @@ async def test_a_slot_that_a_sweep_frees_is_news(store: PostgresStore, session: 
 async def test_positions_without_a_task_pass(store: PostgresStore, session: Session) -> None:
     """Even where triggers were off: no verb breaks on them, and a limit is free after a sweep."""
     await everywhere(store, session)
-    session.execute("set session_replication_role = replica")
-    session.execute("delete from nursery_queue.task")
-    session.execute("set session_replication_role = origin")
-    session.commit()
+    delete_unnoticed(session)
     worker = await hire(store)
 
     session.execute("update nursery_queue.scheduled set due_at = now()")
