@@ -129,7 +129,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning is an error. It is in docs/_build/html then."""
-    session.install(*group("docs"))
+    session.install("-e", ".[binary,cli,testing]", *group("docs"))
     build = ("sphinx-build", "-W", "--keep-going", "--fresh-env", "-b", "html")
     session.run(*build, *session.posargs, "docs", "docs/_build/html")
 

@@ -16,13 +16,21 @@ import attrs
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "reference").glob("*.md")])
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+# These pages go on from the program of the README; their fragments are run after it, in order.
+TOUR = [README, *(ROOT / "docs" / f"{name}.md" for name in ("handlers", "queues", "production"))]
 # A comment right above a block, which readers do not see, says what is to be done with it.
 BLOCK = re.compile(
     r"^(?:<!-- (?P<mark>\w+)(?: (?P<name>[^\s>]+))? -->\n)?"
     r"^```(?P<language>\w+)\n(?P<source>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+
+
+def name(page: Path) -> str:
+    """Name *page* as a table of contents does."""
+    return str(page.relative_to(ROOT / "docs").with_suffix(""))
 
 
 @attrs.frozen(kw_only=True)

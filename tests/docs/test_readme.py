@@ -1,8 +1,9 @@
-"""What the README shows is executed, in the order in which it is read.
+"""What the README shows is executed, in the order in which it is read, and what goes on from it.
 
 A Python block is a program of its own, unless the line above it says otherwise, which readers
 do not see: a fragment is run with what the program before it has defined, and with a `client`;
-a pytest block is run by pytest. SQL blocks are executed.
+a pytest block is run by pytest. SQL blocks are executed. The fragments
+of pages that go on from the program are run after it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.cli._commands import commands
-from tests.docs.pages import README, Block, blocks, passes, run
+from tests.docs.pages import README, ROOT, TOUR, Block, blocks, passes, run
+
+
+COMMAND_LINE = ROOT / "docs" / "command-line.md"
 
 
 def test_every_python_block_is_executed() -> None:
@@ -42,9 +46,15 @@ def test_the_two_commands_come_first() -> None:
     assert demo.line < 10
 
 
+def test_it_is_short() -> None:
+    """A newcomer reads at most 250 lines; all else is in docs/."""
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 250
+
+
 def test_the_commands_are_there(tmp_path: Path) -> None:
-    """The command line has every command that the README names."""
-    named = set(re.findall(r"nursery-queue ((?:migrate |tasks )?[a-z]+)", README.read_text()))
+    """The command line has every command that the README and its own page name."""
+    text = README.read_text() + COMMAND_LINE.read_text()
+    named = set(re.findall(r"nursery-queue ((?:migrate |tasks )?[a-z]+)", text))
 
     assert {"worker", "dev", "migrate up", "enqueue", "tasks list", "status"} <= named
     for command in named:
@@ -52,10 +62,10 @@ def test_the_commands_are_there(tmp_path: Path) -> None:
 
 
 def test_every_command_is_in_the_table() -> None:
-    """The command line has no command, or command of a group, that the README leaves out."""
+    """The command line has no command, or command of a group, that its page leaves out."""
     for name, command in commands.commands.items():
         (first, *_) = re.findall(
-            rf"^\| `nursery-queue {name} ?.*$", README.read_text(), re.MULTILINE
+            rf"^\| `nursery-queue {name} ?.*$", COMMAND_LINE.read_text(), re.MULTILINE
         )
         for each in command.commands if isinstance(command, click.Group) else ():
             assert re.search(rf"(`|{name} ){each}\b", first), f"{name} {each}"
@@ -66,7 +76,8 @@ async def test_the_tour(migrated: str, tmp_path: Path) -> None:
     tour: dict[str, Any] = {"__name__": "mail"}
     async with nq.connect(migrated) as client:
         tour["client"] = client
-        for block in blocks(README, "python", "fragment", "sql"):
+        shown = ("python", "fragment", "sql")
+        for block in (block for page in TOUR for block in blocks(page, *shown)):
             match block.kind:
                 case "sql":
                     await trio.to_thread.run_sync(execute, migrated, block.source)
@@ -94,7 +105,7 @@ def execute(dsn: str, source: str) -> None:
 
 
 async def finish(client: nq.Client, tour: dict[str, Any]) -> None:
-    """Use the handlers the README declares; they must do what it says of them."""
+    """Use the handlers that the tour declares; they must do what it says of them."""
     fetch, forget = tour["fetch"], tour["forget"]
     urls = ["https://busy.example", "https://gone.example", "https://closed.example"]
     refs = [await client.enqueue(fetch, url) for url in urls]

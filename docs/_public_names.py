@@ -1,0 +1,137 @@
+"""Makes the reference out of the code: what Sphinx alone would not know of our classes.
+
+* A class is defined in a private module and has a public name: links lead to the public name.
+* A field of an attrs class is described by the comment behind it.
+* A context manager is shown as one, and not as the generator that it is made of.
+
+Sphinx is not installed where types are checked, so the objects that it hands over are `Any`.
+"""
+
+from __future__ import annotations
+
+import ast
+import enum
+import importlib
+import inspect
+import re
+import textwrap
+import types
+import typing
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+
+import nursery_queue
+import nursery_queue.testing
+
+
+GENERATOR = re.compile(r"~?collections\.abc\.(Async)?Generator\[(.*)\]")
+COLON = "\0"  # stands for a colon while napoleon looks
+
+SPHINX = [importlib.import_module(f"sphinx.util.{name}") for name in ("typing", "inspect")]
+_stringify: Callable[..., str] = SPHINX[0].stringify_annotation
+
+
+def public_names() -> Iterator[tuple[str, object]]:
+    """Yield everything that may be imported, with its public name."""
+    for module in (nursery_queue, nursery_queue.testing):
+        for name, found in vars(module).items():
+            if not name.startswith("_") and not isinstance(found, types.ModuleType):
+                yield f"{module.__name__}.{name}", found
+
+
+PUBLIC = {
+    f"{found.__module__}.{found.__qualname__}": name
+    for name, found in public_names()
+    if isinstance(found, type | types.FunctionType)
+}
+
+
+def resolve(app: Any, env: Any, node: Any, content: Any) -> Any:
+    """Link to the public name of what is named; what is not ours stays plain text."""
+    if node.get("refdomain") != "py":
+        return None
+    target = node["reftarget"]
+    for name in (PUBLIC.get(target, target), f"nursery_queue.{target}"):
+        found = env.domains.python_domain.resolve_xref(
+            env, node["refdoc"], app.builder, "obj", name, node, content
+        )
+        if found is not None:
+            return found
+    return content
+
+
+def comments(cls: type) -> dict[str, str]:
+    """Return the comment behind each field of *cls* that has one."""
+    source = textwrap.dedent(inspect.getsource(cls))
+    lines = source.splitlines()
+    (body,) = ast.parse(source).body
+    assert isinstance(body, ast.ClassDef)
+    found: dict[str, str] = {}
+    for node in body.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            assert node.end_lineno is not None
+            _, mark, comment = lines[node.end_lineno - 1][node.end_col_offset :].partition("# ")
+            if mark and not node.target.id.startswith("_"):
+                found[node.target.id] = comment
+    return found
+
+
+def describe(
+    _app: Any, what: str, _name: str, described: object, _options: Any, lines: list[str]
+) -> None:
+    """Add the fields of an attrs class to its docstring, before napoleon reads that."""
+    if what in {"attribute", "property"}:  # of these it takes what is before a colon for a type
+        lines[:1] = [line.replace(":", COLON) for line in lines[:1]]
+    elif isinstance(described, type) and attrs.has(described) and "Attributes:" not in lines:
+        fields = [f"    {name}: {text}" for name, text in comments(described).items()]
+        lines += ["Attributes:", *fields, ""] if fields else []
+
+
+def restore(
+    _app: Any, _what: str, _name: str, _described: object, _options: Any, lines: list[str]
+) -> None:
+    """Put back the colons that `describe` has hidden."""
+    lines[:] = [line.replace(COLON, ":") for line in lines]
+
+
+def sign(
+    _app: Any,
+    _what: str,
+    _name: str,
+    described: Any,
+    _options: Any,
+    parameters: str | None,
+    returned: str | None,
+) -> tuple[str, str] | None:
+    """Show context managers as such, no constructor of an enum, and factories as dots."""
+    if inspect.isclass(described) and issubclass(described, enum.Enum):
+        return "", ""
+    if parameters is None:
+        return None
+    if hasattr(described, "__wrapped__") and returned:
+        returned = GENERATOR.sub(r"~contextlib.Abstract\1ContextManager[\2]", returned)
+    return parameters.replace("=NOTHING", "=..."), returned or ""
+
+
+def stringify(annotation: Any, /, mode: Any = "fully-qualified-except-typing", **how: Any) -> str:
+    """Write a ParamSpec as its name; as Sphinx has it, it cannot be read again."""
+    if isinstance(annotation, typing.ParamSpec):
+        return annotation.__name__
+    if isinstance(annotation, typing.ParamSpecArgs):
+        return f"{annotation.__origin__.__name__}.args"
+    if isinstance(annotation, typing.ParamSpecKwargs):
+        return f"{annotation.__origin__.__name__}.kwargs"
+    return _stringify(annotation, mode, **how)
+
+
+def setup(app: Any) -> None:
+    """Connect all this; called by Sphinx."""
+    for module in SPHINX:
+        vars(module)["stringify_annotation"] = stringify
+    app.connect("missing-reference", resolve)
+    app.connect("autodoc-process-docstring", describe, priority=400)
+    app.connect("autodoc-process-docstring", restore, priority=600)
+    app.connect("autodoc-process-signature", sign)
