@@ -12,6 +12,7 @@ import pytest
 
 import nursery_queue as nq
 
+from nursery_queue._worker import _attempt
 from nursery_queue.testing import _pytest_plugin
 from tests.support.databases import Stock
 from tests.support.leftovers import Watch, watched
@@ -23,6 +24,9 @@ pytest_plugins = ["pytester"]
 # tests that send a Ctrl-C would wait for programs that never see it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+# An attempt that takes a step which its table does not have ends the worker of a test.
+_attempt.strict = True
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,7 +6,7 @@ import logging
 import math
 import random
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from uuid import UUID
 
 import attrs
@@ -15,16 +15,23 @@ import trio
 from nursery_queue._core._errors import TransientError
 from nursery_queue._core._model import Claim, Claimed, QueueSlots
 from nursery_queue._declare._app import App
-from nursery_queue._store import Store
+from nursery_queue._store import WorkerStore
 from nursery_queue._trio._timeouts import answered_within
-from nursery_queue._trio._wakeup import Wakeup
 
+from ._attempt import Attempt
+from ._lease import Lease
+from ._maintenance_requests import MaintenanceRequests
+from ._outbox import Outbox
 from ._queue_walk import Walk
-from ._slots import Execution, Slots
+from ._slots import Slots
+from ._stop_signal import StopSignal
+from ._threads import Threads
+from ._work_signal import WorkSignal
 
 
 log = logging.getLogger("nursery_queue")
 
+POLL = 5.0  # seconds, where no notification ever comes and no interval was asked for
 CLAIM_TIMEOUT = 10.0  # seconds; a claim is shielded for so long
 # A claim whose connection was cut may commit after we have reconciled: look again now and then.
 RECONCILE_EVERY = 60.0  # seconds
@@ -41,18 +48,18 @@ HAND_BACK_AFTER = 1.0  # seconds a task may wait in our hands before others may 
 class Claimer:
     """Claims when rung, when something falls due, and every *interval* seconds (0: never)."""
 
-    store: Store
+    store: WorkerStore
     app: App
-    task_types: Callable[[], list[str]]  # of which tasks could start
     slots: Slots
+    lease: Lease  # without one nothing is claimed
+    threads: Threads
+    outbox: Outbox
+    work: WorkSignal
+    requests: MaintenanceRequests
+    stop: StopSignal
     interval: float
     rng: random.Random
-    worker_id: Callable[[], UUID | None]  # None: not registered, so nothing may be claimed
-    hand_back: Callable[[Sequence[Execution]], None]
-    on_strangers: Callable[[], None]  # tasks of types that we do not know are first in line
-    on_idle: Callable[[], None] | None = None
-    _bell: Wakeup = attrs.field(factory=Wakeup, init=False)
-    _maybe_more: bool = attrs.field(default=True, init=False)
+    _more: bool = attrs.field(default=True, init=False)  # there may be something to claim
     _due: float = attrs.field(default=math.inf, init=False)  # on trio's clock
     _look_again: float = attrs.field(default=math.inf, init=False)  # on trio's clock
     # Set before a claim and cleared when what it gave us is in hand: else the store may have
@@ -69,7 +76,6 @@ class Claimer:
     # was, whatever was wanted in between.
     _whole_walk: Walk = attrs.field(init=False)
     _others_walk: Walk = attrs.field(init=False)
-    _ask_for_closed: bool = attrs.field(default=False, init=False)
     _calm: float = attrs.field(default=0.0, init=False)  # seconds to wait after the last claim
     _not_before: float = attrs.field(default=-math.inf, init=False)  # on trio's clock
 
@@ -81,72 +87,76 @@ class Claimer:
     def _walk(self) -> Walk:
         return self._others_walk if self._only_others else self._whole_walk
 
-    def news(self) -> None:
-        """There may be something to claim."""
-        self._look_anew()
-        self._bell.ring()
+    @property
+    def _maybe_more(self) -> bool:
+        """Whether there may be something to claim, by all that has been signalled so far."""
+        self._take_signals()
+        return self._more
 
-    def queues_changed(self) -> None:
-        """A queue may have been paused, of which there are tasks in hand that have not started."""
-        self._ask_for_closed = True
-        self._bell.ring()
+    def _take_signals(self) -> None:
+        """Draw the conclusions from what other loops have signalled since the last time."""
+        if self.work.news:
+            self.work.news = False
+            self._look_anew()
+        if self.work.freed:
+            self.work.freed = False
+            self._note_room()
 
     def _look_anew(self) -> None:
-        self._maybe_more = True
+        self._more = True
         self._whole_walk.again = self._others_walk.again = True  # perhaps where it has already been
 
-    def freed(self) -> None:
-        """There is room; worth a claim if the last one left something behind."""
-        if self.on_idle is not None and not self.slots.busy:
+    def _note_room(self) -> None:
+        """There is more room; worth a claim if the last one left something behind."""
+        if self.stop.when_idle and not self.slots.busy:
             self._look_anew()  # make sure that nothing is left before calling it idle
         held_back = self._whole_walk.held_back or self._others_walk.held_back
         if held_back or any(self._room_in(queue) for queue in self._full):
-            self._look_anew()  # nobody has asked for more of that queue
-            self._not_before = -math.inf  # the slot is ours, unless somebody is faster
+            self._look_anew()  # nothing has been asked for of that queue
+            self._not_before = -math.inf  # the slot is ours, unless another worker is faster
         if self._left_out and self.slots.transactions_left:
-            self._look_anew()  # nor of those that open transactions
-        self._bell.ring()
-
-    def poll_anyhow(self, seconds: float) -> None:
-        """Nobody will ring: poll, every *seconds* if no other interval was asked for."""
-        self.interval = self.interval or seconds
-        self._bell.ring()  # it may sleep without an end
+            self._look_anew()  # nor of what opens transactions
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Claim until cancelled. Ready means: the store has answered once."""
         self._look_anew()  # what the claim that failed was for
-        self._ask_for_closed = True
-        while self.worker_id() is None:
-            await self._bell.wait()
+        self.work.queues_changed = True
+        while not self.lease.holds:
+            await self.work.wait()
         await self._turn()
         task_status.started()
         while True:
             with trio.move_on_after(self._pause()) as pause:
-                await self._bell.wait()
+                await self.work.wait()
             if pause.cancelled_caught:
                 self._look_anew()
-                self._ask_for_closed = True  # nobody may have rung
+                self.work.queues_changed = True  # no notification may have come
             await self._turn()
 
     def _pause(self) -> float:
-        interval = self.interval * self.rng.uniform(0.9, 1.1) if self.interval else math.inf
+        interval = self.interval or (POLL if self.work.deaf else math.inf)
+        interval *= self.rng.uniform(0.9, 1.1)
         # While it has no lease it promotes nothing, and is rung when it has one again.
-        due = math.inf if self.worker_id() is None else self._due
+        due = self._due if self.lease.holds else math.inf
         until = min(due, self._look_again, self.slots.oldest + HAND_BACK_AFTER)
         if self._wants_more and trio.current_time() < self._not_before:
             until = min(until, self._not_before)
         return max(0.0, min(interval, until - trio.current_time()))
 
     async def _turn(self) -> None:
+        # A task that waits here is one that no other worker can run
+        # (tests/engine/test_prefetch.py).
         if late := self.slots.unstarted(waiting=HAND_BACK_AFTER):
-            self.hand_back(late)
-        if self._ask_for_closed:
+            self.outbox.release(late)
+        if self.work.queues_changed:
             await self._withdraw()
         if self._look_again <= trio.current_time():
             self._look_anew()
             self._look_again = math.inf
         await self._claim_on()
-        while self.on_idle is not None and self._seems_idle():
+        # Idle only if nothing is left that was put aside: another worker may have parked tasks of
+        # types that this one knows.
+        while self.stop.when_idle and self._seems_idle():
             with answered_within(CLAIM_TIMEOUT, "bringing back what was put aside"):
                 brought = await self.store.unpark(list(self.app.task_types))
             self._look_anew()  # maintenance may have been faster
@@ -154,17 +164,17 @@ class Claimer:
                 self._not_before = -math.inf
             await self._claim_on()
             if self._seems_idle() and not brought:
-                self.on_idle()
+                self.stop.stop()
                 break
 
     async def _withdraw(self) -> None:
         """Give back what has been claimed ahead of queues of which nothing is to start now."""
-        self._ask_for_closed = False
+        self.work.queues_changed = False
         if queues := self.slots.waiting:
             with answered_within(CLAIM_TIMEOUT, "asking which queues are paused"):
                 closed = await self.store.closed_queues(sorted(queues))
             if withdrawn := self.slots.withdraw(closed):
-                self.hand_back(withdrawn)
+                self.outbox.release(withdrawn)
 
     def _seems_idle(self) -> bool:
         return not (self._maybe_more or self.slots.busy or self._look_again < math.inf)
@@ -175,7 +185,10 @@ class Claimer:
 
     async def _claim_on(self) -> None:
         """Claim until there is no room, or nothing left."""
-        while (worker_id := self.worker_id()) is not None:
+        while self.lease.holds:
+            worker_id = self.lease.worker_id
+            # Promoting is the claimer's own work, just before it claims: so what falls due is run
+            # without waiting for the turn of maintenance.
             if self._due <= trio.current_time():
                 await self._promote()
             if self.must_reconcile or trio.current_time() >= self._reconciled_at + RECONCILE_EVERY:
@@ -212,7 +225,10 @@ class Claimer:
     async def _claim(self, worker_id: UUID) -> None:
         task_types, limit = self._wanted()
         queue_slots = self._walk.queue_slots(lambda queue: min(limit, self._room_in(queue)))
-        self._maybe_more = False  # a ring from now on counts
+        # Consumed by this claim; a signal that comes while it is under way has to cause another
+        # one, or a task committed meanwhile would wait for the next poll.
+        self._take_signals()
+        self._more = False  # a signal from now on counts
         if self._walk.at_start:
             self._look_again = math.inf
         self._walk.goes_on()
@@ -220,21 +236,22 @@ class Claimer:
             asked_at = trio.current_time()
             claimed = await self._ask(worker_id, task_types, limit, queue_slots)
             self.slots.pace.claimed(trio.current_time() - asked_at)
-            if self.worker_id() != worker_id:
+            if not self.lease.holds or self.lease.worker_id != worker_id:
                 return  # the lease ran out meanwhile: what came is not ours any more
+            self._take_signals()  # they are about what was known before this answer
             self._walk.saw(claimed)
             self._note_due(claimed)
             self._note_others(claimed)
-            self.slots.take([self._execution(claim) for claim in claimed.claims])
+            self.slots.take([self._attempt(claim) for claim in claimed.claims])
             self.must_reconcile = False
             if self._left_something(claimed.claims, limit, queue_slots):
                 self._walk.again = True
                 self._others_next |= self._left_out and not self._only_others
             if self._walk.again or not self._walk.at_start:
-                self._maybe_more = True
+                self._more = True
             else:
                 # What opens transactions was left out, and may be had now.
-                self._maybe_more |= self._only_others and self.slots.transactions_left > 0
+                self._more |= self._only_others and self.slots.transactions_left > 0
         if self._only_others and self._walk.at_start:
             self._others_next = False
         self._full = {queue for queue in self.slots.queues or () if not self._room_in(queue)}
@@ -250,8 +267,18 @@ class Claimer:
         self._left_out = left < room
         self._only_others = self._left_out and (self._others_next or not left)
         if not self._only_others:
-            return self.task_types(), int(min(left, room))
-        return [name for name in self.task_types() if not self.app[name].transactional], room
+            return self._startable(), int(min(left, room))
+        return [name for name in self._startable() if not self.app[name].transactional], room
+
+    def _startable(self) -> list[str]:
+        """Return the task types whose handlers can start: of what claims may give us."""
+        known = self.app.task_types
+        if not self.threads.exhausted:
+            return list(known)
+        startable = [name for name, task_type in known.items() if task_type.is_async]
+        if len(startable) < len(known):
+            self.threads.turn_away()
+        return startable
 
     async def _ask(
         self,
@@ -261,6 +288,9 @@ class Claimer:
         queue_slots: Sequence[QueueSlots] | None,
     ) -> Claimed:
         await trio.lowlevel.checkpoint_if_cancelled()  # a ring may have come with the end
+        # From here on the store may have given us tasks of which no answer tells: the connection
+        # may be cut, or this loop may fail on what came. The next turn asks, before it claims again
+        # (tests/faults/test_lost_answers.py).
         self.must_reconcile = True
         # Shielded: once the store may have given us tasks, we must take them.
         with answered_within(CLAIM_TIMEOUT, "a claim", shield=True):
@@ -305,13 +335,14 @@ class Claimer:
         if claimed.contended:
             self._look_again = trio.current_time() + CONTENDED_WAIT
         if claimed.strangers and not self._only_others:
-            self.on_strangers()
+            self.requests.park_soon()
 
-    def _execution(self, claim: Claim) -> Execution:
+    def _attempt(self, claim: Claim) -> Attempt:
         task_type = self.app[claim.task_type]
-        return Execution(
+        return Attempt(
             claim=claim,
             task_type=task_type,
             policy=task_type.policy(claim),
+            lease=self.lease,
             claimed_at=trio.current_time(),
         )

@@ -1,11 +1,11 @@
-"""Says what became of each attempt: exactly once, whatever happens."""
+"""Runs attempts, and says what became of each: exactly once, whatever happens."""
 
 from __future__ import annotations
 
+import contextvars
 import logging
-import math
+import random
 
-from collections.abc import Iterable
 from typing import assert_never, cast
 
 import attrs
@@ -13,7 +13,6 @@ import trio
 
 from nursery_queue._client._callbacks import Pending
 from nursery_queue._client._context import CancelReason
-from nursery_queue._client._instruments import Topic
 from nursery_queue._client._transaction import Transaction
 from nursery_queue._core._errors import (
     DoNotRetry,
@@ -24,162 +23,147 @@ from nursery_queue._core._errors import (
     Snooze,
     TryLater,
 )
-from nursery_queue._core._events import Started
 from nursery_queue._core._exception_groups import is_a, leaves
 from nursery_queue._core._excuses import Excuse, excuse, excused
 from nursery_queue._core._model import ErrorRecord
-from nursery_queue._core._outcome import (
-    AttemptOutcome,
-    Cancelled,
-    Failed,
-    Interrupted,
-    NotStarted,
-    Snoozed,
-    Succeeded,
-    TimedOut,
-)
+from nursery_queue._core._outcome import AttemptOutcome, Failed, Interrupted, Snoozed, Succeeded
 from nursery_queue._json._error_record import error_record
 
 from ._afterwards import Afterwards
-from ._entries import Entry
-from ._execution import AttemptRunner, End, NotBegun, Raised, Stopped, Unsure
+from ._asyncio_bridge import AsyncioBridge
+from ._attempt import Attempt, Doubt, Phase, Step
+from ._attempt_runner import AttemptRunner, HandlerEnd, NotBegun, Raised, Stopped, Unsure
+from ._outbox import INTERRUPTED, NOT_STARTED, Outbox, meaning
+from ._recorder import Recorder
 from ._refunds import Refunds
-from ._settler import Settler
-from ._slots import Doubt, Execution, Slots
+from ._slots import Slots
 
 
 log = logging.getLogger("nursery_queue")
 
-_NOT_STARTED, _INTERRUPTED = NotStarted(), Interrupted()
 _NO_CONNECTION = error_record(NoConnection("its time was up while it waited for a connection"))
 
 
-@attrs.define(eq=False, kw_only=True)
+@attrs.define(eq=False)
 class Executor:
     """Runs attempts for one worker, and hands in their outcomes."""
 
-    stage: AttemptRunner
+    runner: AttemptRunner
     slots: Slots
-    settler: Settler
+    outbox: Outbox
+    recorder: Recorder
     refunds: Refunds
-    starts: Topic[Started]  # who wants to hear of them
+    rng: random.Random
+    _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
+    # Of which each attempt gets a copy.
+    _context: contextvars.Context | None = attrs.field(default=None, init=False)
 
-    async def execute(self, execution: Execution) -> None:
+    def open(self, nursery: trio.Nursery, bridge: AsyncioBridge | None) -> None:
+        """Run handlers in *nursery* from now on, each in a copy of the caller's context."""
+        self.runner.bridge, self._nursery = bridge, nursery
+        self._context = contextvars.copy_context()
+        self._context.run(self.runner.client.lifetime.lend)
+
+    def start(self, attempt: Attempt) -> None:
+        """Begin an attempt, in a task of its own."""
+        assert self._context is not None
+        # Often called by the attempt that has just ended, and a nursery starts a task in the
+        # context of its caller: without this, one customer's values are in another's task
+        # (tests/engine/test_isolation.py).
+        self._context.copy().run(self._spawn, attempt)
+
+    def _spawn(self, attempt: Attempt) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(self.execute, attempt, name=task_name(attempt))
+
+    async def execute(self, attempt: Attempt) -> None:
         """Run one attempt and hand in its outcome."""
-        outcome: AttemptOutcome = _NOT_STARTED  # true until something better is known
+        outcome: AttemptOutcome = NOT_STARTED  # true until something better is known
         try:
-            if execution.reason is None and not self.stage.lost(execution):
-                outcome = _INTERRUPTED
-                outcome = self._meaning(execution, await self.stage.run(execution, self._settle))
+            if attempt.reason is None and not attempt.lost:
+                outcome = INTERRUPTED
+                outcome = self._meaning(attempt, await self.runner.run(attempt, self._settle))
         except BaseException:
             # It ends the worker: the other handlers are to learn why they are cancelled.
-            if execution.reason is None:
+            if attempt.reason is None:
                 self.slots.cancel_all(CancelReason.SHUTDOWN)
             raise
         finally:
             # Nothing in here waits, so it happens also while we are being cancelled.
-            execution.ended_at = trio.current_time()
-            if execution.pending is not None:
-                execution.afterwards = self._afterwards(execution, execution.pending, outcome)
-            if execution.stored:
-                self._has_stored(execution)
-            elif not execution.released:
-                self._hand_in(execution, outcome)
-            execution.ended = True
-            if execution.afterwards is None:
-                self.slots.finished(execution)
-        if execution.afterwards is not None:
-            await self._see_off(execution, execution.afterwards)
+            self._end(attempt, outcome)
+        if attempt.afterwards is not None:
+            await self._call_afterwards(attempt, attempt.afterwards)
+
+    def _end(self, attempt: Attempt, outcome: AttemptOutcome) -> None:
+        attempt.ended_at = trio.current_time()
+        if attempt.pending is not None:
+            attempt.afterwards = self._afterwards(attempt, attempt.pending, outcome)
+        # A released attempt has been handed in already: what its handler comes to now is of no
+        # consequence, except for a commit, which came first.
+        if attempt.phase is Phase.COMMITTED:
+            self._record_commit(attempt)
+        elif attempt.phase is Phase.RUNNING:
+            self.outbox.put(attempt, outcome)
+        attempt.take(Step.END)
+        if attempt.afterwards is None:
+            self.slots.finished(attempt)
 
     def _afterwards(
-        self, execution: Execution, pending: Pending, outcome: AttemptOutcome
+        self, attempt: Attempt, pending: Pending, outcome: AttemptOutcome
     ) -> Afterwards | None:
         """Return what is to be called when the outcome is stored, if there is something."""
-        if execution.released or not (pending.callbacks and isinstance(outcome, Succeeded)):
+        released = attempt.phase not in {Phase.RUNNING, Phase.COMMITTED}
+        if released or not (pending.callbacks and isinstance(outcome, Succeeded)):
             return None
-        afterwards = Afterwards(execution.claim, pending.callbacks, self.stage.client.called_back)
-        if self.slots.curtailed:
+        tally = self.runner.client.called_back
+        afterwards = Afterwards(attempt.claim, pending.callbacks, tally)
+        if self.slots.closing:
             afterwards.cancel()
         return afterwards
 
-    async def _see_off(self, execution: Execution, afterwards: Afterwards) -> None:
-        """Call what is to be called afterwards, in the place of the handler."""
+    async def _call_afterwards(self, attempt: Attempt, afterwards: Afterwards) -> None:
+        """Call what is to be called afterwards, in the slot of the handler."""
         try:
             await afterwards.run()
-        except BaseException:  # as above, it ends the worker
+        except BaseException:  # it ends the worker, as in `execute`
             self.slots.cancel_all(CancelReason.SHUTDOWN)
             raise
         finally:
-            self.slots.finished(execution)
+            self.slots.finished(attempt)
 
-    def give_back(self, executions: Iterable[Execution]) -> None:
-        """Let go of claims whose handler has not started, or will not end in time."""
-        for execution in executions:
-            reason = self.stage.why(execution)
-            started = execution.started_at < math.inf
-            self._hand_in(execution, _of_reason(execution, reason) if started else _NOT_STARTED)
-            execution.released = True
-
-    def begins(self, execution: Execution) -> None:
-        """Let it be known that a handler is about to be called."""
-        execution.begun_at = trio.current_time()
-        if self.starts.wanted:
-            self._tell_start(execution)
-
-    def _tell_start(self, execution: Execution) -> None:
-        execution.told = True
-        self.starts.tell(self._started(execution))
-
-    def _hand_in(self, execution: Execution, outcome: AttemptOutcome) -> None:
-        # Even if others may have the task: the store knows whether they do, or we committed.
-        if execution.in_doubt is not None or not self.stage.lost(execution):
-            if not execution.told and outcome is not _NOT_STARTED and self.starts.wanted:
-                self._tell_start(execution)  # its end will be told, though it may not have begun
-            self.settler.put(_entry(execution, outcome))
-            return
-        if outcome not in {_NOT_STARTED, _INTERRUPTED}:
-            log.warning("lost the claim on %s; its outcome is dropped", execution.claim)
-        execution.drop()
-        self.slots.settled([execution.claim.fence])
-
-    def _has_stored(self, execution: Execution) -> None:
-        if execution.settlement is not None:
+    def _record_commit(self, attempt: Attempt) -> None:
+        """Let go of a claim that the handler's own transaction has settled."""
+        if attempt.settlement is not None:
             return  # the settler has found it when it wanted to give the claim back
-        entry = _entry(execution, Succeeded())
-        settlement = self.settler.decide(entry)
-        execution.has_stored(settlement)
-        self.slots.settled([execution.claim.fence])
-        self.settler.stored([entry], [settlement], ())
+        # Without the result, which the transaction has stored: nothing below reads it.
+        settlement = attempt.decide(attempt.judged(Succeeded()), self.rng)
+        attempt.stored(settlement)
+        self.slots.settled([attempt.fence])
+        self.recorder.stored([attempt], [settlement])
 
-    def _started(self, execution: Execution) -> Started:
-        claim = execution.claim
-        return Started(
-            task_id=claim.fence.task_id,
-            task_type=claim.task_type,
-            queue=claim.queue,
-            attempt=claim.attempt,
-            worker_id=self.stage.worker_id(),
-            lag=claim.lag + min(execution.begun_at, trio.current_time()) - execution.claimed_at,
-        )
+    async def _settle(self, tx: Transaction, attempt: Attempt, success: Succeeded) -> None:
+        await tx.settle(attempt.decide(attempt.judged(success), self.rng))
 
-    def _meaning(self, execution: Execution, end: End) -> AttemptOutcome:
+    # -- what it means -------------------------------------------------------------------
+
+    def _meaning(self, attempt: Attempt, end: HandlerEnd) -> AttemptOutcome:
         if isinstance(end, NotBegun):
-            return _NOT_STARTED
-        task_id = execution.claim.fence.task_id
+            return NOT_STARTED
+        task_id = attempt.claim.fence.task_id
         match end:
             case Raised(error):
-                return self._unless_excused(execution, error, _of_error(execution, error))
+                return self._unless_excused(attempt, error, _of_error(attempt, error))
             case Unsure(success, error, committed):
                 excuse(error, Excuse.NOT_SETTLED)
-                otherwise = self._unless_excused(execution, error, _of_error(execution, error))
-                execution.in_doubt = Doubt(committed, otherwise)
+                otherwise = self._unless_excused(attempt, error, _of_error(attempt, error))
+                attempt.in_doubt = Doubt(committed, otherwise)
                 return success
-            case Stopped(CancelReason.TIMED_OUT, error) if execution.unconnected:
+            case Stopped(CancelReason.TIMED_OUT, error, unconnected=True):
                 record = _NO_CONNECTION if error is None else _record(error)
-                return Interrupted(record, self._refund(execution, Excuse.NO_CONNECTION))
+                return Interrupted(record, self._refund(attempt, Excuse.NO_CONNECTION))
             case Stopped(reason, error):
                 self.refunds.ended(task_id)
-                return _of_reason(execution, reason, None if error is None else _record(error))
+                return meaning(attempt, reason, None if error is None else _record(error))
             case Succeeded():
                 self.refunds.ended(task_id)
                 return end
@@ -187,55 +171,33 @@ class Executor:
                 assert_never(end)
 
     def _unless_excused(
-        self, execution: Execution, error: BaseException, outcome: AttemptOutcome
+        self, attempt: Attempt, error: BaseException, outcome: AttemptOutcome
     ) -> AttemptOutcome:
         """Give the attempt back instead of failing it, if its handler cannot help it."""
         if isinstance(outcome, Failed) and outcome.retry and outcome.after is None:
             why = excused(error)
-            if why is not None and (delay := self._refund(execution, why)) is not None:
+            if why is not None and (delay := self._refund(attempt, why)) is not None:
                 return Interrupted(outcome.error, delay)
-        self.refunds.ended(execution.claim.fence.task_id)
+        self.refunds.ended(attempt.claim.fence.task_id)
         return outcome
 
-    def _refund(self, execution: Execution, why: Excuse) -> float | None:
+    def _refund(self, attempt: Attempt, why: Excuse) -> float | None:
         if why is Excuse.NO_CONNECTION:
-            log.warning("%s got no connection: no attempt is used up", execution.claim)
-        return self.refunds.grant(execution.claim.fence.task_id, why)
-
-    async def _settle(self, tx: Transaction, execution: Execution, success: Succeeded) -> None:
-        await tx.settle(self.settler.decide(_entry(execution, success)))
+            log.warning("%s got no connection: no attempt is used up", attempt.claim)
+        return self.refunds.grant(attempt.claim.fence.task_id, why)
 
 
-def _entry(execution: Execution, outcome: AttemptOutcome) -> Entry:
-    doubt = execution.in_doubt
-    return Entry(
-        execution=execution,
-        outcome=outcome,
-        cancel_requested=execution.cancel_requested,
-        instead=None if doubt is None else doubt.otherwise,
-        unanswered=doubt is not None,
-    )
+def task_name(attempt: Attempt) -> str:
+    """Return what the trio task of an attempt is called."""
+    return f"task {attempt.claim.fence.task_id} {attempt.claim.task_type}"
 
 
-def _of_reason(
-    execution: Execution, reason: CancelReason | None, error: ErrorRecord | None = None
-) -> AttemptOutcome:
-    """What it means that the attempt was cancelled."""
-    match reason:
-        case CancelReason.TIMED_OUT:
-            return TimedOut(execution.policy.timeout, error)
-        case CancelReason.CANCELLED:
-            return Cancelled(error)
-        case _:
-            return Interrupted(error)
-
-
-def _of_error(execution: Execution, error: BaseException) -> AttemptOutcome:
+def _of_error(attempt: Attempt, error: BaseException) -> AttemptOutcome:
     """What it means that the handler raised."""
     causes, record = list(leaves(error)), _record(error)
     if not all(is_a(cause, Exception) for cause in causes):
         what = "%s raised %s: a failure like any other, which does not end the worker"
-        log.warning(what, execution.claim, record.type)
+        log.warning(what, attempt.claim, record.type)
     if any(is_a(cause, DoNotRetry, ParamsError, ResultError) for cause in causes):
         return Failed(error=record, retry=False)
     later = [cast("TryLater", cause) for cause in causes if is_a(cause, RetryAfter, Snooze)]

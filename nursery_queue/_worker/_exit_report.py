@@ -7,16 +7,15 @@ import logging
 import math
 
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
-import trio
 
 from nursery_queue._client._context import CancelReason
-from nursery_queue._core._model import Fence, Settlement
+from nursery_queue._core._model import Settlement
 from nursery_queue._core._states import Event
 
-from ._slots import Execution
+from ._attempt import Attempt
 
 
 log = logging.getLogger("nursery_queue")
@@ -87,44 +86,22 @@ class ExitReport:
         return f"tasks in hand: {len(self.tasks)}{told and f' ({told})'}; {self.seconds:.3g} s"
 
 
-@attrs.define(eq=False)
-class Ledger:
-    """Notes which tasks were in hand from the stop on, and tells from them what became of each."""
-
-    _stopped_at: float | None = attrs.field(default=None, init=False)
-    _noted: dict[Fence, Execution] = attrs.field(factory=dict[Fence, Execution], init=False)
-
-    def open(self) -> None:
-        """Note that the worker has been stopped."""
-        self._stopped_at = trio.current_time()
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the worker has been stopped."""
-        return self._stopped_at is not None
-
-    def note(self, held: Mapping[Fence, Execution]) -> None:
-        """These are to be reported on."""
-        self._noted |= held
-
-    def report(self, *, running: Container[Execution]) -> ExitReport:
-        """Say what became of them, as far as it is known now."""
-        tasks = [
-            TaskExit(
-                task_id=fence.task_id,
-                task_type=execution.claim.task_type,
-                attempt=execution.claim.attempt,
-                outcome=_outcome(execution),
-                started=_has_started(execution),
-                ended=execution not in running,
-            )
-            for fence, execution in self._noted.items()
-        ]
-        began = self._stopped_at
-        return ExitReport(
-            tasks=tuple(sorted(tasks, key=lambda task: (task.task_id, task.attempt))),
-            seconds=0.0 if began is None else trio.current_time() - began,
+def exit_report(attempts: Iterable[Attempt], *, seconds: float) -> ExitReport:
+    """Say what has become of these attempts, as far as it is known now."""
+    tasks = [
+        TaskExit(
+            task_id=attempt.fence.task_id,
+            task_type=attempt.claim.task_type,
+            attempt=attempt.claim.attempt,
+            outcome=_outcome(attempt),
+            started=_has_started(attempt),
+            ended=not attempt.runs,
         )
+        for attempt in attempts
+    ]
+    return ExitReport(
+        tasks=tuple(sorted(tasks, key=lambda task: (task.task_id, task.attempt))), seconds=seconds
+    )
 
 
 def tell(report: ExitReport) -> None:
@@ -156,23 +133,23 @@ _BY_ITSELF = frozenset(
 )
 
 
-def _outcome(execution: Execution) -> ExitOutcome:
+def _outcome(attempt: Attempt) -> ExitOutcome:
     """Fold what is known of a task: what is stored is true, whatever else has happened."""
-    if execution.settlement is not None:
-        return _stored_as(execution.settlement)
-    if execution.dropped:
+    if attempt.settlement is not None:
+        return _stored_as(attempt.settlement)
+    if attempt.dropped:
         return ExitOutcome.LEASE_LOST
-    if execution.in_doubt is not None:
+    if attempt.in_doubt is not None:
         return ExitOutcome.UNKNOWN
-    lost = execution.reason is CancelReason.LEASE_LOST
+    lost = attempt.reason is CancelReason.LEASE_LOST
     return ExitOutcome.LEASE_LOST if lost else ExitOutcome.UNSETTLED
 
 
-def _has_started(execution: Execution) -> bool:
-    settlement = execution.settlement
+def _has_started(attempt: Attempt) -> bool:
+    settlement = attempt.settlement
     if settlement is not None and settlement.event is Event.INTERRUPT:
         return settlement.outcome is not None
-    return execution.started_at < math.inf
+    return attempt.started_at < math.inf
 
 
 def _stored_as(settlement: Settlement) -> ExitOutcome:

@@ -10,7 +10,8 @@ import trio
 
 from nursery_queue._client._context import CancelReason
 
-from ._slots import Execution, Slots
+from ._attempt import Attempt
+from ._slots import Slots
 from ._threads import Threads
 
 
@@ -51,31 +52,31 @@ class HandlerHealth:
 
 def handlers(slots: Slots, threads: Threads) -> Iterator[HandlerHealth]:
     """Yield all that have a place or a thread: first those whose attempts have ended."""
-    for execution in threads.abandoned:
-        yield _health(execution, "abandoned")
-    for execution in slots.running:
-        yield _health(execution, _state(execution, threads))
+    for attempt in threads.abandoned:
+        yield _health(attempt, "abandoned")
+    for attempt in slots.running:
+        yield _health(attempt, _state(attempt, threads))
 
 
-def _state(execution: Execution, threads: Threads) -> HandlerState:
-    if execution.ended:
+def _state(attempt: Attempt, threads: Threads) -> HandlerState:
+    if attempt.over:
         return "after"
-    if execution.why() is not None:
+    if attempt.why() is not None:
         return "cancelled"
-    return "waiting" if threads.waits(execution) else "running"
+    return "waiting" if threads.waits(attempt) else "running"
 
 
-def _health(execution: Execution, state: HandlerState) -> HandlerHealth:
-    now, claim = trio.current_time(), execution.claim
+def _health(attempt: Attempt, state: HandlerState) -> HandlerHealth:
+    now, claim = trio.current_time(), attempt.claim
     # The deadline stays in the past when its time is up; any other cancel takes it away.
-    since = min(execution.cancelled_at, execution.scope.deadline)
-    cancelled = execution.reason is not None and state != "after"
+    since = min(attempt.cancelled_at, attempt.scope.deadline)
+    cancelled = attempt.reason is not None and state != "after"
     return HandlerHealth(
         task_id=claim.fence.task_id,
         task_type=claim.task_type,
         attempt=claim.attempt,
         state=state,
-        seconds=max(0.0, now - execution.started_at),
-        cancel_reason=execution.reason if cancelled else None,
+        seconds=max(0.0, now - attempt.started_at),
+        cancel_reason=attempt.reason if cancelled else None,
         cancelled_for=now - since if cancelled and since <= now else None,
     )

@@ -1,199 +1,65 @@
-"""A worker's place in the store: its row, its heartbeat, its lease."""
+"""The lease of a worker: whether it holds one, until when, and under which name."""
 
 from __future__ import annotations
 
-import logging
 import math
-import random
 import uuid
-
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 import attrs
 import trio
 
-from nursery_queue._client._context import CancelReason
-from nursery_queue._core._error_text import one_line
-from nursery_queue._core._errors import DatabaseRefused, TransientError
-from nursery_queue._core._heartbeat import Beat
 from nursery_queue._core._model import WorkerInfo
-from nursery_queue._store import Store
-from nursery_queue._trio._wakeup import Wakeup
-
-from ._sightings import Sightings
-from ._slots import Slots
+from nursery_queue._core._retry import Backoff
 
 
-log = logging.getLogger("nursery_queue")
-T = TypeVar("T")
-
-GOODBYE = 2.0  # seconds to take the row away, else the lease runs out by itself
-
-
-@attrs.define(eq=False, kw_only=True)
+@attrs.define(eq=False)
 class Lease:
-    """Holds the lease. While it has none, the worker claims nothing.
+    """Until when others leave this worker's tasks alone; without one the worker claims nothing.
 
-    The lease is counted on trio's clock from the moment the last successful renewal was
-    sent, so it ends here before it ends for anybody else. That clock goes on while the
-    process is stopped, but not while the machine sleeps: a worker that wakes up with it
-    believes in its lease until its next heartbeat, and until then only fences stop it.
+    Counted on trio's clock from the moment that the last successful renewal was sent, so it ends
+    here before it ends for any other worker. That clock goes on while the process is stopped, but
+    not while the machine sleeps: a worker that wakes up with it believes in its lease until its
+    next heartbeat, and until then only fences stop it.
     """
 
-    store: Store
     info: WorkerInfo
-    interval: float  # seconds from one heartbeat to the next
-    slots: Slots
-    rng: random.Random
-    sightings: Sightings  # of others
-    on_lease: Callable[[], None]  # there is one again
-    on_death: Callable[[float], None]  # from when on (trio's clock) another worker seems to be dead
-    on_recovery: Callable[[], None]  # the store answers again
-    bell: Wakeup = attrs.field(factory=Wakeup, init=False)
-    draining: bool = attrs.field(default=False, init=False)
-    _until: float = attrs.field(default=-math.inf, init=False)
+    until: float = -math.inf
     _renewed: trio.Event = attrs.field(factory=trio.Event, init=False)
-    _may_be_there: bool = attrs.field(default=False, init=False)  # our row
-    _overdue: bool = attrs.field(default=False, init=False)  # the last beat got no answer
-    _recovering: bool = attrs.field(default=False, init=False)  # nor did the one before this
 
     @property
-    def lease_left(self) -> float:
-        """Seconds until the lease runs out; 0: there is none."""
-        return max(0.0, self._until - trio.current_time())
+    def worker_id(self) -> uuid.UUID:
+        """The name under which this worker is registered, or was last."""
+        return self.info.id
 
     @property
     def holds(self) -> bool:
         """Whether there is a lease."""
-        return trio.current_time() < self._until
+        # Strictly before: at the instant from which others may have the tasks, nothing of ours goes
+        # on (tests/engine/test_lease_order.py).
+        return trio.current_time() < self.until
 
-    async def begin(self) -> None:
-        """Register; the id must never have been used before."""
-        sent = trio.current_time()
-        self._may_be_there = True
-        try:
-            await self.store.register(self.info)
-        except DatabaseRefused:
-            self._may_be_there = False
-            raise
-        self._extend(sent)
+    @property
+    def left(self) -> float:
+        """Seconds until the lease runs out; 0: there is none."""
+        return max(0.0, self.until - trio.current_time())
 
-    async def end(self) -> None:
-        """Take the row away, if the store answers; shielded, bounded."""
-        self._until = -math.inf
-        if not self._may_be_there:
-            return
-        why = f"no answer within {GOODBYE:g} s"
-        with trio.move_on_after(GOODBYE, shield=True):
-            try:
-                await self.store.deregister(self.info.id)
-            except (TransientError, DatabaseRefused) as exc:
-                why = one_line(str(exc))
-            else:
-                return
-        log.warning("could not deregister; the lease will run out: %s", why)
+    @property
+    def impatience(self) -> Backoff:
+        """How to restart a loop that has no time for long waits, since the lease is running.
 
-    async def heartbeat(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Renew the lease every interval, and at once when a cancel is asked for."""
-        if self._overdue:
-            await self._beat()
-        task_status.started()
-        while True:
-            with trio.move_on_after(self.interval * self.rng.uniform(0.9, 1.0)):
-                await self.bell.wait()
-            await self._beat()
-
-    async def _beat(self) -> None:
-        self._recovering, self._overdue = self._overdue, True
-        if not self.holds:
-            self._give_up()  # whoever comes first: never anew before the old tasks are given up
-            await self._begin_anew()
-        sent = trio.current_time()
-        beat = await self._in_time(
-            lambda: self.store.heartbeat(self.info.id, draining=self.draining)
-        )
-        self._answered()
-        if not self.holds:
-            self._give_up()  # the answer came too late, whatever it says
-        elif not beat.registered:
-            self._lose("another worker took this one for dead")
-        else:
-            self._extend(sent)
-            self._obey(beat)
-            await self._note_started()
-        self._overdue = False
-
-    async def _note_started(self) -> None:
-        """Let the store know which tasks that were claimed ahead run: they count if we die.
-
-        Not those whose transaction may have a snapshot from before: their settlement would
-        conflict with the note. If we die, their next start is noted before it happens.
+        One statement that went through is all the health it takes, or else a server that is away
+        every other second would cost the lease.
         """
-        begun = {
-            each.claim.fence: each
-            for each in self.slots.running
-            if not (each.claim.started or each.noted or each.ended or each.task_type.transactional)
-        }
-        if not begun:
-            return
-        try:
-            with trio.move_on_after(self.info.lease / 6):  # what is left is for the heartbeat
-                for fence in await self.store.note_started(self.info.id, list(begun)):
-                    begun[fence].noted = True
-        except (TransientError, DatabaseRefused) as exc:
-            log.info("which tasks have started is noted with the next heartbeat: %s", exc)
+        return Backoff(maximum=self.info.lease / 3, healthy_after=0.0)
 
-    async def _in_time(self, verb: Callable[[], Awaitable[T]]) -> T:
-        # So that a call that hangs leaves time for another one.
-        with trio.move_on_after(limit := self.info.lease / 3):
-            return await verb()
-        msg = f"a heartbeat got no answer within {limit:g} s"
-        raise TransientError(msg)
-
-    async def watch(self) -> None:
-        """Cancel all handlers the moment the lease runs out, whatever the heartbeat does."""
-        while True:
-            await trio.sleep_until(self._until)
-            if not self.holds:
-                self._give_up()
-                self._renewed = trio.Event()
-                await self._renewed.wait()
-
-    async def _begin_anew(self) -> None:
-        """Register under a new name; what the old one still holds in the store is swept."""
-        await self._in_time(lambda: self.store.deregister(self.info.id))
-        # Newer code may have been declared since: only a start declares.
-        self.info = attrs.evolve(self.info, id=uuid.uuid4(), declared=())
-        await self._in_time(self.begin)
-        self._answered()
-        log.info("registered anew as worker %s", self.info.id)
-        self.on_death(-math.inf)  # what we held is to be had at once
-        self.on_lease()
-
-    def _answered(self) -> None:
-        # Before others may be seen to be overdue: they have been cut off, too.
-        if self._recovering:
-            self._recovering = False
-            self.on_recovery()
-
-    def _extend(self, sent: float) -> None:
-        self._until = sent + self.info.lease
+    def extend(self, sent: float) -> None:
+        """Renew it: the request that the store has granted was sent at *sent*."""
+        # From the request and not from its answer: the store counts from a moment between the two,
+        # so what is held here always ends first, however slow the network is.
+        self.until = sent + self.info.lease
         self._renewed.set()
 
-    def _give_up(self) -> None:
-        """Cancel the tasks of a lease that has run out, unless that has been done."""
-        if self._until != -math.inf:
-            self._lose("it was not renewed in time")
-
-    def _lose(self, why: str) -> None:
-        log.error("lost the lease of worker %s: %s; cancelling its tasks", self.info.id, why)
-        self.slots.cancel_all(CancelReason.LEASE_LOST)
-        self._until = -math.inf  # after that: if it goes wrong, it is done again
-        self.bell.ring()
-
-    def _obey(self, beat: Beat) -> None:
-        for request in beat.cancel_requests:
-            self.slots.obey(request)
-        if (due := self.sightings.note(beat.late)) < math.inf:
-            self.on_death(due)
+    async def renewed(self) -> None:
+        """Wait for the next renewal."""
+        self._renewed = trio.Event()
+        await self._renewed.wait()

@@ -1,4 +1,4 @@
-"""Tidies up after others: dead workers' tasks, tasks kept long enough, tasks in the way."""
+"""The loop that tidies up: dead workers' tasks, tasks kept long enough, tasks in the way."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import logging
 import math
 import random
 
-from collections.abc import Callable, Sequence
-
 import attrs
 import trio
 
 from nursery_queue._core._error_text import message_of, one_line
 from nursery_queue._core._errors import TransientError
-from nursery_queue._core._heartbeat import Seen
-from nursery_queue._core._model import Held, Settlement
 from nursery_queue._declare._app import App
-from nursery_queue._store import Store
+from nursery_queue._store import WorkerStore
 from nursery_queue._trio._timeouts import answered_within
-from nursery_queue._trio._wakeup import Wakeup
+
+from ._maintenance_requests import MaintenanceRequests
+from ._recorder import Recorder
+from ._sightings import Sightings
+from ._work_signal import WorkSignal
 
 
 log = logging.getLogger("nursery_queue")
@@ -32,51 +32,23 @@ PARK, PRUNE = "putting aside tasks of types nobody knows", "pruning"
 MANY = 1000  # tasks parked in one go, from which on we go on at once
 
 
-@attrs.define(eq=False, kw_only=True)
+@attrs.define(eq=False)
 class Maintenance:
-    """Sweeps, prunes, and parks tasks of types nobody knows. Any worker's does so for all.
+    """Sweeps, prunes, and parks tasks of unknown types. Any worker does so for all of them.
 
     What is parked and this worker knows, it brings back: when it begins, and at each sweep.
     """
 
-    store: Store
+    store: WorkerStore
     app: App
     max_lost: int
-    heartbeat: float  # seconds; after an outage, living workers renew their leases first
     rng: random.Random
-    seen: Callable[[], Sequence[Seen]]  # of other workers that are late
-    on_work: Callable[[], None]  # something has been brought back
-    on_lost: Callable[[Held, Settlement], None]  # an attempt of a dead worker has been settled
-    _bell: Wakeup = attrs.field(factory=Wakeup, init=False)
-    _not_before: float = attrs.field(default=-math.inf, init=False)
-    # All on trio's clock.
-    _unpark_at: float = attrs.field(default=-math.inf, init=False)
-    _sweep_at: float = attrs.field(default=-math.inf, init=False)
-    _park_at: float = attrs.field(default=math.inf, init=False)
-    _prune_at: float = attrs.field(default=math.inf, init=False)
-    _parked_at: float = attrs.field(default=-math.inf, init=False)
+    due: MaintenanceRequests  # when each part is
+    sightings: Sightings  # of other workers that are late
+    recorder: Recorder
+    work: WorkSignal
     _well: bool = attrs.field(default=True, init=False)
     _failing: set[str] = attrs.field(factory=set[str], init=False)  # parts, until they succeed
-
-    def hold_off(self) -> None:
-        """Give living workers the time to show that they are alive: there was an outage."""
-        self._not_before = trio.current_time() + self.heartbeat
-
-    def sweep_by(self, at: float) -> None:
-        """Another worker is dead by then, on trio's clock, unless it shows up."""
-        self._sweep_at = min(self._sweep_at, at)
-        self._bell.ring()
-
-    def park_soon(self) -> None:
-        """Tasks of types that this worker does not know are first in line."""
-        # Not more often: it may be that others know them, and are busy.
-        self._park_at = min(self._park_at, self._parked_at + self.heartbeat)
-        self._bell.ring()
-
-    def bring_back(self) -> None:
-        """This worker was not known for a while, so what only it knows may have been parked."""
-        self._unpark_at = -math.inf
-        self._bell.ring()
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Tidy up until cancelled. Ready means: as far as we know, or the store has swept.
@@ -87,23 +59,18 @@ class Maintenance:
         """
         if told := self._well:
             task_status.started()
-        self._prune_at = min(self._prune_at, self._in(PRUNE_EVERY))
-        self._sweep_at = -math.inf  # first: it is not to fail with anything else
-        self.hold_off()
+        self.due.prune_at = min(self.due.prune_at, self._in(PRUNE_EVERY))
+        self.due.sweep_at = -math.inf  # first: it is not to fail with anything else
+        self.due.hold_off()
         while True:
             well, self._well = self._well, False
             await self._turn()
-            self._well = (well or self._sweep_at > trio.current_time()) and not self._failing
+            self._well = (well or self.due.sweep_at > trio.current_time()) and not self._failing
             if self._well and not told:
                 told = True
                 task_status.started()
-            with trio.CancelScope(deadline=self._next):
-                await self._bell.wait()
-
-    @property
-    def _next(self) -> float:
-        for_all = min(self._sweep_at, self._park_at, self._prune_at)
-        return min(self._unpark_at, max(self._not_before, for_all))
+            with trio.CancelScope(deadline=self.due.next):
+                await self.due.bell.wait()
 
     async def _turn(self) -> None:
         """Do what is due, a batch of it: nothing of this waits for the end of another.
@@ -112,10 +79,10 @@ class Maintenance:
         """
         trouble: Exception | None = None
         for due, part, step in [
-            (self._unpark_at <= trio.current_time(), UNPARK, self._unpark),
-            (self._is_time(self._sweep_at), SWEEP, self._sweep),
-            (self._is_time(self._park_at), PARK, self._park),
-            (self._is_time(self._prune_at), PRUNE, self._prune),
+            (self.due.unpark_at <= trio.current_time(), UNPARK, self._unpark),
+            (self._is_time(self.due.sweep_at), SWEEP, self._sweep),
+            (self._is_time(self.due.park_at), PARK, self._park),
+            (self._is_time(self.due.prune_at), PRUNE, self._prune),
         ]:
             if due:
                 try:
@@ -147,46 +114,50 @@ class Maintenance:
                 log.info("maintenance: %s works again", part)
 
     def _is_time(self, at: float) -> bool:
-        return max(at, self._not_before) <= trio.current_time()  # which may have been put off
+        return max(at, self.due.not_before) <= trio.current_time()  # it may have been put off
 
     async def _sweep(self) -> None:
         # Before it begins, so that nobody who rings meanwhile is forgotten.
-        self._sweep_at = math.inf
+        self.due.sweep_at = math.inf
         with answered_within(TIMEOUT, SWEEP):
+            # One batch; what is left is due at once, and the other parts have their turn in between
+            # (tests/pg/test_maintenance.py).
             swept = await self.store.sweep(
                 max_lost=self.max_lost,
                 max_lost_of=self.app.max_lost,
-                seen=self.seen(),
-                tell=self.on_lost,
+                seen=self.sightings.until_now(),
+                tell=self.recorder.lost,
             )
         if swept:
             log.warning("swept %d tasks of dead workers", swept)
         # There may be more than one batch.
-        self._sweep_at = -math.inf if swept else min(self._sweep_at, self._in(SWEEP_EVERY))
-        self._unpark_at = -math.inf
+        self.due.sweep_at = -math.inf if swept else min(self.due.sweep_at, self._in(SWEEP_EVERY))
+        self.due.unpark_at = -math.inf
 
     async def _park(self) -> None:
-        self._park_at = math.inf
+        self.due.park_at = math.inf
         try:
             with answered_within(TIMEOUT, PARK):
                 parked = await self.store.park()
         except Exception:
-            self._park_at = -math.inf  # nobody may ask again, and it is to be known when it works
+            self.due.park_at = (
+                -math.inf
+            )  # nobody may ask again, and it is to be known when it works
             raise
-        self._parked_at = trio.current_time()
+        self.due.parked_at = trio.current_time()
         if parked:
             log.info("put aside %d tasks of types that no worker knows", parked)
         if parked >= MANY:
-            self._park_at = -math.inf
+            self.due.park_at = -math.inf
 
     async def _unpark(self) -> None:
-        self._unpark_at = math.inf
+        self.due.unpark_at = math.inf
         with answered_within(TIMEOUT, UNPARK):
             brought = await self.store.unpark(list(self.app.task_types))
         if brought:
             log.info("brought back %d tasks that had been put aside", brought)
-            self._unpark_at = -math.inf
-            self.on_work()
+            self.due.unpark_at = -math.inf
+            self.work.ring()
 
     async def _prune(self) -> None:
         # If it fails it stays due, so that it is not called well before it has succeeded.
@@ -195,7 +166,7 @@ class Maintenance:
         if pruned:
             log.info("pruned %d tasks", pruned)
         # There may be more; others that are due have their turn first.
-        self._prune_at = -math.inf if pruned else self._in(PRUNE_EVERY)
+        self.due.prune_at = -math.inf if pruned else self._in(PRUNE_EVERY)
 
     def _in(self, heartbeats: float) -> float:
-        return trio.current_time() + heartbeats * self.heartbeat * self.rng.uniform(0.8, 1.2)
+        return trio.current_time() + heartbeats * self.due.heartbeat * self.rng.uniform(0.8, 1.2)

@@ -12,7 +12,8 @@ import trio
 
 from nursery_queue._trio._clock import held
 
-from ._slots import Execution
+from ._attempt import Attempt
+from ._work_signal import WorkSignal
 
 
 log = logging.getLogger("nursery_queue")
@@ -31,25 +32,25 @@ class Threads:
 
     A cancelled attempt ends at once, and a thread cannot be stopped: it keeps its place here
     until the handler returns. There are as many threads as handlers may run at once, so an
-    attempt waits for a thread only if abandoned ones have too many of them. *freed* is called
-    when a thread is free after somebody did without.
+    attempt waits for a thread only if abandoned ones have too many of them. *work* is rung when
+    a thread is free that was missed before.
     """
 
     limit: int
-    freed: Callable[[], None] = lambda: None
+    work: WorkSignal = attrs.field(factory=WorkSignal)
     _limiter: trio.CapacityLimiter = attrs.field(init=False)
     # Whose thread has begun and not ended, in the order of their start.
-    _taken: dict[Execution, None] = attrs.field(factory=dict[Execution, None], init=False)
-    _waiting: set[Execution] = attrs.field(factory=set[Execution], init=False)
+    _taken: dict[Attempt, None] = attrs.field(factory=dict[Attempt, None], init=False)
+    _waiting: set[Attempt] = attrs.field(factory=set[Attempt], init=False)
     _told: bool = attrs.field(default=False, init=False)  # the log, that there is none left
-    _wanted: bool = attrs.field(default=False, init=False)  # somebody did without
+    _wanted: bool = attrs.field(default=False, init=False)  # one was missed
 
     def __attrs_post_init__(self) -> None:
         self._limiter = trio.CapacityLimiter(self.limit)
 
     async def run(
         self,
-        execution: Execution,
+        attempt: Attempt,
         begun: Callable[[], None],
         function: Callable[..., Any],
         *args: Any,
@@ -62,7 +63,7 @@ class Threads:
         Raises:
             NoThread: There was none for a second; nothing has been called.
         """
-        place = _ThreadSlot(self, execution, begun)
+        place = _ThreadSlot(self, attempt, begun)
         with held():
             return await trio.to_thread.run_sync(
                 function,
@@ -72,21 +73,21 @@ class Threads:
             )
 
     @property
-    def abandoned(self) -> list[Execution]:
+    def abandoned(self) -> list[Attempt]:
         """The attempts that have ended while their threads go on, the oldest first."""
-        return [execution for execution in self._taken if execution.ended]
+        return [attempt for attempt in self._taken if attempt.over]
 
     @property
     def exhausted(self) -> bool:
         """Whether no thread is free, and some are with attempts that have ended."""
-        return self._limiter.available_tokens <= 0 and any(each.ended for each in self._taken)
+        return self._limiter.available_tokens <= 0 and any(each.over for each in self._taken)
 
-    def waits(self, execution: Execution) -> bool:
+    def waits(self, attempt: Attempt) -> bool:
         """Whether an attempt waits for a thread."""
-        return execution in self._waiting
+        return attempt in self._waiting
 
     def turn_away(self) -> None:
-        """Have *freed* called when a thread is free, and log why there is none.
+        """Ring when a thread is free, and log why there is none.
 
         There is one line, until an abandoned thread has ended.
         """
@@ -106,34 +107,34 @@ class Threads:
             ", ".join(names),
         )
 
-    async def acquire(self, execution: Execution, borrower: object) -> None:
+    async def acquire(self, attempt: Attempt, borrower: object) -> None:
         """Take a thread, for `_ThreadSlot`."""
         try:
             self._limiter.acquire_on_behalf_of_nowait(borrower)
         except trio.WouldBlock:
-            await self._wait(execution, borrower)
-        self._taken[execution] = None
+            await self._wait(attempt, borrower)
+        self._taken[attempt] = None
 
-    async def _wait(self, execution: Execution, borrower: object) -> None:
+    async def _wait(self, attempt: Attempt, borrower: object) -> None:
         self.turn_away()
-        self._waiting.add(execution)
+        self._waiting.add(attempt)
         try:
             with trio.move_on_after(WAIT) as patience:
                 await self._limiter.acquire_on_behalf_of(borrower)
         finally:
-            self._waiting.remove(execution)
+            self._waiting.remove(attempt)
         if patience.cancelled_caught:
             raise NoThread
 
-    def release(self, execution: Execution, borrower: object) -> None:
+    def release(self, attempt: Attempt, borrower: object) -> None:
         """Give a thread back, for `_ThreadSlot`; called by trio when its function has ended."""
         self._limiter.release_on_behalf_of(borrower)
-        del self._taken[execution]
-        if execution.ended:
+        del self._taken[attempt]
+        if attempt.over:
             self._told = False
         if self._wanted:
             self._wanted = False
-            self.freed()
+            self.work.ring()
 
 
 @attrs.define(eq=False)
@@ -141,12 +142,12 @@ class _ThreadSlot:
     """The place of one attempt, as trio's threads want to have it: both are called by trio."""
 
     _threads: Threads
-    _execution: Execution
+    _attempt: Attempt
     _begun: Callable[[], None]
 
     async def acquire_on_behalf_of(self, borrower: object) -> None:
-        await self._threads.acquire(self._execution, borrower)
+        await self._threads.acquire(self._attempt, borrower)
         self._begun()
 
     def release_on_behalf_of(self, borrower: object) -> None:
-        self._threads.release(self._execution, borrower)
+        self._threads.release(self._attempt, borrower)

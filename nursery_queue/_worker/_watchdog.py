@@ -21,8 +21,8 @@ from nursery_queue._trio._clock import timekeeper
 from nursery_queue._trio._lag import LagWatch, Silence
 
 from ._asyncio_bridge import served
+from ._attempt import Attempt
 from ._executor import Executor
-from ._slots import Execution
 
 
 log = logging.getLogger("nursery_queue")
@@ -53,7 +53,7 @@ class Watchdog:
         return self._watch.lag
 
     @contextlib.contextmanager
-    def on_duty(self) -> Generator[None]:
+    def watching_loop(self) -> Generator[None]:
         """Watch the loop of the calling task while the block lasts; only on the real clock."""
         if not _in_real_time():
             yield  # real ticks would disturb the order of things, and real delays mean nothing
@@ -82,8 +82,8 @@ class Watchdog:
         stack = list(_outwards(frames.get(self._thread)))
         lines = [frame.f_lineno for frame in stack]
         task = _running(self._root)
-        execution = _execution(stack, task)
-        return _Sight(_of_interest(list(zip(stack, lines, strict=True)), task), execution)
+        attempt = _attempt(stack, task)
+        return _Sight(_of_interest(list(zip(stack, lines, strict=True)), task), attempt)
 
 
 def _in_real_time() -> bool:
@@ -101,7 +101,7 @@ class _Sight:
     """What the loop was doing."""
 
     places: Sequence[_Place]
-    execution: Execution | None
+    attempt: Attempt | None
 
     def __str__(self) -> str:
         places = self.places
@@ -116,15 +116,15 @@ class _Sight:
 
 def _report(silence: Silence, sight: _Sight) -> str:
     seconds, who = f"{silence.seconds:.1f} s", "no handler"
-    if sight.execution is not None:
-        who = str(sight.execution.claim)
+    if sight.attempt is not None:
+        who = str(sight.attempt.claim)
     if not silence.alone:
         return (
             f"this process has not run for {seconds}: stopped, out of CPU, or something waited"
             f" without releasing the GIL; the event loop is in {who}, at {sight}"
         )
     report = f"the event loop has been blocked for {seconds} by {who}, at {sight}"
-    if sight.execution is not None:
+    if sight.attempt is not None:
         report += (
             "; call what blocks in a thread, by trio.to_thread.run_sync or from a handler"
             " without async"
@@ -132,7 +132,7 @@ def _report(silence: Silence, sight: _Sight) -> str:
     return report
 
 
-def _execution(stack: Sequence[FrameType], task: trio.lowlevel.Task | None) -> Execution | None:
+def _attempt(stack: Sequence[FrameType], task: trio.lowlevel.Task | None) -> Attempt | None:
     """Return what the running code belongs to; it may be a child task of the handler's."""
     for frame in stack:
         if frame.f_code is asyncio.Handle._run.__code__:
@@ -140,9 +140,9 @@ def _execution(stack: Sequence[FrameType], task: trio.lowlevel.Task | None) -> E
     while task is not None:
         entered = _entered(task)
         if entered is not None and entered.f_code is Executor.execute.__code__:
-            execution = entered.f_locals["execution"]
-            assert isinstance(execution, Execution)
-            return execution
+            attempt = entered.f_locals["attempt"]
+            assert isinstance(attempt, Attempt)
+            return attempt
         task = None if task.parent_nursery is None else task.parent_nursery.parent_task
     return None
 

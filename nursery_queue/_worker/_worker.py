@@ -22,22 +22,31 @@ from nursery_queue._declare._app import App
 from nursery_queue._declare._options import as_max_lost
 from nursery_queue._trio._printable import attempts_guarded
 from nursery_queue._trio._rng import new_rng
-from nursery_queue._trio._supervisor import Loop, LoopState
+from nursery_queue._trio._supervisor import LoopState
 
 from ._asyncio_bridge import AsyncioBridge, open_bridge
 from ._claimer import CLAIM_TIMEOUT
 from ._exit_report import ExitReport, tell
 from ._handler_health import handlers
-from ._health import Health, LoopHealth
-from ._lease import GOODBYE
+from ._health import Health
+from ._lease_renewal import GOODBYE
+from ._levels import (
+    claim,
+    close_claiming,
+    close_settling,
+    ending_with_a_reason,
+    keep_lease,
+    leave,
+    settle,
+)
+from ._loops import Loops
 from ._shutdown import FLUSH
-from ._wiring import Crew, Settings
+from ._stop_signal import StopSignal
+from ._wiring import Parts, Settings, wire
 
 
 log = logging.getLogger("nursery_queue")
 Ts = TypeVarTuple("Ts")
-
-LOOPS = ("lease", "heartbeat", "settler", "listener", "claimer", "maintenance", "reporter")
 
 
 class Worker:
@@ -111,20 +120,17 @@ class Worker:
         if self._settings.heartbeat * 3 > self._lease:
             msg = f"heartbeat ({heartbeat!r}) must be at most a third of lease ({lease!r})"
             raise ValueError(msg)
-        self._stop = trio.Event()
-        self._enough = trio.Event()  # of claiming
-        self._abandoned = trio.Event()  # only handlers that ignore cancellation are left
-        self._crew: Crew | None = None
+        self._stop = StopSignal()
+        self._loops = Loops(self._settings.rng)
+        self._parts: Parts | None = None  # of the run that is under way
         self._exit_report: ExitReport | None = None
-        self._loops = {name: Loop(name) for name in LOOPS}
 
     def stop(self) -> None:
         """Shut down gracefully: claim nothing more, let handlers finish within *grace*.
 
         May be called again, and before `run`, which then returns at once.
         """
-        self._enough.set()
-        self._stop.set()
+        self._stop.stop()
 
     def stop_claiming(self) -> None:
         """Claim nothing more, but go on: what is in hand is worked on, until `stop` is called.
@@ -132,7 +138,7 @@ class Worker:
         What was claimed ahead goes back. May be called again, and before `run`, which then
         never claims. `run_until_idle` ends when what is in hand has ended.
         """
-        self._enough.set()
+        self._stop.stop_claiming()
 
     def budget(self, *, cancelled: bool = False) -> float:
         """Return within how many seconds `run` ends after `stop`, whatever the database does.
@@ -153,13 +159,15 @@ class Worker:
         returns. Whoever called it may end the process without them. If all handlers end, it
         never returns.
         """
-        await self._abandoned.wait()
-        if self._crew is not None:
-            await self._crew.move_out()
+        await self._stop.abandoned.wait()
+        if self._parts is not None:
+            await leave(self._parts)
 
     @property
     def exit_report(self) -> ExitReport | None:
         """What became of the tasks in hand at the last `stop`; None until `run` has ended."""
+        if self._parts is not None and self._stop.abandoned.is_set():
+            return self._parts.shutdown.report()
         return self._exit_report
 
     async def run_until_idle(self) -> None:
@@ -197,49 +205,51 @@ class Worker:
         until_idle: bool,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        if self._crew is not None:
+        if self._parts is not None:
             msg = "this worker is running already: make another one"
             raise RuntimeError(msg)
-        info = WorkerInfo(
+        self._exit_report = None
+        stop, store = self._stop, self._client.store
+        stop.when_idle = until_idle
+        parts = self._parts = wire(
+            self._app, self._client, self._info(), self._settings, self._loops, stop
+        )
+        try:
+            with self._client.lifetime.used(self._evict):
+                await _unless(stop.requested, store.check)
+                if stop.requested.is_set():
+                    task_status.started()
+                else:
+                    # The pool of connections grows for the handlers while the block lasts.
+                    with store.room_for(self._settings.concurrency) as transactions:
+                        parts.slots.transactions = transactions
+                        with parts.watchdog.watching_loop(), attempts_guarded():
+                            await self._cancellable(parts, task_status)
+        finally:
+            self._exit_report = parts.shutdown.report()
+            tell(self._exit_report)
+            self._parts = None
+            self._stop = StopSignal()
+
+    def _info(self) -> WorkerInfo:
+        task_types, queues = self._app.task_types, self._settings.queues
+        return WorkerInfo(
             id=uuid.uuid4(),
             name=self._name,
             host=socket.gethostname(),
             pid=os.getpid(),
-            task_types=list(self._app.task_types),
-            declared=[each.declaration() for each in self._app.task_types.values()],
+            task_types=list(task_types),
+            declared=[each.declaration() for each in task_types.values()],
             lease=self._lease,
             heartbeat=self._settings.heartbeat,
-            queues=None if self._settings.queues is None else list(self._settings.queues),
+            queues=None if queues is None else list(queues),
             max_lost=self._max_lost(),
         )
-        self._exit_report = None
-        crew = self._crew = Crew(
-            self._app,
-            self._client,
-            info,
-            self._settings,
-            self.stop if until_idle else None,
-            self._abandon,
-            self._loops,
-        )
-        try:
-            with self._client.lifetime.used(self._evict):
-                await _unless(self._stop, self._client.store.check)
-                if self._stop.is_set():
-                    task_status.started()
-                else:
-                    with crew.making_room(), crew.watchdog.on_duty(), attempts_guarded():
-                        await self._cancellable(crew, task_status)
-        finally:
-            self._exit_report = crew.report()
-            tell(self._exit_report)
-            self._crew = None
-            self._stop, self._enough, self._abandoned = trio.Event(), trio.Event(), trio.Event()
 
     def _evict(self) -> float:
         """End now, as if cancelled: the client is being closed."""
-        assert self._crew is not None
-        self._crew.drain.patience.cancel("the client of the worker is being closed")
+        assert self._parts is not None
+        self._parts.shutdown.grace_scope.cancel("the client of the worker is being closed")
         self.stop()
         return self.budget(cancelled=True)
 
@@ -249,15 +259,10 @@ class Worker:
         asked = {} if usual == MAX_LOST else dict.fromkeys(self._app.task_types, usual)
         return {**asked, **self._app.max_lost}
 
-    def _abandon(self) -> None:
-        assert self._crew is not None
-        self._exit_report = self._crew.report()
-        self._abandoned.set()
-
-    async def _cancellable(self, crew: Crew, task_status: trio.TaskStatus[None]) -> None:
+    async def _cancellable(self, parts: Parts, task_status: trio.TaskStatus[None]) -> None:
         """Work; cancelled from outside, stop without grace.
 
-        Such a cancellation goes through `stop`, and not to everybody at once: handlers are to
+        Such a cancellation goes through `stop`, and not to all tasks at once: handlers are to
         learn the reason, and the lease is kept while they clean up.
         """
         ended = False
@@ -267,47 +272,54 @@ class Worker:
                 await trio.sleep_forever()
             finally:
                 if not ended:
-                    crew.drain.patience.cancel("the scope around the worker was cancelled")
+                    parts.shutdown.grace_scope.cancel("the scope around the worker was cancelled")
                     self.stop()
 
         try:
-            await _unless(self._stop, crew.lease.begin)
-            if self._stop.is_set():
+            await _unless(self._stop.requested, parts.renewal.begin)
+            if self._stop.requested.is_set():
                 task_status.started()
                 return
             async with trio.open_nursery() as outside:
                 outside.start_soon(heed, name="cancellation")
                 with trio.CancelScope(shield=True):
-                    await self._shift(crew, task_status)
+                    await self._work(parts, task_status)
                 ended = True
                 outside.cancel_scope.cancel("the worker has ended")
         finally:
-            await crew.move_out()
+            await leave(parts)
 
-    async def _shift(self, crew: Crew, task_status: trio.TaskStatus[None]) -> None:
+    async def _work(self, parts: Parts, task_status: trio.TaskStatus[None]) -> None:
         """Work. Read the indentation: what is innermost ends first.
 
-        Leaving intake, nothing more is claimed; leaving work, no handler runs; leaving books,
-        every outcome is stored; leaving tenancy, nobody renews the lease.
+        Leaving claiming, nothing more is claimed; leaving handlers, none runs; leaving settling,
+        every outcome is stored; leaving lease, it is not renewed any more.
         """
-        flushing = trio.CancelScope(shield=True)
+        stop, loops, flushing = self._stop, self._loops, trio.CancelScope(shield=True)
         async with trio.open_nursery() as lease:
-            await crew.keep_lease(lease)
-            async with trio.open_nursery() as books:
-                books.start_soon(crew.keep_books, flushing, name="books")
+            await keep_lease(parts, loops, lease)
+            async with trio.open_nursery() as settling:
+                settling.start_soon(settle, parts, loops, flushing, name="settling")
                 try:
-                    async with self._loop_for_asyncio() as bridge, trio.open_nursery() as work:
-                        crew.open_work(work, bridge)
-                        work.start_soon(crew.drain.run, self._stop, work, name="drain")
-                        async with crew.ending_with_a_reason(), trio.open_nursery() as intake:
-                            await _unless(self._enough, crew.open_intake, intake)
+                    async with self._loop_for_asyncio() as bridge, trio.open_nursery() as handlers:
+                        parts.executor.open(handlers, bridge)
+                        handlers.start_soon(parts.shutdown.run, handlers, name="shutdown")
+                        async with (
+                            ending_with_a_reason(parts),
+                            trio.open_nursery() as claiming,
+                        ):
+                            await _unless(stop.no_claims, self._claim, parts, claiming)
                             task_status.started()
-                            await self._enough.wait()
-                            intake.cancel_scope.cancel("the worker claims nothing more")
-                        crew.close_intake()
+                            await stop.no_claims.wait()
+                            claiming.cancel_scope.cancel("the worker claims nothing more")
+                        close_claiming(parts)
                 finally:
-                    crew.close_books(flushing)
+                    close_settling(parts, loops, flushing)
             lease.cancel_scope.cancel("the worker has ended")
+
+    async def _claim(self, parts: Parts, claiming: trio.Nursery) -> None:
+        store, listening = self._client.store, self._settings.listen
+        await claim(parts, self._loops, store, claiming, listening=listening)
 
     def _loop_for_asyncio(self) -> AbstractAsyncContextManager[AsyncioBridge | None]:
         if any(task_type.asyncio for task_type in self._app.task_types.values()):
@@ -316,24 +328,19 @@ class Worker:
 
     def health(self) -> Health:
         """Say how the worker is doing. Never waits; call it at any time, in trio's thread."""
-        crew = self._crew
+        parts = self._parts
         listening = self._loops["listener"].state is LoopState.HEALTHY
         return Health(
-            loops={
-                name: LoopHealth(
-                    state=loop.state, restarts=loop.restarts, last_error=loop.last_error
-                )
-                for name, loop in self._loops.items()
-            },
+            loops=self._loops.health(),
             notify="listening" if listening else "polling",
-            lease_left=0.0 if crew is None else crew.lease.lease_left,
-            loop_lag=0.0 if crew is None else crew.watchdog.lag,
-            running=0 if crew is None else len(crew.slots.running),
-            handlers=() if crew is None else tuple(handlers(crew.slots, crew.stage.threads)),
-            held=0 if crew is None else len(crew.slots.held),
-            claiming=crew is not None and not self._enough.is_set(),
-            draining=crew is not None and self._stop.is_set(),
-            worker_id=None if crew is None else crew.lease.info.id,
+            lease_left=0.0 if parts is None else parts.lease.left,
+            loop_lag=0.0 if parts is None else parts.watchdog.lag,
+            running=0 if parts is None else len(parts.slots.running),
+            handlers=() if parts is None else tuple(handlers(parts.slots, parts.threads)),
+            held=0 if parts is None else len(parts.slots.held),
+            claiming=parts is not None and not self._stop.no_claims.is_set(),
+            draining=parts is not None and self._stop.requested.is_set(),
+            worker_id=None if parts is None else parts.lease.worker_id,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import uuid
 
 from contextlib import nullcontext
@@ -16,15 +17,23 @@ from nursery_queue._client._callbacks import call_all
 from nursery_queue._client._client import Client
 from nursery_queue._client._context import CancelReason
 from nursery_queue._core._checks import whole
-from nursery_queue._core._model import Claim, Fence, NewTask
+from nursery_queue._core._model import Claim, Fence, NewTask, WorkerInfo
 from nursery_queue._core._outcome import Succeeded
 from nursery_queue._declare._task_type import TaskRequest, TaskType, as_request
 from nursery_queue._memory._memory_store import MemoryStore
 from nursery_queue._trio._connection_use import connection_use
 from nursery_queue._trio._printable import attempts_guarded
 from nursery_queue._worker._asyncio_bridge import open_bridge
-from nursery_queue._worker._execution import AttemptRunner, End, NotBegun, Raised, Stopped, Unsure
-from nursery_queue._worker._slots import Execution
+from nursery_queue._worker._attempt import Attempt, Step
+from nursery_queue._worker._attempt_runner import (
+    AttemptRunner,
+    HandlerEnd,
+    NotBegun,
+    Raised,
+    Stopped,
+    Unsure,
+)
+from nursery_queue._worker._lease import Lease
 from nursery_queue._worker._threads import Threads
 
 
@@ -101,29 +110,31 @@ class Performer:
         """Run one attempt of this call."""
         client = self.client or Client(MemoryStore())
         claim = self._claim(request.to_new_task(client.max_params_bytes))
-        execution = Execution(
+        lease = _endless_lease(claim.task_type)
+        attempt = Attempt(
             claim=claim,
             task_type=task_type,
             policy=task_type.policy(claim),
+            lease=lease,
             claimed_at=trio.current_time(),
         )
+        attempt.take(Step.START)
         async with open_bridge() if task_type.asyncio else nullcontext() as bridge:
-            stage = AttemptRunner(
+            runner = AttemptRunner(
                 client=client,
-                worker_id=uuid.uuid4,
-                leased=lambda: True,
+                lease=lease,
                 threads=Threads(1),
                 bridge=bridge,
                 send=_dropped,
             )
             before = connection_use.set(None)  # the context is the caller's
             try:
-                end = await _cancellable(stage, execution)
+                end = await _cancellable(runner, attempt)
             finally:
                 connection_use.reset(before)
-        if isinstance(end, Succeeded) and execution.pending and execution.pending.callbacks:
-            await call_all(execution.pending.callbacks, client.called_back)
-        return await _result(end, execution)
+        if isinstance(end, Succeeded) and attempt.pending and attempt.pending.callbacks:
+            await call_all(attempt.pending.callbacks, client.called_back)
+        return await _result(end, attempt)
 
     def _claim(self, task: NewTask) -> Claim:
         return Claim(
@@ -149,29 +160,37 @@ def _task_type(task: object) -> TaskType[..., Any]:
     raise TypeError(msg)
 
 
-async def _cancellable(stage: AttemptRunner, execution: Execution) -> End:
+def _endless_lease(task_type: str) -> Lease:
+    """Return the lease of a worker that no other will take for dead."""
+    info = WorkerInfo(
+        id=uuid.uuid4(), name="perform", host="", pid=0, task_types=[task_type], lease=math.inf
+    )
+    return Lease(info, until=math.inf)
+
+
+async def _cancellable(runner: AttemptRunner, attempt: Attempt) -> HandlerEnd:
     """Run the handler. When we are cancelled it is told why, as by a worker that is."""
 
     async def heed() -> None:
         with contextlib.suppress(trio.Cancelled):  # comes again at the next checkpoint
             await trio.sleep_forever()
-        if not execution.ended:
-            execution.cancel(CancelReason.SHUTDOWN)
+        if not attempt.over:
+            attempt.cancel(CancelReason.SHUTDOWN)
 
-    end: End = Stopped(CancelReason.SHUTDOWN)  # true until something better is known
+    end: HandlerEnd = Stopped(CancelReason.SHUTDOWN)  # true until something better is known
 
-    async def attempt() -> None:
+    async def run() -> None:
         nonlocal end
-        stage.client.lifetime.lend()
+        runner.client.lifetime.lend()
         with trio.CancelScope(shield=True), attempts_guarded():
-            end = await stage.run(execution, _nothing_to_settle)
-        execution.ended = True
+            end = await runner.run(attempt, _nothing_to_settle)
+        attempt.take(Step.END)
         nursery.cancel_scope.cancel("the handler has ended")
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(heed)
         # A task of its own has a context of its own, as in a worker.
-        nursery.start_soon(attempt, name=f"perform {execution.claim.task_type}")
+        nursery.start_soon(run, name=f"perform {attempt.claim.task_type}")
     return end
 
 
@@ -184,12 +203,12 @@ async def _nothing_to_settle(*_: object) -> None:
     """Let what the handler did in its transaction be committed alone."""
 
 
-async def _result(end: End, execution: Execution) -> Any:
+async def _result(end: HandlerEnd, attempt: Attempt) -> Any:
     match end:
         case Succeeded(result):
             return None if result is None else json.loads(result)
         case Stopped(CancelReason.TIMED_OUT, error):
-            name, limit = execution.claim.task_type, execution.policy.timeout
+            name, limit = attempt.claim.task_type, attempt.policy.timeout
             msg = f"{name} did not end within its time limit of {limit:g} s"
             raise trio.TooSlowError(msg) from error
         case Raised(error) | Stopped(_, BaseException() as error) | Unsure(_, error):

@@ -16,7 +16,7 @@ import nursery_queue as nq
 
 from nursery_queue import CancelReason
 from nursery_queue._core._model import Settlement
-from nursery_queue._worker import _execution as _stage
+from nursery_queue._worker import _attempt_runner
 from nursery_queue.testing import VirtualTime
 from tests.support.flaky_store import FlakyStore
 from tests.support.workers import outcomes, working
@@ -189,7 +189,7 @@ async def test_a_settlement_that_takes_for_ever(
     assert await outcomes(client, ref) == ["interrupted", "succeeded"]
     assert "could not be settled within 5 s" in str(first.error_message)
     assert (first.finished_at, calls) == (
-        first.started_at + dt.timedelta(seconds=_stage.SETTLE_WITHIN),
+        first.started_at + dt.timedelta(seconds=_attempt_runner.SETTLE_WITHIN),
         [1, 1],
     )
     assert len(await client.list_tasks(task_type="child")) == 1

@@ -18,7 +18,7 @@ import nursery_queue as nq
 
 from nursery_queue import CancelReason
 from nursery_queue._core._model import CancelRequest
-from nursery_queue._worker._slots import Execution
+from nursery_queue._worker._attempt import Attempt
 from nursery_queue.testing import MemoryStore, VirtualTime, deterministic
 from tests.engine.handlers import KINDS, Handlers, Kind
 from tests.support.flaky_store import FlakyStore
@@ -38,23 +38,23 @@ RECORDED = {
 }
 
 
-def in_hand(worker: nq.Worker) -> dict[int, Execution]:
+def in_hand(worker: nq.Worker) -> dict[int, Attempt]:
     """Return what the worker holds, by the task's id."""
-    assert worker._crew is not None
-    return {one.claim.fence.task_id: one for one in worker._crew.slots.held.values()}
+    assert worker._parts is not None
+    return {one.claim.fence.task_id: one for one in worker._parts.slots.held.values()}
 
 
 def apply(worker: nq.Worker, task_id: int, reason: CancelReason) -> None:
     """Do what the engine does for that reason."""
-    execution = in_hand(worker)[task_id]
-    assert worker._crew is not None
+    attempt = in_hand(worker)[task_id]
+    assert worker._parts is not None
     match reason:
         case CancelReason.TIMED_OUT:
-            assert execution.why() is not None  # the clock says so, to whoever asks
+            assert attempt.why() is not None  # the clock says so, to whoever asks
         case CancelReason.CANCELLED:
-            worker._crew.slots.obey(CancelRequest(fence=execution.claim.fence, interrupt=True))
+            worker._parts.slots.obey(CancelRequest(fence=attempt.claim.fence, interrupt=True))
         case _:
-            execution.cancel(reason)
+            attempt.cancel(reason)
 
 
 @contextlib.asynccontextmanager

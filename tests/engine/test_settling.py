@@ -18,7 +18,7 @@ import nursery_queue as nq
 from nursery_queue._core._model import Fence, Refusal, Settlement
 from nursery_queue._core._states import Event
 from nursery_queue._store import Isolation, StoreTransaction
-from nursery_queue._worker import _execution as _stage
+from nursery_queue._worker import _attempt_runner as _stage
 from nursery_queue.testing import VirtualTime
 from tests.support.flaky_store import FlakyStore
 from tests.support.proxy import Proxy, proxied

@@ -130,7 +130,8 @@ async def test_a_worker(virtual_time: VirtualTime, app: nq.App, client: nq.Clien
 
     lines = [line.strip() for line in tree.splitlines()]
     told = [line.partition(": ")[0] for line in lines]
-    for name in ("heartbeat", "lease", "settler", "listener", "claimer", "maintenance", "drain"):
+    loops = ("heartbeat", "lease", "settler", "listener", "claimer", "maintenance")
+    for name in (*loops, "shutdown"):
         assert name in told
     nurseries = [line for line in lines if line.startswith("nursery ")]
     assert [each for each in nurseries if each.split()[1] in WORKER] == [
@@ -143,7 +144,7 @@ async def test_a_worker(virtual_time: VirtualTime, app: nq.App, client: nq.Clien
     assert all(".py:" in line for line in lines if not line.startswith("nursery"))
 
 
-WORKER = ["outside", "tenancy", "books", "work", "intake"]
+WORKER = ["outside", "lease", "settling", "handlers", "claiming"]
 
 
 @pytest.mark.parametrize("kind", ["sync", "asyncio"])

@@ -12,8 +12,8 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue._core._model import Settlement
-from nursery_queue._worker._entries import Entry
-from nursery_queue._worker._settler import Settler
+from nursery_queue._worker._attempt import Attempt
+from nursery_queue._worker._outcome_writer import OutcomeWriter
 from nursery_queue._worker._slots import Slots
 from nursery_queue.testing import VirtualTime
 from tests.faults.loops import BUGS, VERBS, Holding, break_loop, logged, loop_health, unwell
@@ -136,7 +136,7 @@ async def test_a_bug_in_the_watch_over_the_lease(
 
 
 @pytest.mark.parametrize("after", [False, True])
-async def test_a_poller_that_dies_with_tasks_in_its_hands(
+async def test_a_claimer_that_dies_with_tasks_in_hand(
     virtual_time: VirtualTime,
     app: nq.App,
     client: nq.Client,
@@ -163,8 +163,8 @@ async def test_a_poller_that_dies_with_tasks_in_its_hands(
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("what", [(Settler, "decide"), (Slots, "settled")])
-async def test_a_settler_that_dies_with_outcomes_in_its_hands(
+@pytest.mark.parametrize("what", [(OutcomeWriter, "decide"), (Slots, "settled")])
+async def test_a_settler_that_dies_with_outcomes_in_hand(
     virtual_time: VirtualTime,
     app: nq.App,
     client: nq.Client,
@@ -199,18 +199,18 @@ async def test_an_outcome_that_cannot_be_decided(
 ) -> None:
     """It stays in hand, visibly, and does not keep the others from being stored."""
     nop(app)
-    decide = Settler.decide
+    decide = OutcomeWriter.decide
 
-    def stumble(self: Settler, entry: Entry) -> Settlement:
-        if json.loads(entry.execution.claim.params) == {"n": 7}:
+    def stumble(self: OutcomeWriter, attempt: Attempt) -> Settlement:
+        if json.loads(attempt.claim.params) == {"n": 7}:
             msg = "seven"
             raise ArithmeticError(msg)
-        return decide(self, entry)
+        return decide(self, attempt)
 
     worker = nq.Worker(app, client, rng=Longest())
     async with working(worker):
         with monkeypatch.context() as patch:
-            patch.setattr(Settler, "decide", stumble)
+            patch.setattr(OutcomeWriter, "decide", stumble)
             refs = [await client.enqueue("nop", n=n) for n in range(20)]
             await trio.sleep(100)
             late = [await client.enqueue("nop", n=n) for n in range(2)]

@@ -15,7 +15,7 @@ import nursery_queue as nq
 
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue._worker._claimer import CLAIM_TIMEOUT
-from nursery_queue._worker._lease import GOODBYE
+from nursery_queue._worker._lease_renewal import GOODBYE
 from nursery_queue.testing import VirtualTime
 from tests.faults.loops import Holding, lines, logged, loop_health, unwell
 from tests.support.network import pass_time, pass_time_until, sockets_to

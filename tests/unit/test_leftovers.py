@@ -20,8 +20,8 @@ from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue._psycopg._listener import Listener
 from nursery_queue._store import Bell, Store
-from nursery_queue._worker._lease import Lease
-from nursery_queue._worker._settler import Settler
+from nursery_queue._worker._lease_renewal import LeaseRenewal
+from nursery_queue._worker._outbox import Outbox
 from nursery_queue.testing import MemoryStore
 from tests.support.leftovers import Watch, shift_of
 
@@ -80,7 +80,7 @@ def touched(store: MemoryStore | PostgresStore) -> None:
     shift.stores.add(store)
 
 
-def ignore(*args: Any) -> None:
+def ignore(*args: Any, **kwargs: Any) -> None:
     """Take no notice."""
 
 
@@ -103,7 +103,7 @@ async def test_a_worker_row(
     watch: Watch, app: nq.App, either: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row that is not taken away is found."""
-    monkeypatch.setattr(Lease, "end", nothing)
+    monkeypatch.setattr(LeaseRenewal, "end", nothing)
     await work(app, either)
 
     assert watch.found[-1].startswith("worker ")
@@ -116,8 +116,8 @@ async def test_a_claim(
 ) -> None:
     """A task that is not given back is found, unless the test has said that it may be left."""
     watch.look_for_claims = look
-    monkeypatch.setattr(Settler, "put", ignore)
-    monkeypatch.setattr("nursery_queue._worker._wiring.FLUSH", 0.0)
+    monkeypatch.setattr(Outbox, "put", ignore)
+    monkeypatch.setattr("nursery_queue._worker._levels.FLUSH", 0.0)
     await work(app, either)
 
     assert [found[:28] for found in watch.found] == ["task 1 is claimed by worker "] * look
@@ -280,13 +280,13 @@ def test_what_is_found_fails_the_test(
         import pytest, trio, uuid
         import nursery_queue as nq
         from nursery_queue.testing import MemoryStore
-        from nursery_queue._worker._lease import Lease
+        from nursery_queue._worker._lease_renewal import LeaseRenewal
 
         @pytest.fixture(autouse=True)
         def broken(monkeypatch):
             async def end(tenancy):
                 await trio.lowlevel.checkpoint()
-            monkeypatch.setattr(Lease, "end", end)
+            monkeypatch.setattr(LeaseRenewal, "end", end)
 
         def work():
             trio.run(nq.Worker(nq.App(), nq.Client(MemoryStore())).run_until_idle)

@@ -6,7 +6,7 @@ import logging
 import math
 import random
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 import attrs
 import trio
@@ -16,11 +16,13 @@ from nursery_queue._core._errors import DatabaseRefused
 from nursery_queue._core._model import Fence, Refusal, Settlement
 from nursery_queue._core._retry import Backoff
 from nursery_queue._core._states import Event
-from nursery_queue._store import Store
+from nursery_queue._store import WorkerStore
 from nursery_queue._trio._timeouts import answered_within
 from nursery_queue._trio._wakeup import Wakeup
 
-from ._entries import AWAY, Entry, not_stored
+from ._attempt import Attempt
+from ._lost_answers import AWAY, not_stored, verdict_of
+from ._outcome_writer import OutcomeWriter
 
 
 log = logging.getLogger("nursery_queue")
@@ -35,7 +37,7 @@ _NO_CLAIM = Settlement(
 
 @attrs.define(eq=False)
 class _Straggler:
-    entry: Entry
+    attempt: Attempt
     due: float
     tries: int = 0
     misfits: int = 0
@@ -45,7 +47,7 @@ class _RollBackError(Exception):
     """Leaves a transaction that was only a question."""
 
 
-@attrs.define(eq=False, kw_only=True)
+@attrs.define(eq=False)
 class SingleSettler:
     """Tries each of its outcomes alone, ever less often.
 
@@ -53,24 +55,20 @@ class SingleSettler:
     after, is too much for the store: after a few times the failure is stored.
     """
 
-    store: Store
-    limit: float  # seconds to wait for an answer
+    store: WorkerStore
     rng: random.Random
-    # Settles one; it is told when that entry has left.
-    settle: Callable[[Entry, Callable[[], None]], Awaitable[None]]
-    decide: Callable[[Entry], Settlement]
-    emptied: Callable[[], None]
+    writer: OutcomeWriter
     _stragglers: list[_Straggler] = attrs.field(factory=list[_Straggler], init=False)
     _bell: Wakeup = attrs.field(factory=Wakeup, init=False)
 
     @property
-    def entries(self) -> Sequence[Entry]:
+    def attempts(self) -> Sequence[Attempt]:
         """What has not been stored yet."""
-        return [each.entry for each in self._stragglers]
+        return [each.attempt for each in self._stragglers]
 
-    def put(self, entry: Entry) -> None:
+    def put(self, attempt: Attempt) -> None:
         """Take an outcome that has failed alone."""
-        self._stragglers.append(_Straggler(entry, trio.current_time()))
+        self._stragglers.append(_Straggler(attempt, trio.current_time()))
         self._bell.ring()
 
     async def store_is_well(self) -> bool:
@@ -93,27 +91,28 @@ class SingleSettler:
 
     async def _try(self, straggler: _Straggler) -> None:
         straggler.tries += 1
-        entry = straggler.entry
+        attempt = straggler.attempt
         try:
-            before = await self._would_fail(entry)
+            before = await self._would_fail(attempt)
             try:
-                await self.settle(entry, lambda: self._leave(straggler))
+                await self.writer.write([attempt], lambda: self._leave(straggler))
             except AWAY as exc:
-                if before and await self._would_fail(entry):
+                if before and await self._would_fail(attempt):
                     straggler.misfits += 1
                 if straggler.misfits >= MISFITS:
                     await self._fail(straggler, exc)
         except DatabaseRefused as exc:
-            log.info("the outcome of %s waits: %s", entry.execution.claim, exc)
+            log.info("the outcome of %s waits: %s", attempt.claim, exc)
         except Exception as exc:  # noqa: BLE001  # it may be the outcome that is at fault
             await self._fail(straggler, exc)
         straggler.due = trio.current_time() + BACKOFF.delay(straggler.tries, self.rng)
 
-    async def _would_fail(self, entry: Entry) -> bool:
+    async def _would_fail(self, attempt: Attempt) -> bool:
         """Whether a plain failure of this very task would be stored; it is rolled back."""
-        failure = self.decide(not_stored(entry, "", telling=False))
+        verdict = not_stored(verdict_of(attempt), "", telling=False)
+        failure = attempt.decide(verdict, self.rng)
         try:
-            with answered_within(self.limit, "a settlement to be rolled back"):
+            with answered_within(self.writer.limit, "a settlement to be rolled back"):
                 await self._settle_and_roll_back(failure)
         except _RollBackError:
             return True
@@ -128,19 +127,21 @@ class SingleSettler:
 
     async def _fail(self, straggler: _Straggler, error: Exception) -> None:
         """Store a plain failure; if that is too much with what it tells others, without that."""
-        entry, why = straggler.entry, message_of(error)
+        attempt, why = straggler.attempt, message_of(error)
         untold = f"{why}; nor could the task be stored that was to be told of its end"
-        for failure in (not_stored(entry, why), not_stored(entry, untold, telling=False)):
+        verdict = verdict_of(attempt)
+        for failure in (not_stored(verdict, why), not_stored(verdict, untold, telling=False)):
             try:
-                await self.settle(failure, lambda: self._leave(straggler))
+                with attempt.judged_otherwise(failure):
+                    await self.writer.write([attempt], lambda: self._leave(straggler))
             except Exception as exc:  # noqa: BLE001  # it stays, and is tried again
-                log.info("no failure of %s can be stored: %s", entry.execution.claim, exc)
+                log.info("no failure of %s can be stored: %s", attempt.claim, exc)
             else:
-                log.error("the outcome of %s cannot be stored: %s", entry.execution.claim, why)
+                log.error("the outcome of %s cannot be stored: %s", attempt.claim, why)
                 return
 
     def _leave(self, straggler: _Straggler) -> None:
         if straggler in self._stragglers:
             self._stragglers.remove(straggler)
         if not self._stragglers:
-            self.emptied()
+            self.writer.outbox.bell.ring()

@@ -9,7 +9,6 @@ import math
 
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
-from uuid import UUID
 
 import attrs
 import trio
@@ -40,7 +39,9 @@ from nursery_queue._trio._signals import interrupted
 from nursery_queue._trio._timeouts import answered_within
 
 from ._asyncio_bridge import AsyncioBridge
-from ._slots import Execution
+from ._attempt import Attempt, Step
+from ._lease import Lease
+from ._recorder import Recorder
 from ._threads import NoThread, Threads
 
 
@@ -66,6 +67,7 @@ class Stopped:
 
     reason: CancelReason | None
     error: BaseException | None = None
+    unconnected: bool = False  # its time was up while it waited for a connection
 
 
 @attrs.frozen
@@ -88,10 +90,10 @@ class NotBegun:
     """
 
 
-End = Succeeded | Raised | Stopped | Unsure | NotBegun
+HandlerEnd = Succeeded | Raised | Stopped | Unsure | NotBegun
 
 # Settles an attempt in the transaction that it has opened.
-Settle = Callable[[Transaction, Execution, Succeeded], Awaitable[None]]
+Settle = Callable[[Transaction, Attempt, Succeeded], Awaitable[None]]
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -99,33 +101,32 @@ class AttemptRunner:
     """Runs handlers, each in a cancel scope of its own, and says how they ended."""
 
     client: Client
-    worker_id: Callable[[], UUID]
-    leased: Callable[[], bool]  # False: others may have the tasks in hand
+    lease: Lease
     threads: Threads
-    begins: Callable[[Execution], None] = lambda _: None  # the handler is about to be called
+    recorder: Recorder | None = None  # of when handlers begin
     bridge: AsyncioBridge | None = None
     send: Send | None = None  # stores what handlers write to streams; None: the client's store does
 
-    async def run(self, execution: Execution, settle: Settle) -> End:
+    async def run(self, attempt: Attempt, settle: Settle) -> HandlerEnd:
         """Run one attempt, in a context of its own.
 
         Raises only what is not its business, as being cancelled around it.
         """
-        scope = execution.scope
-        if execution.task_type.is_async:  # else when it has a thread
-            _start_clock(execution)
+        scope = attempt.scope
+        if attempt.task_type.is_async:  # else when it has a thread
+            _start_clock(attempt)
         error: BaseException | None = None
         # For good: the context is the attempt's own, and so is what it still calls afterwards.
         connection_use.set(use := ConnectionUse(in_attempt=True))
-        execution.connections = use
+        attempt.connections = use
         try:
             with scope:
                 try:
-                    if execution.claim.wary and not await self._noted(execution):
+                    if attempt.claim.wary and not await self._noted(attempt):
                         return NotBegun()
-                    if execution.task_type.is_async:
-                        self.begins(execution)
-                    return await self._perform(execution, settle)
+                    if attempt.task_type.is_async:
+                        self._begins(attempt)
+                    return await self._perform(attempt, settle)
                 except NoThread:
                     return NotBegun()
                 finally:
@@ -134,52 +135,44 @@ class AttemptRunner:
         except BaseException as exc:
             if _is_for_others(exc):
                 raise
-            error = _without_own_nursery(exc, execution.task_type)
+            error = _without_own_nursery(exc, attempt.task_type)
         finally:
-            if execution.pending is not None:
-                execution.pending.refusal = _ENDED
-        execution.unconnected = use.gave_up_at >= scope.deadline
-        reason = self.why(execution)
+            if attempt.pending is not None:
+                attempt.pending.refusal = _ENDED
+        unconnected = use.gave_up_at >= scope.deadline
+        reason = attempt.why()
         if error is not None and (not scope.cancel_called or _counts(error, reason)):
             return Raised(error)
-        return Stopped(reason, error)
+        return Stopped(reason, error, unconnected=unconnected)
 
-    async def _noted(self, execution: Execution) -> bool:
+    def _begins(self, attempt: Attempt) -> None:
+        if self.recorder is not None:
+            self.recorder.begins(attempt)
+
+    async def _noted(self, attempt: Attempt) -> bool:
         """Let the store know of a start before it happens: it may be this worker's end."""
-        fence = execution.claim.fence
+        fence = attempt.claim.fence
         try:
-            with answered_within(NOTE_WITHIN, f"noting that {execution.claim} starts"):
-                held = await self.client.store.note_started(self.worker_id(), [fence])
+            with answered_within(NOTE_WITHIN, f"noting that {attempt.claim} starts"):
+                held = await self.client.store.note_started(self.lease.worker_id, [fence])
         except (TransientError, DatabaseRefused) as exc:
-            log.info("%s is given back: %s", execution.claim, exc)
+            log.info("%s is given back: %s", attempt.claim, exc)
             return False
-        execution.noted = fence in held
-        return execution.noted
+        attempt.noted = fence in held
+        return attempt.noted
 
-    def why(self, execution: Execution) -> CancelReason | None:
-        """Why an attempt has been cancelled, or is about to be: whoever asks may come first."""
-        if execution.ended or not trio.lowlevel.in_trio_run():  # a thread cannot see the clock
-            return execution.reason
-        return CancelReason.LEASE_LOST if self.lost(execution) else execution.why()
-
-    def lost(self, execution: Execution) -> bool:
-        """Whether others may have the task. From then on nothing is to be said about it."""
-        if not (execution.ended or self.leased()):
-            execution.note(CancelReason.LEASE_LOST)
-        return execution.reason is CancelReason.LEASE_LOST
-
-    async def _perform(self, execution: Execution, settle: Settle) -> Succeeded | Unsure:
-        task_type = execution.task_type
-        values = task_type.load(execution.claim.params)
+    async def _perform(self, attempt: Attempt, settle: Settle) -> Succeeded | Unsure:
+        task_type = attempt.task_type
+        values = task_type.load(attempt.claim.params)
         if task_type.transactional:
-            return await self._perform_in_transaction(execution, values, settle)
+            return await self._perform_in_transaction(attempt, values, settle)
         wanted = task_type.takes_context or task_type.nursery
-        context = self._context(execution, values) if wanted else None
-        value = await self._call(execution, context, values)
+        context = self._context(attempt, values) if wanted else None
+        value = await self._call(attempt, context, values)
         return Succeeded(task_type.dump_result(value, self.client.max_result_bytes))
 
     async def _perform_in_transaction(
-        self, execution: Execution, values: dict[str, Any], settle: Settle
+        self, attempt: Attempt, values: dict[str, Any], settle: Settle
     ) -> Succeeded | Unsure:
         """Run the handler; commit what it did in ctx.tx together with the settlement."""
         async with contextlib.AsyncExitStack() as stack:
@@ -188,35 +181,38 @@ class AttemptRunner:
                 lambda: stack.enter_async_context(store.transaction()),
                 self.client.max_params_bytes,
                 self.client.audience,
-                _pending(execution),
+                _pending(attempt),
                 self.client.app,
             )
             stack.callback(tx.end)
-            context = self._context(execution, values, tx)
-            value = await self._call(execution, context, values)
+            context = self._context(attempt, values, tx)
+            value = await self._call(attempt, context, values)
             limit = self.client.max_result_bytes
-            success = Succeeded(execution.task_type.dump_result(value, limit))
+            success = Succeeded(attempt.task_type.dump_result(value, limit))
             if not tx.is_open:
                 return success
             # Shielded: it has returned, and no time limit or cancel is to undo its work.
             with trio.CancelScope(shield=True):
-                await self._insist_on_settling(settle, tx, execution, success)
+                # The fence in the settlement is what makes it exactly once: if another worker has
+                # the task, it is refused, and the handler's writes go with it
+                # (tests/engine/test_transactional.py).
+                await self._insist_on_settling(settle, tx, attempt, success)
                 try:
                     await stack.aclose()  # commits, within the bounds of the store
                 except CommitOutcomeUnknown as exc:
                     return Unsure(success, exc, tx.committed)
-            execution.stored = True
+            attempt.take(Step.COMMIT)
             tx.committed()
             return success
 
     async def _insist_on_settling(
-        self, settle: Settle, tx: Transaction, execution: Execution, success: Succeeded
+        self, settle: Settle, tx: Transaction, attempt: Attempt, success: Succeeded
     ) -> None:
-        if self.lost(execution):
-            msg = f"the lease ran out before {execution.claim} had ended"
+        if attempt.lost:
+            msg = f"the lease ran out before {attempt.claim} had ended"
             raise StaleClaim(msg)
         with trio.move_on_after(SETTLE_WITHIN):
-            await _when_unlocked(functools.partial(settle, tx, execution, success))
+            await _when_unlocked(functools.partial(settle, tx, attempt, success))
             return
         msg = f"ctx.tx could not be settled within {SETTLE_WITHIN:g} s; it is rolled back"
         late = TransientError(msg)
@@ -224,18 +220,18 @@ class AttemptRunner:
         raise late
 
     async def _call(
-        self, execution: Execution, context: TaskContext | None, values: dict[str, Any]
+        self, attempt: Attempt, context: TaskContext | None, values: dict[str, Any]
     ) -> Any:
-        task_type = execution.task_type
+        task_type = attempt.task_type
         if not task_type.is_async:
 
             def begun() -> None:
-                self.begins(execution)
-                _start_clock(execution)
+                self._begins(attempt)
+                _start_clock(attempt)
                 if context is not None:
-                    context.deadline = execution.scope.deadline
+                    context.deadline = attempt.scope.deadline
 
-            return await self.threads.run(execution, begun, task_type.invoke, context, values)
+            return await self.threads.run(attempt, begun, task_type.invoke, context, values)
         if task_type.asyncio:
             if self.bridge is None:
                 msg = (
@@ -250,21 +246,21 @@ class AttemptRunner:
         return await task_type.invoke(context, values)
 
     def _context(
-        self, execution: Execution, values: dict[str, Any], tx: Transaction | None = None
+        self, attempt: Attempt, values: dict[str, Any], tx: Transaction | None = None
     ) -> TaskContext:
-        claim = execution.claim
+        claim = attempt.claim
         return TaskContext(
             task_id=claim.fence.task_id,
             task_type=claim.task_type,
             attempt=claim.attempt,
             queue=claim.queue,
             params=values,
-            deadline=execution.scope.deadline,
-            worker_id=self.worker_id(),
+            deadline=attempt.scope.deadline,
+            worker_id=self.lease.worker_id,
             fence=claim.fence,
             client=self.client,
-            why=lambda: self.why(execution),
-            pending=lambda: _pending(execution),
+            why=attempt.why,
+            pending=lambda: _pending(attempt),
             send=self.send or self._send,
             tx=tx,
         )
@@ -288,18 +284,18 @@ async def _when_unlocked(settle: Callable[[], Awaitable[None]]) -> None:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def _start_clock(execution: Execution) -> None:
+def _start_clock(attempt: Attempt) -> None:
     """Let the time limit run from now on, unless the attempt is cancelled already."""
-    limit = execution.policy.timeout
-    if limit != math.inf and not execution.scope.cancel_called:
-        execution.scope.deadline = trio.current_time() + limit
+    limit = attempt.policy.timeout
+    if limit != math.inf and not attempt.scope.cancel_called:
+        attempt.scope.deadline = trio.current_time() + limit
 
 
-def _pending(execution: Execution) -> Pending:
+def _pending(attempt: Attempt) -> Pending:
     """Return where to note what is to be called afterwards; few handlers need it."""
-    if execution.pending is None:
-        execution.pending = Pending(refusal=_ENDED if execution.ended else None)
-    return execution.pending
+    if attempt.pending is None:
+        attempt.pending = Pending(refusal=_ENDED if attempt.over else None)
+    return attempt.pending
 
 
 def _abandon_nurseries(task: trio.lowlevel.Task) -> None:
