@@ -1,4 +1,7 @@
-"""How Sphinx builds the documentation; `python -m nox -s docs` does it. Needs no network."""
+"""How Sphinx builds the documentation; `python -m nox -s docs` does it. Needs no network.
+
+Diagrams are text (Mermaid), drawn by the reader's browser with a script from a public server.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ What a block says of itself, by its language or by the comment above it:
 | `text` | compares it with what the block above has printed; `...` stands for anything |
 | `fragment` | runs it with the names that the page's fragments have to do with |
 | `pytest` | nothing: pytest runs it |
+| `mermaid` | nothing: test_diagrams.py looks up what it names |
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ KINDS = {
     "text",
     "fragment",
     "pytest",
+    "mermaid",
 }
 
 
@@ -109,8 +111,8 @@ class Reader:
             case "eventually":
                 assert promised, f"{block} does not say what it prints in the end"
                 self._until(block, promised)
-            case "pytest":
-                pass  # a test by itself, wherever it stands
+            case "pytest" | "mermaid":
+                pass  # a test by itself, wherever it stands, or a picture
             case "worked":
                 self.work()
                 self._said = self._run(block)

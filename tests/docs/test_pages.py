@@ -245,7 +245,7 @@ async def test_after_the_commit(migrated: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "block", [block for page in DOCS for block in blocks(page, "pytest")], ids=str
+    "block", [block for page in (CONTRIBUTING, *DOCS) for block in blocks(page, "pytest")], ids=str
 )
 def test_the_test_examples(block: Block, nursery_queue_server: str, tmp_path: Path) -> None:
     """The tests that the pages show pass under pytest."""
