@@ -36,7 +36,7 @@ class NoConnection(TransientError):
 
 
 class DatabaseRefused(NurseryQueueError):
-    """The database will not do this for anybody now, until somebody mends it.
+    """The database will not do this for anybody now, until it is mended.
 
     Rights are missing, or tables are not what this code needs. A worker keeps what it has in
     hand and tries again, ever more slowly; no task is blamed.

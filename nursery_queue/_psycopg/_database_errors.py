@@ -95,7 +95,7 @@ def is_transient(exc: BaseException) -> bool:
 
 
 def is_refusal(exc: BaseException) -> bool:
-    """Tell whether the database as such refuses, whatever the rows, until somebody mends it.
+    """Tell whether the database as such refuses, whatever the rows, until it is mended.
 
     Rights that are missing or tables that are not as expected, for instance: all that has an
     SQLSTATE, does not pass with time and is not about the rows.

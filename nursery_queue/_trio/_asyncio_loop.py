@@ -125,7 +125,7 @@ class TrioHostedLoop(asyncio.SelectorEventLoop):
             begun.add(id(agen))
 
     def _asyncgen_finalizer_hook(self, agen: AsyncGenerator[Any]) -> None:
-        """Have *agen* closed, in an empty context if it was somebody else who has found it."""
+        """Have *agen* closed, in an empty context if it was found by a task of another context."""
         self._asyncgens.discard(agen)
         begun = begun_here.get()
         own = begun is None or id(agen) in begun

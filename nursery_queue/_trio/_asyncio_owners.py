@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from types import FrameType, TracebackType
 
 
-# The async generators that were begun in this context, by id; None: nobody keeps account of them.
+# The async generators that were begun in this context, by id; None: they are not kept account of.
 begun_here: ContextVar[set[int] | None] = ContextVar("nursery_queue_begun_here", default=None)
 
 # The signals for which handlers were added in this context; None: they stay until the loop ends.

@@ -1,4 +1,4 @@
-"""Where random numbers come from unless somebody brings their own."""
+"""Where random numbers come from unless the caller brings a generator."""
 
 from __future__ import annotations
 

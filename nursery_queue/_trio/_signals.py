@@ -59,7 +59,7 @@ class Escalation:
 
     *steps* are called by the trio task that runs `obey`, in order and each once. The signal
     after them calls *last*, and so does every further one, in the signal handler itself: it
-    works even while somebody blocks the loop, and must not wait. Nor must *heard*, which is
+    works even while a handler blocks the loop, and must not wait. Nor must *heard*, which is
     called there for each of the others, with how many there have been.
     """
 
@@ -111,7 +111,7 @@ async def obey(
     def look(signum: signal.Signals, frame: FrameType | None) -> None:
         at_once[signum](frame)
 
-    # trio delivers again what it could not hand out, to whoever was there before: to nobody.
+    # trio gives a signal that it could not deliver to the handler from before, which is none.
     def count_only(signum: signal.Signals, _frame: FrameType | None) -> None:
         if signum in signals:
             escalation.ask(signum)

@@ -72,7 +72,7 @@ class Loop:
             log.info("%s is back", self.name)
         self.state = LoopState.HEALTHY
         self._healthy_since, self._told = trio.current_time(), None
-        self._bell = Wakeup()  # whoever wanted it to hurry has got that
+        self._bell = Wakeup()  # it has hurried
         return back
 
     def failed(self, error: BaseException) -> None:
@@ -101,7 +101,7 @@ class Loop:
         if passing:
             log.warning("%s failed, restarting it: %s", self.name, text)
         elif known:
-            log.error("%s failed, and will until somebody mends it: %s", self.name, text)
+            log.error("%s failed, and will until it is mended: %s", self.name, text)
         else:
             log.error("%s failed, which is a bug; restarting it", self.name, exc_info=error)
 
@@ -156,7 +156,7 @@ async def supervise(
             except* Exception as group:  # noqa: BLE001  # whatever it is, the loop must go on
                 sibling.failed(unwrapped(group))
             if sibling.state is LoopState.OFF:
-                task_status.started()  # nobody need wait for it
+                task_status.started()  # it will never be ready
                 await trio.sleep_forever()
             await sibling.pause(backoff, rng)
     finally:

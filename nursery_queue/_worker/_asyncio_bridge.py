@@ -27,7 +27,7 @@ R = TypeVar("R")
 
 
 class HandlerCancelledItself(Exception):  # says what happened
-    """An asyncio handler raised `CancelledError` although nobody had cancelled it."""
+    """An asyncio handler raised `CancelledError` although its attempt was not cancelled."""
 
     __module__ = "nursery_queue"  # what users read in tracebacks
 
@@ -165,7 +165,7 @@ async def _supervised(
             except asyncio.CancelledError as exc:  # we are, too; that makes no difference here
                 cancelled = exc
         for task in attempt.tasks:
-            # What somebody has awaited is somebody's business already.
+            # An error that was awaited has reached its handler already.
             if task is not me and task._log_traceback and (error := task.exception()):
                 attempt.errors.append(error)
         if cancelled is not None:

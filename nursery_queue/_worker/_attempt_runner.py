@@ -273,7 +273,7 @@ async def _when_unlocked(settle: Callable[[], Awaitable[None]]) -> None:
     """Settle; if another transaction holds the claim for the moment, ask again and again.
 
     Asking does not wait for the lock, so two transactions that want each other's rows do not
-    deadlock: nobody waits inside a settlement.
+    deadlock: no settlement waits for a lock.
     """
     pause = _FIRST_PAUSE
     while True:
@@ -326,7 +326,9 @@ def _is_for_others(exc: BaseException) -> bool:
     """
     if not trio.lowlevel.in_trio_task():
         return True  # this coroutine is being closed: the run it belonged to is over
-    cancelled = trio.current_effective_deadline() == -math.inf  # else a leftover nobody waits for
+    cancelled = (
+        trio.current_effective_deadline() == -math.inf
+    )  # else a leftover of the handler's own
     if cancelled and any(is_a(leaf, trio.Cancelled) for leaf in leaves(exc)):
         return True
     return interrupted(exc)

@@ -37,11 +37,11 @@ CLAIM_TIMEOUT = 10.0  # seconds; a claim is shielded for so long
 RECONCILE_EVERY = 60.0  # seconds
 LOCKED_WAIT = 0.1  # seconds before trying again to promote what is due and does not move
 REFUSED_WAIT = 5.0  # seconds before trying to promote again what the database would not take
-CONTENDED_WAIT = 0.1  # seconds before looking again at what somebody else was just looking at
-# A slot of a queue that is full rings for everybody when it is free, and one of them gets it:
+CONTENDED_WAIT = 0.1  # seconds before looking again at what another worker was looking at
+# A slot of a queue that is full rings for all workers when it is free, and one of them gets it:
 # the others come ever more slowly, at last after so long.
 HELD_BACK_WAIT = (0.005, 0.08)  # seconds
-HAND_BACK_AFTER = 1.0  # seconds a task may wait in our hands before others may have it
+GIVE_BACK_AFTER = 1.0  # seconds that a claim may wait for a slot before others may have the task
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -138,7 +138,7 @@ class Claimer:
         interval *= self.rng.uniform(0.9, 1.1)
         # While it has no lease it promotes nothing, and is rung when it has one again.
         due = self._due if self.lease.holds else math.inf
-        until = min(due, self._look_again, self.slots.oldest + HAND_BACK_AFTER)
+        until = min(due, self._look_again, self.slots.oldest + GIVE_BACK_AFTER)
         if self._wants_more and trio.current_time() < self._not_before:
             until = min(until, self._not_before)
         return max(0.0, min(interval, until - trio.current_time()))
@@ -146,7 +146,7 @@ class Claimer:
     async def _turn(self) -> None:
         # A task that waits here is one that no other worker can run
         # (tests/engine/test_prefetch.py).
-        if late := self.slots.unstarted(waiting=HAND_BACK_AFTER):
+        if late := self.slots.unstarted(waiting=GIVE_BACK_AFTER):
             self.outbox.release(late)
         if self.work.queues_changed:
             await self._withdraw()
@@ -320,7 +320,7 @@ class Claimer:
         if claimed.next_due is None:
             self._due = math.inf
         elif claimed.next_due <= 0 and self._stuck:
-            # Somebody's transaction is in the way, or it was refused.
+            # Another transaction is in the way, or it was refused.
             self._due = trio.current_time() + (REFUSED_WAIT if self._refused else LOCKED_WAIT)
         else:
             self._due = trio.current_time() + max(0.0, claimed.next_due)

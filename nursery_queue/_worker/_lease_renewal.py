@@ -96,7 +96,7 @@ class LeaseRenewal:
         # next one is sent at once when the supervisor starts this loop again.
         self._recovering, self._overdue = self._overdue, True
         if not self.lease.holds:
-            self._give_up()  # whoever comes first: never anew before the old tasks are given up
+            self._give_up()  # never anew before the old tasks are given up
             await self._begin_anew()
         sent = trio.current_time()
         beat = await self._in_time(

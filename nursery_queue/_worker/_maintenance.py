@@ -28,7 +28,7 @@ PRUNE_EVERY = 20  # heartbeats
 TIMEOUT = 30.0  # seconds for one statement
 # The parts, as errors and the log call them.
 UNPARK, SWEEP = "bringing back what was put aside", "a sweep"
-PARK, PRUNE = "putting aside tasks of types nobody knows", "pruning"
+PARK, PRUNE = "putting aside tasks of unknown types", "pruning"
 MANY = 1000  # tasks parked in one go, from which on we go on at once
 
 
@@ -98,7 +98,7 @@ class Maintenance:
             raise trouble
 
     def _fails(self, part: str, error: Exception) -> None:
-        """Note that *part* fails; if others do, too, the log has to say so, for nobody else does.
+        """Note that *part* fails; if others do, too, the log says so here.
 
         The supervisor logs the first of them, and when all is well again.
         """
@@ -117,7 +117,7 @@ class Maintenance:
         return max(at, self.due.not_before) <= trio.current_time()  # it may have been put off
 
     async def _sweep(self) -> None:
-        # Before it begins, so that nobody who rings meanwhile is forgotten.
+        # Before it begins, so that a request which comes meanwhile is not forgotten.
         self.due.sweep_at = math.inf
         with answered_within(TIMEOUT, SWEEP):
             # One batch; what is left is due at once, and the other parts have their turn in between
@@ -140,9 +140,8 @@ class Maintenance:
             with answered_within(TIMEOUT, PARK):
                 parked = await self.store.park()
         except Exception:
-            self.due.park_at = (
-                -math.inf
-            )  # nobody may ask again, and it is to be known when it works
+            # It may not be asked for again, and that it works is to be known then.
+            self.due.park_at = -math.inf
             raise
         self.due.parked_at = trio.current_time()
         if parked:

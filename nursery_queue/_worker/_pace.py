@@ -10,13 +10,13 @@ class Pace:
     """How long handlers take, and so how many tasks to claim ahead.
 
     As many as will be started within the horizon: thousands of no-ops, none of those that
-    take seconds, since a task waiting in our hands is one that nobody else can run. Where the
+    take seconds, since a task that waits here is one that no other worker can run. Where the
     store takes long to answer, the horizon is as far as some of its answers, so that handlers
     need not wait for the next claim; but never so far that tasks would have to be handed back.
     """
 
     nearest: float = 0.05  # seconds
-    farthest: float = 0.75  # seconds, less than a task may wait in our hands
+    farthest: float = 0.75  # seconds, less than a claim may wait for a slot
     answers: float = 3.0  # one comes while half of what is in hand is worked off
     most: int = 2000
     _seconds: float = 2.0  # slow, until a number of them have been quick

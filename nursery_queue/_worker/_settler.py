@@ -24,7 +24,7 @@ log = logging.getLogger("nursery_queue")
 
 BATCH = 500  # settlements in one statement
 PIECES = 16  # into so many goes a batch that was too much for one statement
-LOCKED_WAIT = 0.1  # seconds before trying a row again that somebody's transaction holds
+LOCKED_WAIT = 0.1  # seconds before trying a row again that another transaction holds
 
 
 @attrs.define(eq=False)
@@ -71,7 +71,7 @@ class Settler:
                 self._try_locked()
 
     def _try_locked(self) -> None:
-        # However long somebody's transaction lasts, only its own tasks wait for it.
+        # However long such a transaction lasts, only the tasks that it holds wait for it.
         self.outbox.waiting[:0], self.outbox.locked = self.outbox.locked, []
 
     async def _write(self) -> None:

@@ -13,7 +13,7 @@ import trio
 from nursery_queue._core._heartbeat import Late, Seen
 
 
-FORGET_AFTER = 3600.0  # seconds for which nobody said that it is late
+FORGET_AFTER = 3600.0  # seconds without a heartbeat that called it late
 
 
 @attrs.define(eq=False)
@@ -30,7 +30,7 @@ class Sightings:
     """Since when, by our own clock, each worker that is late has not sent a heartbeat.
 
     One that is not late any more is not forgotten at once: it may be the clock that went back.
-    That does no harm, for whoever has sent a heartbeat since has another one than was seen.
+    That does no harm: a worker that has sent a heartbeat since has another one than was seen.
     """
 
     _of: dict[UUID, Sighting] = attrs.field(factory=dict[UUID, Sighting], init=False)

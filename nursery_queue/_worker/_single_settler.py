@@ -72,7 +72,7 @@ class SingleSettler:
         self._bell.ring()
 
     async def store_is_well(self) -> bool:
-        """Whether the store would settle others now: it is asked to settle what nobody holds."""
+        """Whether the store would settle others now; it is asked to settle a claim of no task."""
         try:
             with answered_within(PROBE, "settling nothing"):
                 return await self.store.settle([_NO_CLAIM]) == {_NO_CLAIM.fence: Refusal.STALE}

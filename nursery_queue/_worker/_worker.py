@@ -156,7 +156,7 @@ class Worker:
         """Wait until all that is left of the worker are handlers that ignore their cancellation.
 
         Then their tasks are released and `exit_report` is there; this leaves the database, and
-        returns. Whoever called it may end the process without them. If all handlers end, it
+        returns. The caller may end the process without them. If all handlers end, it
         never returns.
         """
         await self._stop.abandoned.wait()
@@ -193,7 +193,7 @@ class Worker:
             SchemaError: The tables are not what this code needs.
             TransientError: The database cannot be reached at the start. Later outages are
                 ridden out.
-            DatabaseRefused: The database lets nobody register. Later on it is tried again.
+            DatabaseRefused: The database lets no worker register. Later on it is tried again.
             RuntimeError: It is running already.
             Closed: Its client was closed while it ran.
         """

@@ -159,7 +159,7 @@ async def test_the_database_as_such_refuses(
 
         for loop in concerned:
             refused, back = lines(caplog, loop)
-            assert refused.startswith(f"ERROR {loop} failed, and will until somebody mends it: ")
+            assert refused.startswith(f"ERROR {loop} failed, and will until it is mended: ")
             assert back == f"INFO {loop} is back"
         assert await outcomes(client, held) == ["succeeded"]
 
@@ -230,7 +230,7 @@ async def test_a_part_of_the_tidying_up_is_refused(
                 await trio.sleep(300)
                 assert not unwell(worker)
     begin, end = lines(caplog, "maintenance")
-    assert begin.startswith("ERROR maintenance failed, and will until somebody mends it: ")
+    assert begin.startswith("ERROR maintenance failed, and will until it is mended: ")
     assert end == "INFO maintenance is back"
 
 
@@ -254,7 +254,7 @@ async def test_another_part_of_the_tidying_up_is_refused(
                 admin.do(order)
                 await trio.sleep(600)
     assert [line.partition(": DatabaseRefused")[0] for line in lines(caplog, "maintenance")] == [
-        "ERROR maintenance failed, and will until somebody mends it",
+        "ERROR maintenance failed, and will until it is mended",
         "ERROR maintenance: pruning fails, too",
         "INFO maintenance: bringing back what was put aside works again",
         "INFO maintenance is back",

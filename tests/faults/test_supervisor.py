@@ -188,7 +188,7 @@ async def test_what_kind_of_trouble_it_is(
 
     assert lines(caplog, "patient") == [
         "WARNING patient failed, restarting it: TransientError: away",
-        "ERROR patient failed, and will until somebody mends it: DatabaseRefused: no right",
+        "ERROR patient failed, and will until it is mended: DatabaseRefused: no right",
         "ERROR patient failed, which is a bug; restarting it",
         "ERROR patient failed, which is a bug; restarting it",
         "WARNING patient failed, restarting it: TransientError: away",
