@@ -18,7 +18,7 @@ log = logging.getLogger("nursery_queue")
 
 @attrs.define(eq=False)
 class Afterwards:
-    """The callbacks of a handler that has returned; `settled` says whether its success is stored."""
+    """The callbacks of a handler that has returned; `settled` says whether it is stored."""
 
     claim: Claim
     callbacks: Sequence[Callback]
