@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from nursery_queue._core._states import TRANSITIONS, State
+from nursery_queue._worker._attempt import EDGES
 from tests.docs.pages import CONTRIBUTING, DOCS, ROOT, Block, blocks
 
 
@@ -35,6 +36,7 @@ FILE = re.compile(r"[\w./-]*(?:\.(?:py|sql|md|toml)|/)")
 MEMBER = re.compile(r"([A-Z]\w+)\.(\w+)")
 CALL = re.compile(r"(\w+)\(\)")
 WORD = re.compile(r"\w+")
+EDGE = re.compile(r"^ +(\S+) --> (\S+): (.*)$", re.MULTILINE)
 
 DIAGRAMS = [block for page in (CONTRIBUTING, *DOCS) for block in blocks(page, "mermaid")]
 # Edges of the positions that are no change of state.
@@ -124,9 +126,20 @@ def test_what_a_diagram_names_is_there(diagram: Block) -> None:
     assert [f"{name}: {why}" for name in tokens if (why := problem(name))] == []
 
 
-def the_diagram(kind: str) -> str:
-    (found,) = (each.source for each in DIAGRAMS if each.source.startswith(kind))
+def the_diagram(kind: str, word: str = "") -> str:
+    (found,) = (each.source for each in DIAGRAMS if re.match(rf"{kind}(?s:.*){word}", each.source))
     return found
+
+
+def edges(diagram: str) -> set[tuple[str, str, str]]:
+    """Return what leads from where to where in a diagram of states."""
+    return {
+        (source, target, event)
+        for source, target, events in re.findall(
+            r"^ +(\S+) --> (\S+): (.*)$", diagram, re.MULTILINE
+        )
+        for event in events.split(", ")
+    }
 
 
 def test_the_actors_of_the_sequence_are_classes() -> None:
@@ -157,24 +170,28 @@ def test_the_diagram_of_tables(migrated: str) -> None:
 
 def test_the_diagram_of_positions() -> None:
     """The diagram has every transition of a task, between the tables it moves, and no other."""
-    drawn = {
-        (source, target, event)
-        for source, target, events in re.findall(
-            r"^ +(\S+) --> (\S+): (.*)$", the_diagram("stateDiagram"), re.MULTILINE
-        )
-        for event in events.split(", ")
-    }
-
     moves = {
         (table_of(source), table_of(target), str(event))
         for source, events in TRANSITIONS.items()
         for event, target in events.items()
     }
-    assert drawn == moves | ASIDE
+    assert edges(the_diagram("stateDiagram", "parked")) == moves | ASIDE
 
 
 def table_of(state: State) -> str:
     return "finished" if state.is_final else str(state)
+
+
+def test_the_diagram_of_an_attempt() -> None:
+    """The diagram has every step of an attempt that leads into another phase, and no other."""
+    steps = {
+        (str(source), str(target), str(step))
+        for step, phases in EDGES.items()
+        for source, target in phases.items()
+        if source is not target
+    }
+
+    assert edges(the_diagram("stateDiagram", "waiting")) == steps
 
 
 def test_ten_files() -> None:
