@@ -50,8 +50,8 @@ def send_welcome(email: str) -> None:
     print(f"Welcome, {email}!", flush=True)
 
 
-class Person(models.Model):  # noqa: DJ008 - nobody looks at it
-    """Somebody who has signed up."""
+class Person(models.Model):  # noqa: DJ008 - it is never printed
+    """A person who has signed up."""
 
     email: models.TextField[str, str] = models.TextField(primary_key=True)
     guests: models.IntegerField[int, int] = models.IntegerField(default=0)

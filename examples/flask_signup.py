@@ -39,7 +39,7 @@ class Base(MappedAsDataclass, DeclarativeBase):
 
 
 class Person(Base):
-    """Somebody who has signed up."""
+    """A person who has signed up."""
 
     __tablename__ = "person"
 

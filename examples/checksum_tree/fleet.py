@@ -29,7 +29,7 @@ async def run_worker(
     try:
         await trio.run_process(
             [sys.executable, "-m", "examples.checksum_tree.worker"],
-            # Not as an argument: anybody can read those, and there may be a password in it.
+            # Not as an argument: all users of the machine can read it, with its password.
             env={**os.environ, "NURSERY_QUEUE_DSN": dsn},
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for us alone: we tell the workers

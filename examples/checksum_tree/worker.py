@@ -21,8 +21,8 @@ CONCURRENCY = 8
 async def main(dsn: str) -> None:
     """Work until SIGTERM or SIGINT, then finish what has been begun."""
     async with nq.connect(dsn, schema=SCHEMA) as client, trio.open_nursery() as nursery:
-        # Nobody knows that a worker has been killed until its lease has run out. The default
-        # of 30 s forgives long pauses; here it is short, since you are watching.
+        # Other workers cannot know that one has been killed until its lease has run out. The
+        # default of 30 s forgives long pauses; here it is short, since you are watching.
         worker = nq.Worker(app, client, concurrency=CONCURRENCY, lease=3, heartbeat=1, grace=3)
         await nursery.start(stop_when_told, worker)
         await worker.run()

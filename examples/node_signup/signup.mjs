@@ -1,4 +1,4 @@
-// Signs somebody up from Node.js: the user and the task of sending the welcome mail are stored
+// Signs a user up from Node.js: the user and the task of sending the welcome mail are stored
 // in one transaction. The handler is Python, in a worker, anywhere.
 //
 //     npm install

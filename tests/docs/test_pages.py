@@ -30,6 +30,8 @@ AFTER_COMMIT, HOW_IT_WORKS = ROOT / "docs" / "after-commit.md", ROOT / "docs" / 
 SIGNUPS = Path(__file__).with_name("signups.py")
 INCLUDED = re.compile(r"^```\{(?:literal)?include\} (\S+)$", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
+CODE_BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+VAGUE = re.compile(r"\bwhom?ever\b|\b(?:some|any|every|no)body\b", re.IGNORECASE)
 FENCE = re.compile(r"^```\w", re.MULTILINE)
 TOCTREE = re.compile(r"^```\{toctree\}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -73,6 +75,14 @@ def test_every_block_is_executed(page: Path) -> None:
     assert len(found) == len(FENCE.findall(page.read_text(encoding="utf-8")))
     assert {block.kind for block in found} <= DONE.get(name(page), set())
     assert {block.language for block in found if block.kind == "parse"} <= {"sh"}
+
+
+@pytest.mark.parametrize("page", [README, CONTRIBUTING, *DOCS], ids=lambda page: page.name)
+def test_sentences_have_subjects(page: Path) -> None:
+    """Prose says which worker, caller or program is meant; examples say anything."""
+    prose = CODE_BLOCK.sub("", page.read_text(encoding="utf-8"))
+
+    assert VAGUE.findall(prose) == []
 
 
 @pytest.mark.parametrize("page", [README, CONTRIBUTING, *DOCS], ids=lambda page: page.name)
