@@ -1,7 +1,7 @@
 """Makes the reference out of the code: what Sphinx alone would not know of our classes.
 
 * A class is defined in a private module and has a public name: links lead to the public name.
-* A field of an attrs class is described by the comment behind it.
+* A field of an attrs class, and a member of an enum, is described by the comment behind it.
 * A context manager is shown as one, and not as the generator that it is made of.
 
 Sphinx is not installed where types are checked, so the objects that it hands over are `Any`.
@@ -63,31 +63,59 @@ def resolve(app: Any, env: Any, node: Any, content: Any) -> Any:
     return content
 
 
-def comments(cls: type) -> dict[str, str]:
-    """Return the comment behind each field of *cls* that has one."""
+def comments(cls: type) -> Iterator[tuple[str, str | None, str]]:
+    """Yield the public fields or members of *cls*: name, annotation, the comment behind it."""
     source = textwrap.dedent(inspect.getsource(cls))
     lines = source.splitlines()
     (body,) = ast.parse(source).body
     assert isinstance(body, ast.ClassDef)
-    found: dict[str, str] = {}
+    annotation: str | None
     for node in body.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        match node:
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                annotation = ast.unparse(node.annotation)
+            case ast.Assign(targets=[ast.Name(id=name)]):
+                annotation = None
+            case _:
+                continue
+        if name[0] != "_":
             assert node.end_lineno is not None
-            _, mark, comment = lines[node.end_lineno - 1][node.end_col_offset :].partition("# ")
-            if mark and not node.target.id.startswith("_"):
-                found[node.target.id] = comment
-    return found
+            _, _, comment = lines[node.end_lineno - 1][node.end_col_offset :].partition("# ")
+            yield name, annotation, comment
+
+
+def fields(cls: type) -> Iterator[str]:
+    """Describe the public fields of *cls*, as napoleon reads them.
+
+    Those that have a comment behind them; and, where callers are not to make one, as a private
+    field is needed for it, all of them, since they see no signature.
+    """
+    every = any(field.name[0] == "_" and field.init for field in attrs.fields(cls))
+    for name, annotation, comment in comments(cls):
+        if every:
+            yield f"    {name} ({annotation}): {comment}"
+        elif comment:
+            yield f"    {name}: {comment}"
+
+
+def members(enumeration: type[enum.Enum]) -> Iterator[str]:
+    """Describe the members of *enumeration*, as napoleon reads them."""
+    for name, _, comment in comments(enumeration):
+        value = f"``{enumeration[name].value!r}``"
+        yield f"    {name}: {value}: {comment}" if comment else f"    {name}: {value}"
 
 
 def describe(
     _app: Any, what: str, _name: str, described: object, _options: Any, lines: list[str]
 ) -> None:
-    """Add the fields of an attrs class to its docstring, before napoleon reads that."""
+    """Add the comments behind fields and members, before napoleon reads what there is."""
     if what in {"attribute", "property"}:  # of these it takes what is before a colon for a type
         lines[:1] = [line.replace(":", COLON) for line in lines[:1]]
+    elif inspect.isclass(described) and issubclass(described, enum.Enum):
+        lines += ["", "Attributes:", *members(described), ""]
     elif isinstance(described, type) and attrs.has(described) and "Attributes:" not in lines:
-        fields = [f"    {name}: {text}" for name, text in comments(described).items()]
-        lines += ["Attributes:", *fields, ""] if fields else []
+        found = list(fields(described))
+        lines += ["Attributes:", *found, ""] if found else []
 
 
 def restore(
