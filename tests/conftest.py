@@ -9,13 +9,16 @@ import signal
 from collections.abc import AsyncGenerator, Generator
 
 import pytest
+import trio
 
 import nursery_queue as nq
 
+from nursery_queue._psycopg._connection import Connection
 from nursery_queue._worker import _attempt
 from nursery_queue.testing import _pytest_plugin
 from tests.support.databases import Stock
 from tests.support.leftovers import Watch, watched
+from tests.support.proxy import Proxy, proxied
 
 
 pytest_plugins = ["pytester"]
@@ -125,3 +128,31 @@ async def pg(migrated: str) -> AsyncGenerator[nq.Client]:
 def somewhere(request: pytest.FixtureRequest) -> str | None:
     """DSN of a migrated database, or None for a store in memory, which needs none."""
     return None if request.param == "memory" else str(request.getfixturevalue("migrated"))
+
+
+@pytest.fixture
+async def proxy(migrated: str) -> AsyncGenerator[Proxy]:
+    """A way to a real database that can be cut."""
+    async with proxied(migrated) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def db(migrated: str) -> AsyncGenerator[Connection]:
+    """A connection of the test's own, with a table to write to."""
+    connection = await Connection.connect(migrated)
+    await connection.execute("create table note (body text unique deferrable initially deferred)")
+    yield connection
+    connection.abort()
+
+
+@pytest.fixture
+def starts(app: nq.App) -> list[float]:
+    """Names the task type `note`, and collects when its tasks start, on trio's clock."""
+    times: list[float] = []
+
+    @app.task(name="note")
+    async def note() -> None:
+        times.append(trio.current_time())
+
+    return times

@@ -17,7 +17,8 @@ import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
 from tests.support.flaky_store import FlakyStore
-from tests.support.workers import eventually, final, outcomes, state, working
+from tests.support.waits import eventually
+from tests.support.workers import final, outcomes, state, working
 
 
 # -- when it is called ---------------------------------------------------------------------------

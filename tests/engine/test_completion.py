@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -16,7 +16,8 @@ import nursery_queue as nq
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue.testing import MemoryStore, VirtualTime, perform
 from tests.support.flaky_store import FlakyStore
-from tests.support.workers import Longest, eventually, final, outcomes, working
+from tests.support.waits import eventually
+from tests.support.workers import Longest, final, outcomes, working
 
 
 Told = list[tuple[int, Any, Any]]
@@ -375,15 +376,6 @@ async def test_a_worker_that_lost_its_lease(
 
 
 # -- together with what a handler writes ---------------------------------------------------
-
-
-@pytest.fixture
-async def db(migrated: str) -> AsyncGenerator[Connection]:
-    """A connection of the test's own, with a table to write to."""
-    connection = await Connection.connect(migrated)
-    await connection.execute("create table note (body text unique deferrable initially deferred)")
-    yield connection
-    connection.abort()
 
 
 async def write(ctx: nq.TaskContext, *, body: str) -> str:

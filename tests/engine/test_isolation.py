@@ -11,7 +11,8 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue.testing import MemoryStore, perform, performing
-from tests.support.workers import eventually, outcomes, working
+from tests.support.waits import eventually
+from tests.support.workers import outcomes, working
 
 
 tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")

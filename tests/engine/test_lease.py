@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import logging
-import uuid
 
 from collections.abc import AsyncGenerator
 
@@ -14,9 +13,9 @@ import trio
 
 import nursery_queue as nq
 
-from nursery_queue._core._model import WorkerInfo
 from nursery_queue.testing import VirtualTime
 from tests.support.flaky_store import FlakyStore
+from tests.support.store_steps import hire
 from tests.support.workers import Longest, outcomes, state, working
 
 
@@ -53,15 +52,6 @@ async def holding(
     worker = nq.Worker(app, client, lease=lease, heartbeat=heartbeat, rng=Longest())
     async with working(worker):
         yield worker, ref
-
-
-async def stranger(store: FlakyStore, *, lease: float = 30) -> uuid.UUID:
-    """Register a worker that will never be heard of again."""
-    me = uuid.uuid4()
-    types = ["hold", "quick"]
-    info = WorkerInfo(id=me, name="dead", host="h", pid=1, task_types=types, lease=lease)
-    await store.register(info)
-    return me
 
 
 async def test_a_lease_that_is_not_renewed_ends_here_first(
@@ -303,7 +293,7 @@ async def test_a_dead_workers_tasks_are_swept(
         starts.append(trio.current_time())
 
     ref = await client.enqueue(quick)
-    dead = await stranger(store, lease=20)
+    dead = await hire(store, task_types=["hold", "quick"], lease=20)
     await store.claim(dead, ["quick"], limit=1)
     async with working(make_worker(app, client)):
         await client.result(ref, timeout=60)
@@ -320,7 +310,7 @@ async def test_the_first_sweep_waits(
     virtual_time: VirtualTime, app: nq.App, client: nq.Client, store: FlakyStore
 ) -> None:
     """Living workers get the time of one heartbeat to renew their leases before the first sweep."""
-    dead = await stranger(store, lease=1)
+    dead = await hire(store, task_types=["hold", "quick"], lease=1)
     await trio.sleep(2)
     async with working(make_worker(app, client)):
         await trio.sleep(2.9)
@@ -336,7 +326,9 @@ async def test_losses_have_a_budget(
     """A task whose workers died three times fails for good, whatever attempts are left."""
     ref = await client.enqueue("quick")
     for _ in range(3):
-        await store.claim(await stranger(store, lease=1), ["quick"], limit=1)
+        await store.claim(
+            await hire(store, task_types=["hold", "quick"], lease=1), ["quick"], limit=1
+        )
         await trio.sleep(2)
         await store.sweep(max_lost=3)
 

@@ -21,9 +21,10 @@ from nursery_queue._store import Isolation, StoreTransaction
 from nursery_queue._worker import _attempt_runner as _stage
 from nursery_queue.testing import VirtualTime
 from tests.support.flaky_store import FlakyStore
-from tests.support.proxy import Proxy, proxied
+from tests.support.proxy import Proxy
 from tests.support.store_steps import claim, hire, settle
-from tests.support.workers import eventually, final, outcomes, state, working
+from tests.support.waits import eventually
+from tests.support.workers import final, outcomes, state, working
 
 
 class Ends(nq.Instrument):
@@ -339,12 +340,6 @@ async def test_a_lock_costs_little_while_it_lasts(virtual_time: VirtualTime, app
 
 
 # -- a COMMIT without an answer ------------------------------------------------------------------
-
-
-@pytest.fixture
-async def proxy(migrated: str) -> AsyncGenerator[Proxy]:
-    async with proxied(migrated) as proxy:
-        yield proxy
 
 
 @pytest.mark.parametrize("keep_for", [60, 0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -14,17 +14,14 @@ import nursery_queue as nq
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue.testing import VirtualTime
 from tests.support.flaky_store import FlakyStore
-from tests.support.workers import eventually, outcomes, state, working
+from tests.support.waits import eventually
+from tests.support.workers import outcomes, state, working
 
 
 @pytest.fixture
-async def store(somewhere: str | None) -> AsyncGenerator[FlakyStore]:
+def store(anywhere: FlakyStore) -> FlakyStore:
     """A store of each kind, which notes what is asked of it."""
-    if somewhere is None:
-        yield FlakyStore()
-    else:
-        async with nq.connect(somewhere) as client:
-            yield FlakyStore(client.store)
+    return anywhere
 
 
 @pytest.fixture
@@ -122,27 +119,29 @@ async def test_handlers_may_finish_within_grace(
     assert await outcomes(client, ref) == ["succeeded"]
 
 
+@pytest.mark.parametrize(
+    ("end", "grace_over"),
+    [(run_and_stop, 25.0), (run_and_cancel, 5.0)],
+    ids=["stopped", "cancelled"],
+)
 async def test_after_grace(
-    virtual_time: VirtualTime, app: nq.App, client: nq.Client, trace: list[str]
+    virtual_time: VirtualTime,
+    app: nq.App,
+    client: nq.Client,
+    trace: list[str],
+    end: End,
+    grace_over: float,
 ) -> None:
-    """Then handlers are cancelled, may clean up, and their tasks are ready again, unharmed."""
+    """Then handlers are cancelled, may clean up, and their tasks are ready again, unharmed.
+
+    Cancelling the scope around `run()` does the same without the grace.
+    """
     ref = await client.enqueue("work", seconds=100, cleanup=2)
-    ended = await run_and_stop(nq.Worker(app, client, grace=20, cleanup=3), 5)
+    ended = await end(nq.Worker(app, client, grace=20, cleanup=3), 5)
 
-    assert events(trace)[-4:] == ["shutdown 25", "clean 27", "settle", "deregister"]
-    assert ended == 27
-    assert await released(client, ref)
-
-
-async def test_a_cancelled_scope(
-    virtual_time: VirtualTime, app: nq.App, client: nq.Client, trace: list[str]
-) -> None:
-    """Cancelling the scope around `run()` does the same without the grace."""
-    ref = await client.enqueue("work", seconds=100, cleanup=2)
-    ended = await run_and_cancel(nq.Worker(app, client, grace=20, cleanup=3), 5)
-
-    assert events(trace)[-4:] == ["shutdown 5", "clean 7", "settle", "deregister"]
-    assert ended == 7
+    cancelled, clean = f"shutdown {grace_over:g}", f"clean {grace_over + 2:g}"
+    assert events(trace)[-4:] == [cancelled, clean, "settle", "deregister"]
+    assert ended == grace_over + 2
     assert await released(client, ref)
 
 

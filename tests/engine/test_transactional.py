@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 
-from collections.abc import AsyncGenerator
-
 import psycopg
 import pytest
 import trio
@@ -13,16 +11,8 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue._psycopg._connection import Connection
-from tests.support.workers import eventually, final, outcomes, state, working
-
-
-@pytest.fixture
-async def db(migrated: str) -> AsyncGenerator[Connection]:
-    """A connection of the test's own, with a table to write to."""
-    connection = await Connection.connect(migrated)
-    await connection.execute("create table note (body text unique deferrable initially deferred)")
-    yield connection
-    connection.abort()
+from tests.support.waits import eventually
+from tests.support.workers import final, outcomes, state, working
 
 
 async def notes(db: Connection) -> list[str]:

@@ -21,7 +21,8 @@ from trio.testing import MockClock
 import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
-from tests.support.workers import eventually, final, working
+from tests.support.waits import eventually
+from tests.support.workers import final, working
 
 
 LEASE = 3.0  # seconds; a tenth of it is how long the loop may stand still

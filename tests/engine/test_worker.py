@@ -18,18 +18,6 @@ from tests.support.flaky_store import FlakyStore
 from tests.support.workers import Longest, outcomes, state, working
 
 
-@pytest.fixture
-def starts(app: nq.App) -> list[float]:
-    """Names the task type `note`, and collects when its tasks start, on trio's clock."""
-    times: list[float] = []
-
-    @app.task(name="note")
-    async def note() -> None:
-        times.append(trio.current_time())
-
-    return times
-
-
 async def test_a_ring_starts_a_task_at_once(
     virtual_time: VirtualTime, app: nq.App, either: nq.Client, starts: list[float]
 ) -> None:

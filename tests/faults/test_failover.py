@@ -9,7 +9,7 @@ import os
 import socket
 import time
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import Generator
 
 import attrs
 import psycopg
@@ -26,8 +26,9 @@ from nursery_queue._embedded._server import Server
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue._psycopg._hosts import CONNECT_TIMEOUT, Address, Hosts, address_of
 from tests.support.own_server import OwnServer, own_server
-from tests.support.proxy import Proxy, proxied
-from tests.support.workers import eventually, final, outcomes, working
+from tests.support.proxy import Proxy
+from tests.support.waits import eventually
+from tests.support.workers import final, outcomes, working
 
 
 # -- a host that hangs ------------------------------------------------------------------------
@@ -40,12 +41,6 @@ def silent() -> Generator[int]:
         sock.bind(("127.0.0.1", 0))
         sock.listen()
         yield sock.getsockname()[1]
-
-
-@pytest.fixture
-async def proxy(migrated: str) -> AsyncGenerator[Proxy]:
-    async with proxied(migrated) as proxy:
-        yield proxy
 
 
 def behind(silent: int, dsn: str, **options: str) -> str:

@@ -14,7 +14,8 @@ import nursery_queue as nq
 
 from tests.faults.loops import lines, logged, unwell
 from tests.support.own_server import OwnServer, own_server
-from tests.support.workers import eventually, final, outcomes, working
+from tests.support.waits import eventually
+from tests.support.workers import final, outcomes, working
 
 
 PLACES = 14

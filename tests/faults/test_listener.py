@@ -9,8 +9,6 @@ import functools
 import random
 import socket
 
-from collections.abc import AsyncGenerator
-
 import psycopg
 import pytest
 import trio
@@ -25,7 +23,7 @@ from nursery_queue.testing import VirtualTime
 from tests.faults.loops import Holding, lines, logged, loop_health
 from tests.support.flaky_store import FlakyStore
 from tests.support.network import pass_time_until, sockets_to
-from tests.support.proxy import Proxy, proxied
+from tests.support.proxy import Proxy
 from tests.support.workers import final, state, working
 
 
@@ -40,12 +38,6 @@ def app(app: nq.App) -> nq.App:
         return value
 
     return app
-
-
-@pytest.fixture
-async def proxy(migrated: str) -> AsyncGenerator[Proxy]:
-    async with proxied(migrated) as proxy:
-        yield proxy
 
 
 def deaf_without_notify(app: nq.App, client: nq.Client) -> nq.Worker:

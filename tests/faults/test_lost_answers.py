@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-
 import pytest
 import trio
 
@@ -12,7 +10,7 @@ import nursery_queue as nq
 from nursery_queue.testing import VirtualTime
 from tests.faults.loops import Holding, loop_health, unwell
 from tests.support.network import pass_time
-from tests.support.proxy import Proxy, proxied
+from tests.support.proxy import Proxy
 from tests.support.workers import Longest, outcomes, working
 
 
@@ -31,12 +29,6 @@ def starts(app: nq.App) -> list[float]:
         return RESULT.decode()
 
     return times
-
-
-@pytest.fixture
-async def proxy(migrated: str) -> AsyncGenerator[Proxy]:
-    async with proxied(migrated) as proxy:
-        yield proxy
 
 
 @pytest.mark.parametrize("needle", [CLAIM, RESULT], ids=["claim", "settle"])

@@ -19,7 +19,7 @@ from nursery_queue._worker._lease_renewal import GOODBYE
 from nursery_queue.testing import VirtualTime
 from tests.faults.loops import Holding, lines, logged, loop_health, unwell
 from tests.support.network import pass_time, pass_time_until, sockets_to
-from tests.support.proxy import Link, Proxy, proxied
+from tests.support.proxy import Link, Proxy
 from tests.support.workers import final, outcomes, working
 
 
@@ -49,12 +49,6 @@ def app(app: nq.App) -> nq.App:
         return value
 
     return app
-
-
-@pytest.fixture
-async def proxy(migrated: str) -> AsyncGenerator[Proxy]:
-    async with proxied(migrated) as proxy:
-        yield proxy
 
 
 @pytest.fixture

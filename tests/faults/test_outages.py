@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import uuid
 
 from typing import Any
 
@@ -12,33 +11,12 @@ import trio
 
 import nursery_queue as nq
 
-from nursery_queue._core._model import WorkerInfo
 from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue.testing import VirtualTime
 from tests.faults.loops import Holding, lines, logged, until_well, unwell
 from tests.support.flaky_store import FlakyStore, nothing
+from tests.support.store_steps import hire
 from tests.support.workers import Longest, outcomes, working
-
-
-@pytest.fixture
-def starts(app: nq.App) -> list[float]:
-    """Names the task type `note`, and collects when its tasks start."""
-    times: list[float] = []
-
-    @app.task(name="note")
-    async def note() -> None:
-        times.append(trio.current_time())
-
-    return times
-
-
-async def stranger(store: FlakyStore, *, lease: float) -> uuid.UUID:
-    """Register a worker that will never be heard of again."""
-    me = uuid.uuid4()
-    await store.inner.register(
-        WorkerInfo(id=me, name="dead", host="h", pid=1, task_types=["note"], lease=lease)
-    )
-    return me
 
 
 # -- the database is back ---------------------------------------------------------------------
@@ -107,7 +85,7 @@ async def test_after_an_outage_the_living_have_time_to_show_up(
     holding: Holding,
 ) -> None:
     """The next sweep waits for a heartbeat of another worker that lives, so that is not swept."""
-    other = await stranger(store, lease=30)
+    other = await hire(store.inner, task_types=["note"], lease=30)
     for task in ("note", "hold"):
         await client.enqueue(task)
     assert len((await store.inner.claim(other, ["note"], limit=1)).claims) == 1

@@ -25,7 +25,8 @@ from nursery_queue._store import Bell
 from nursery_queue.testing import VirtualTime
 from tests.support.pooler import Pooler, pooled
 from tests.support.store_steps import claim, hire
-from tests.support.workers import eventually, final, outcomes, state
+from tests.support.waits import eventually
+from tests.support.workers import final, outcomes, state
 
 
 LEFT_BEHIND = """

@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import time
 import uuid
 
 from collections.abc import Awaitable, Callable, Generator
@@ -24,6 +24,7 @@ from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._psycopg._connection import Connection
 from nursery_queue.testing import VirtualTime
 from tests.faults.loops import Holding, lines, logged, loop_health, unwell
+from tests.support.waits import until
 from tests.support.workers import Longest, outcomes, state, working
 
 
@@ -40,17 +41,25 @@ class Admin:
     def ask(self, query: str) -> list[tuple[object, ...]]:
         return self.session.execute(query.encode()).fetchall()
 
+    @contextlib.contextmanager
+    def before_an_end(self, body: str) -> Generator[Callable[[], None]]:
+        """Run *body*, in PL/pgSQL, before a task ends, until the block ends or it is called off."""
+        self.session.execute(
+            "create function nursery_queue.no() returns trigger language plpgsql"
+            f" as $$ begin {body} end $$".encode()
+        )
+        self.do(
+            "create trigger no before insert on nursery_queue.finished"
+            " for each row execute function nursery_queue.no()"
+        )
+        try:
+            yield lambda: self.do("drop trigger no on nursery_queue.finished")
+        finally:
+            self.do("drop function nursery_queue.no() cascade")
+
     async def until_somebody_waits(self) -> None:
         """Return when a statement waits for a lock. Virtual time does not move meanwhile."""
-        await really(lambda: bool(self.ask("select 1 from pg_locks where not granted")))
-
-
-async def really(holds: Callable[[], bool]) -> None:
-    """Wait for what happens by itself in a moment of real time."""
-    give_up_at = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < give_up_at
-        await trio.testing.wait_all_tasks_blocked(0.001)
+        await until(lambda: bool(self.ask("select 1 from pg_locks where not granted")))
 
 
 @pytest.fixture
@@ -341,26 +350,17 @@ async def test_every_row_is_refused(
     double: None,
 ) -> None:
     """If not even a plain failure can be stored it is not the outcome's fault: it is kept."""
-    admin.do(
-        "create function nursery_queue.no() returns trigger language plpgsql"
-        " as $$ begin raise 'maintenance'; end $$"
-    )
-    admin.do(
-        "create trigger no before insert on nursery_queue.finished"
-        " for each row execute function nursery_queue.no()"
-    )
+    refuse = "raise 'maintenance';"
     worker = nq.Worker(app, pg, rng=Longest())
-    try:
+    with admin.before_an_end(refuse) as drop:
         async with working(worker):
             refs = [await pg.enqueue("double", number=n) for n in range(20)]
             await trio.sleep(20)
             assert unwell(worker) == {"settler"}
             assert "maintenance" in (loop_health(worker, "settler").last_error or "")
-            admin.do("drop trigger no on nursery_queue.finished")
+            drop()
             await trio.sleep(11)
             assert unwell(worker) == set()
-    finally:
-        admin.do("drop function nursery_queue.no() cascade")
 
     assert [await outcomes(pg, ref) for ref in refs] == [["succeeded"]] * 20
 
@@ -373,16 +373,9 @@ async def test_a_refusal_for_one_row(
     double: None,
 ) -> None:
     """What looks like a refusal of everything but is about one row does not stop the others."""
-    admin.do(
-        "create function nursery_queue.no() returns trigger language plpgsql as $$ begin"
-        " if new.result = '14' then perform 1 from nowhere; end if; return new; end $$"
-    )
-    admin.do(
-        "create trigger no before insert on nursery_queue.finished"
-        " for each row execute function nursery_queue.no()"
-    )
+    refuse = "if new.result = '14' then perform 1 from nowhere; end if; return new;"
     worker = nq.Worker(app, pg, rng=Longest())
-    try:
+    with admin.before_an_end(refuse) as drop:
         async with working(worker):
             refs = [await pg.enqueue("double", number=n) for n in range(20)]
             await trio.sleep(11)
@@ -391,10 +384,8 @@ async def test_a_refusal_for_one_row(
             late = await pg.enqueue("double", number=1)
             await trio.sleep(2 * 11)
             assert await state(pg, late) == "succeeded"
-            admin.do("drop trigger no on nursery_queue.finished")
+            drop()
             await trio.sleep(11)
-    finally:
-        admin.do("drop function nursery_queue.no() cascade")
 
     assert [await outcomes(pg, ref) for ref in refs] == [["succeeded"]] * 20
 
@@ -525,7 +516,7 @@ async def test_a_lock_that_outlasts_the_patience(
         assert loop_health(worker, loop).restarts == 0
         await admin.until_somebody_waits()
         virtual_time.advance(10)  # of a claim; of a settlement, with a lease of 30 s
-        await really(lambda: restarted(loop))
+        await until(lambda: restarted(loop))
 
     def restarted(loop: str) -> bool:
         if loop == "settler":

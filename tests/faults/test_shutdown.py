@@ -11,19 +11,13 @@ import nursery_queue as nq
 
 from nursery_queue.testing import VirtualTime
 from tests.support.network import pass_time, pass_time_until
-from tests.support.proxy import Proxy, proxied
+from tests.support.proxy import Proxy
 
 
 STOP_AT, GRACE, CLEANUP = 5.0, 7.0, 3.0
 CLAIM = b"with walked as materialized"
 SETTLE = b"with settled as materialized"
 SILENT = 20.0  # seconds to give up statements under way, on connections that say nothing
-
-
-@pytest.fixture
-async def proxy(migrated: str) -> AsyncGenerator[Proxy]:
-    async with proxied(migrated) as proxy:
-        yield proxy
 
 
 @pytest.fixture

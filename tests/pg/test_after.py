@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-
 import pytest
 import trio
 
@@ -12,22 +10,7 @@ from psycopg.errors import InFailedSqlTransaction, UniqueViolation
 import nursery_queue as nq
 
 from nursery_queue._psycopg._connection import Connection
-from tests.support.proxy import Proxy, proxied
-
-
-@pytest.fixture
-async def db(migrated: str) -> AsyncGenerator[Connection]:
-    """A connection of the test's own, with a table to write to."""
-    connection = await Connection.connect(migrated)
-    await connection.execute("create table note (body text unique deferrable initially deferred)")
-    yield connection
-    connection.abort()
-
-
-@pytest.fixture
-async def proxy(migrated: str) -> AsyncGenerator[Proxy]:
-    async with proxied(migrated) as proxy:
-        yield proxy
+from tests.support.proxy import Proxy
 
 
 WRITE = "insert into note (body) values ('a')"

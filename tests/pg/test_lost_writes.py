@@ -66,12 +66,6 @@ FOR_WORKERS: dict[str, Call] = {
 
 
 @pytest.fixture
-async def proxy(migrated: str) -> AsyncGenerator[Proxy]:
-    async with proxied(migrated) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 async def far(proxy: Proxy) -> AsyncGenerator[PostgresStore]:
     """Give a store behind the proxy."""
     store = PostgresStore(proxy.dsn)

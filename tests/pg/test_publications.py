@@ -7,7 +7,8 @@ import pytest
 import nursery_queue as nq
 
 from tests.pg.queries import Session
-from tests.support.workers import eventually, working
+from tests.support.waits import eventually
+from tests.support.workers import working
 
 
 @pytest.mark.timeout(60)

@@ -17,6 +17,8 @@ import trio
 
 import nursery_queue as nq
 
+from tests.processes.gates import until_there
+
 
 class OnPurposeError(Exception):
     """This attempt was meant to fail."""
@@ -52,11 +54,6 @@ async def book(ctx: nq.TaskContext) -> None:
     row = [ctx.task_id, ctx.fence.epoch]
     await ctx.tx.execute("insert into booked (task_id, epoch) values (%s, %s)", row)
     note("written", ctx)
-
-
-async def until_there(path: str) -> None:
-    while not await trio.Path(path).exists():  # noqa: ASYNC110  # another process makes it
-        await trio.sleep(0.02)
 
 
 @app.task(name="quick", retry=RETRY)

@@ -13,6 +13,8 @@ import trio
 
 import nursery_queue as nq
 
+from tests.processes.gates import until_there
+
 
 app = nq.App()
 
@@ -28,11 +30,6 @@ def telling(ctx: nq.TaskContext) -> Generator[None]:
         yield
     finally:
         say(ctx, f"ends: {ctx.cancel_reason}")
-
-
-async def until_there(path: str) -> None:
-    while not await trio.Path(path).exists():  # noqa: ASYNC110  # another process makes it
-        await trio.sleep(0.02)
 
 
 @app.task(name="hold")

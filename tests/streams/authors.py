@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import attrs
@@ -137,13 +137,6 @@ async def everything(reader: nq.StreamReader) -> list[Any]:
 
 async def first(reader: nq.StreamReader, count: int) -> list[Any]:
     return [await anext(reader) for _ in range(count)]
-
-
-async def until(holds: Callable[[], bool], *, within: float = 1.0) -> None:
-    """Return as soon as it holds, in virtual time."""
-    with trio.fail_after(within):
-        while not holds():  # noqa: ASYNC110  # what is waited for is told to others
-            await trio.sleep(0.001)
 
 
 # -- what may be left -----------------------------------------------------------------------

@@ -8,7 +8,7 @@ import contextlib
 import gc
 import threading
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -33,20 +33,14 @@ from tests.streams.authors import (
     nothing_left,
     system_tasks,
     timers,
-    until,
 )
 from tests.support.flaky_store import FlakyStore
 from tests.support.network import sockets_to
-from tests.support.proxy import Proxy, proxied
+from tests.support.proxy import Proxy
+from tests.support.waits import eventually
 
 
 LISTEN = b'LISTEN "nursery_queue_'
-
-
-@pytest.fixture
-async def proxy(migrated: str) -> AsyncGenerator[Proxy]:
-    async with proxied(migrated) as proxy:
-        yield proxy
 
 
 def hears(client: nq.Client) -> bool:
@@ -62,7 +56,7 @@ async def test_some_are_lost(virtual_time: VirtualTime, deaf: nq.Client, at_desk
     audience = Audience()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(audience.read, deaf.read_stream(at_desk.fence.task_id))
-        await until(lambda: hears(deaf))
+        await eventually(lambda: hears(deaf))
         for number in range(30):
             await at_desk.write(number, silently=number % 3 != 2)
             await trio.sleep(0.01)
@@ -80,7 +74,7 @@ async def test_all_are_lost(
     async with nq.connect(migrated, stream_poll_interval=interval) as client:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(audience.read, client.read_stream(at_desk.fence.task_id))
-            await until(lambda: hears(client))
+            await eventually(lambda: hears(client))
             written: list[float] = []
             for number in range(20):
                 await trio.sleep(interval * 0.3)
@@ -101,13 +95,13 @@ async def test_polling_is_off(virtual_time: VirtualTime, deaf: nq.Client, at_des
     audience = Audience()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(audience.read, deaf.read_stream(at_desk.fence.task_id))
-        await until(lambda: hears(deaf))
+        await eventually(lambda: hears(deaf))
         await at_desk.write(*range(100), silently=True)
         await trio.sleep(1000)
         assert audience.got == []
         told = trio.current_time()
         await at_desk.write(100)
-        await until(lambda: len(audience.got) == 101)
+        await eventually(lambda: len(audience.got) == 101)
         assert audience.at[-1] == told
         nursery.cancel_scope.cancel()
     assert audience.got == list(range(101))
@@ -118,7 +112,7 @@ async def test_told_three_times(virtual_time: VirtualTime, deaf: nq.Client, at_d
     audience = Audience()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(audience.read, deaf.read_stream(at_desk.fence.task_id))
-        await until(lambda: hears(deaf))
+        await eventually(lambda: hears(deaf))
         for number in range(20):
             await at_desk.write(number)
             for _ in range(2):
@@ -134,14 +128,14 @@ async def test_told_too_early(
     audience = Audience()
     async with trio.open_nursery() as nursery, clerk(migrated, at_desk.fence) as stranger:
         nursery.start_soon(audience.read, deaf.read_stream(at_desk.fence.task_id))
-        await until(lambda: hears(deaf))
+        await eventually(lambda: hears(deaf))
         for number in range(5):
             async with at_desk.conn.transaction():
                 await at_desk.write(number)
                 await stranger.notify(str(at_desk.fence.task_id))
                 await trio.sleep(0.1)
                 assert audience.got == list(range(number))
-            await until(lambda: len(audience.got) == number + 1)  # noqa: B023  # awaited here
+            await eventually(lambda: len(audience.got) == number + 1)  # noqa: B023  # awaited here
         await at_desk.write(close=True)
     assert audience.got == list(range(5))
 
@@ -156,12 +150,12 @@ async def test_garbage(
     audience = Audience()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(audience.read, deaf.read_stream(at_desk.fence.task_id))
-        await until(lambda: hears(deaf))
+        await eventually(lambda: hears(deaf))
         await at_desk.write(1, silently=True)
         await trio.sleep(1)
         assert audience.got == []
         await at_desk.notify(payload)
-        await until(lambda: audience.got == [1])
+        await eventually(lambda: audience.got == [1])
         await at_desk.write(close=True)
 
 
@@ -177,13 +171,13 @@ async def test_news_of_another_task(
             async with trio.open_nursery() as nursery:
                 for each, who in zip(audiences, (other.fence, at_desk.fence), strict=True):
                     nursery.start_soon(each.read, client.read_stream(who.task_id))
-                await until(lambda: hears(client))
+                await eventually(lambda: hears(client))
                 await trio.sleep(0.01)
                 await at_desk.write("silent", silently=True)
                 asked = store.calls["read_streams"]
                 for number in range(10):
                     await other.write(number)
-                    await until(lambda: audiences[0].got == list(range(number + 1)))  # noqa: B023  # awaited here
+                    await eventually(lambda: audiences[0].got == list(range(number + 1)))  # noqa: B023  # awaited here
                 assert audiences[1].got == []
                 assert store.calls["read_streams"] - asked == 10
                 nursery.cancel_scope.cancel()
@@ -220,7 +214,7 @@ async def test_ended_while_we_look(
     store.late["status_many"] = 0.8
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.wait, stays.task_id)
-        await until(lambda: hears(client), within=5)
+        await eventually(lambda: hears(client), within=5)
         await trio.sleep(5.1)
         begun = trio.current_time()
         nursery.start_soon(writer_ends, writer, 0.4)
@@ -238,7 +232,7 @@ async def test_back_after_a_cancellation(
     reader = deaf.read_stream(at_desk.fence.task_id)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(Audience().read, deaf.read_stream(at_desk.fence.task_id, "other"))
-        await until(lambda: hears(deaf))
+        await eventually(lambda: hears(deaf))
         await at_desk.write(1)
         assert await anext(reader) == 1
         with trio.move_on_after(1):
@@ -307,9 +301,9 @@ async def test_another_stream_commits_first(
                 await at_desk.write(number, name="a")
                 async with second.conn.transaction():
                     await second.write(number, name="b")
-                await until(lambda: b.got == list(range(number + 1)))  # noqa: B023  # awaited here
+                await eventually(lambda: b.got == list(range(number + 1)))  # noqa: B023  # awaited here
                 assert a.got == list(range(number))
-            await until(lambda: a.got == b.got)
+            await eventually(lambda: a.got == b.got)
         for name in "ab":
             await second.write(close=True, name=name)
 
@@ -342,7 +336,7 @@ async def test_the_listener_is_killed(
         for number in range(60):
             await at_desk.write(number)
             if number % 10 == 5:
-                await until(lambda: hears(deaf), within=30)
+                await eventually(lambda: hears(deaf), within=30)
                 for pid in await listeners(migrated):
                     await at_desk.conn.fetch(b"select pg_terminate_backend(%s)", [pid])
                 with virtual_time.hold():
@@ -363,7 +357,7 @@ async def test_written_while_nobody_listened(
     audience, me = Audience(), at_desk.fence.task_id
     async with nq.connect(proxy.dsn, stream_poll_interval=0) as client, trio.open_nursery() as n:
         n.start_soon(audience.read, client.read_stream(me))
-        await until(lambda: hears(client))
+        await eventually(lambda: hears(client))
         for number in range(3):
             await trio.sleep(100)
             with virtual_time.hold():  # no time passes, so it is not restarted yet
@@ -399,7 +393,7 @@ async def test_a_listener_that_cannot_be_had(
         asked = store.calls["read_streams"]
         told = trio.current_time()
         await writer.write(100)
-        await until(lambda: len(audience.got) == 101)
+        await eventually(lambda: len(audience.got) == 101)
         assert (audience.at[-1], store.calls["read_streams"]) == (told, asked + 1)
         await writer.close()
     assert [each.levelname for each in caplog.records if "listening" in each.message] == ["WARNING"]
@@ -546,7 +540,7 @@ async def test_a_thousand_readers(virtual_time: VirtualTime, migrated: str, at_d
                     start = number % 20
                     reader = client.read_stream(at_desk.fence.task_id, start=start)
                     nursery.start_soon(audience.read, reader)
-                await until(lambda: hears(client))
+                await eventually(lambda: hears(client))
                 assert len(await listeners(migrated)) == 1
                 for number in range(40):
                     await at_desk.write(number)
@@ -588,12 +582,12 @@ async def test_readers_and_waiters(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(audience.read, client.read_stream(writer.task_id))
         nursery.start_soon(wait)
-        await until(lambda: hears(client))
+        await eventually(lambda: hears(client))
         await trio.sleep(0.01)
         asked = store.calls["status_many"]
         for number in range(10):
             await writer.write(number)
-            await until(lambda: len(audience.got) == number + 1)  # noqa: B023  # awaited here
+            await eventually(lambda: len(audience.got) == number + 1)  # noqa: B023  # awaited here
         assert store.calls["status_many"] == asked
         await writer.end()
     assert (audience.got, results) == (list(range(10)), ["succeeded"])
@@ -608,12 +602,12 @@ async def test_live_chunks_cost_one_question_each(
     audience = Audience()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(audience.read, client.read_stream(writer.task_id))
-        await until(lambda: hears(client))
+        await eventually(lambda: hears(client))
         await trio.sleep(0.01)
         store.calls.clear()
         for number in range(20):
             await writer.write(number)
-            await until(lambda: len(audience.got) == number + 1)  # noqa: B023  # awaited here
+            await eventually(lambda: len(audience.got) == number + 1)  # noqa: B023  # awaited here
         assert store.calls["read_streams"] == 20
         await writer.end()
 
@@ -627,7 +621,7 @@ async def test_after_the_end(virtual_time: VirtualTime, migrated: str, pg: nq.Cl
     async with trio.open_nursery() as nursery:
         for audience in audiences:
             nursery.start_soon(audience.read, pg.read_stream(writer.task_id))
-        await until(lambda: hears(pg))
+        await eventually(lambda: hears(pg))
         assert len(system_tasks()) == len(await listeners(migrated)) == 1
         await writer.write(1)
         await writer.close()
@@ -730,7 +724,7 @@ async def test_after_other_ends(
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(Audience().read, client.read_stream(writer.task_id, "other"))
-            await until(lambda: hears(client))
+            await eventually(lambda: hears(client))
             await way(client, writer.task_id)
             with trio.fail_after(1):
                 while taken(client) > 1:  # noqa: ASYNC110  # nobody is told of it
@@ -765,7 +759,7 @@ async def test_closing_waits_for_the_listener(
 
             for _ in range(3):
                 nursery.start_soon(read)
-            await until(lambda: hears(client))
+            await eventually(lambda: hears(client))
             await client.aclose()
             assert system_tasks() == []
             assert not list(sockets_to(proxy.dsn))
@@ -816,12 +810,12 @@ async def test_leaving_and_coming_back(
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(Audience().read, client.read_stream(writer.task_id, "none"))
-                await until(lambda: hears(client))
+                await eventually(lambda: hears(client))
                 scope.cancel()
         audience = Audience()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(audience.read, client.read_stream(writer.task_id, str(number)))
-            await until(lambda: hears(client))
+            await eventually(lambda: hears(client))
             written = trio.current_time()
             await writer.write(number, name=str(number))
             await writer.close(name=str(number))
@@ -873,7 +867,7 @@ async def test_the_program_ends(migrated: str) -> None:
             await anext(reader)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(anext, reader)
-            await until(lambda: hears(client))
+            await eventually(lambda: hears(client))
             nursery.cancel_scope.cancel()
         return reader
 

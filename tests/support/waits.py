@@ -1,10 +1,10 @@
-"""Waiting until the server says that somebody waits."""
+"""Waiting for what happens by itself: `eventually` lets time pass, `until` only lets others run."""
 
 from __future__ import annotations
 
 import time
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import psycopg
 import trio
@@ -26,8 +26,24 @@ def blocked(dsn: str) -> int:
     return int(row[0])
 
 
+async def eventually(
+    holds: Callable[[], bool | Awaitable[bool]], *, within: float = 10.0, every: float = 0.01
+) -> None:
+    """Return as soon as the condition holds; fail when it does not in time, of trio's clock."""
+    with trio.fail_after(within):
+        while not await _answer(holds()):  # noqa: ASYNC110  # it is in a database, say
+            await trio.sleep(every)
+
+
+async def _answer(found: bool | Awaitable[bool]) -> bool:
+    return await found if isinstance(found, Awaitable) else found
+
+
 async def until(holds: Callable[[], bool], *, within: float = 20.0) -> None:
-    """Return as soon as the condition holds; fail when it does not in time."""
+    """Return as soon as the condition holds; fail when it does not in time, of the real clock.
+
+    Virtual time does not move meanwhile.
+    """
     begun = time.monotonic()
     while not holds():
         assert time.monotonic() - begun < within

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 
 import trio
 
@@ -26,13 +26,6 @@ async def working(worker: nq.Worker) -> AsyncGenerator[None]:
         await nursery.start(worker.run)
         yield
         worker.stop()
-
-
-async def eventually(holds: Callable[[], Awaitable[bool]], *, within: float = 10.0) -> None:
-    """Return as soon as the condition holds; fail when it does not in time."""
-    with trio.fail_after(within):
-        while not await holds():  # noqa: ASYNC110  # it is in a database, where no event is
-            await trio.sleep(0.01)
 
 
 async def outcomes(client: nq.Client, task: nq.TaskRef) -> list[str]:
