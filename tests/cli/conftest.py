@@ -9,82 +9,19 @@ import signal
 import subprocess
 import sys
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
 from nursery_queue.cli import main
+from tests.cli.doors import Doors
+from tests.cli.runs import Run, Start
 from tests.support.command_line import NOT_OURS, Running, run, started
-
-
-APP = """
-import os
-import time
-
-from pathlib import Path
-
-import trio
-
-import nursery_queue as nq
-
-app = nq.App()
-number = 7
-
-
-def started(mark: str) -> None:
-    with Path(mark).open("a") as file:
-        file.write(f"{os.getpid()}\\n")
-
-
-@app.task(name="hello")
-async def hello(name: str = "you") -> str:
-    return f"hello {name}"
-
-
-@app.task(name="write")
-async def write(mark: str) -> None:
-    started(mark)
-
-
-@app.task(name="fails", retry=None)
-async def fails() -> None:
-    raise ValueError("tab\\there, escape\\x1b[31m, markup [red]x[/red]")
-
-
-@app.task(name="waits_for_file")
-async def waits_for_file(mark: str, file: str) -> None:
-    started(mark)
-    while not await trio.Path(file).exists():
-        await trio.sleep(0.01)
-
-
-@app.task(name="waits")
-async def waits(mark: str) -> None:
-    started(mark)
-    await trio.sleep_forever()
-
-
-@app.task(name="stubborn")
-async def stubborn(mark: str) -> None:
-    started(mark)
-    with trio.CancelScope(shield=True):
-        await trio.sleep_forever()
-
-
-@app.task(name="blocks")
-async def blocks(mark: str) -> None:
-    started(mark)
-    time.sleep(3600)
-
-
-@app.task(name="abandoned", timeout=0.1, retry=None)
-def abandoned(mark: str) -> None:
-    started(mark)
-    time.sleep(3600)
-"""
+from tests.support.shop import APP
 
 
 @pytest.fixture
@@ -104,18 +41,6 @@ def clean(monkeypatch: pytest.MonkeyPatch, project: Path) -> Path:
             monkeypatch.delenv(name)
     monkeypatch.chdir(project)
     return project
-
-
-class Run(Protocol):
-    def __call__(
-        self, *args: str, env: Mapping[str, str] | None = None, stdin: str | None = None
-    ) -> subprocess.CompletedProcess[str]: ...
-
-
-class Start(Protocol):
-    def __call__(
-        self, *args: str, env: Mapping[str, str] | None = None
-    ) -> AbstractContextManager[Running]: ...
 
 
 @pytest.fixture
@@ -171,3 +96,18 @@ def start(migrated: str, project: Path) -> Start:
         return started(*args, cwd=project, env={"NURSERY_QUEUE_DSN": migrated, **(env or {})})
 
     return start_here
+
+
+@pytest.fixture
+def mark(project: Path) -> Path:
+    """The file that a handler writes to when it has started."""
+    return project / "mark"
+
+
+@pytest.fixture
+def doors(migrated: str) -> Generator[Doors]:
+    """The database, whose doors can be shut."""
+    name = str(conninfo_to_dict(migrated)["dbname"])
+    doors = Doors(make_conninfo(migrated, dbname="postgres"), name)
+    yield doors
+    doors.open()

@@ -9,7 +9,7 @@ import pytest
 
 from nursery_queue.cli._failures import ProblemError
 from nursery_queue.cli._load import load_app
-from tests.cli.conftest import Run
+from tests.cli.runs import Run
 
 
 @pytest.mark.parametrize(

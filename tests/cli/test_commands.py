@@ -4,7 +4,6 @@ import datetime as dt
 import json
 import re
 
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -15,16 +14,9 @@ from nursery_queue import Stats, UnknownTypeStats, WorkerStatus
 from nursery_queue._core._counters import Counters
 from nursery_queue.cli._overview import Overview
 from nursery_queue.cli._status import records
-from tests.cli.conftest import Run
+from tests.cli.printed import lines, objects
+from tests.cli.runs import Run
 from tests.support.command_line import rows
-
-
-def lines(text: str) -> list[list[str]]:
-    return [line.split("\t") for line in text.splitlines()]
-
-
-def objects(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines()]
 
 
 # -- migrate -------------------------------------------------------------------------------

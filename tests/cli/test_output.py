@@ -1,48 +1,17 @@
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Run
+from tests.cli.runs import Run
+from tests.cli.terminals import in_terminal, left_by_its_reader
 from tests.support.command_line import PATIENCE, command, environment, rows
-
-
-def in_terminal(
-    *args: str, cwd: Path, env: Mapping[str, str], columns: int = 80
-) -> tuple[int, str]:
-    """Run a command on a terminal of its own; return its exit code and what it showed."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    with subprocess.Popen(
-        command(*args),
-        cwd=cwd,
-        env=environment({"TERM": "xterm-256color", **env}),
-        stdin=subprocess.DEVNULL,
-        stdout=theirs,
-        stderr=theirs,
-    ) as process:
-        os.close(theirs)
-        shown = b""
-        try:
-            while part := os.read(ours, 65536):
-                shown += part
-        except OSError:
-            pass  # so Linux says that the last one at the other end has gone
-        finally:
-            os.close(ours)
-        code = process.wait(PATIENCE)
-    return code, shown.decode()
 
 
 @pytest.fixture
@@ -61,7 +30,7 @@ def many(migrated: str) -> str:
 )
 def test_a_terminal_gets_a_table(project: Path, many: str, args: tuple[str, ...]) -> None:
     """On a terminal there are headings and colours, and no line is too long for it."""
-    code, shown = in_terminal(*args, cwd=project, env={"NURSERY_QUEUE_DSN": many, "NO_COLOR": "1"})
+    code, shown = in_terminal(*args, cwd=project, dsn=many, NO_COLOR="1")
 
     assert code == 0
     assert "\x1b" not in shown
@@ -76,17 +45,16 @@ def test_a_limit_of_0_is_shown_as_what_it_is(
     """A terminal shows what is set, as JSON does: a queue that is not paused, and its limit."""
     rows(migrated, "insert into nursery_queue.queue (name, max_running) values ('mail', 0)")
 
-    _, shown = in_terminal(*args, cwd=project, env={"NURSERY_QUEUE_DSN": migrated, "NO_COLOR": "1"})
+    _, shown = in_terminal(*args, cwd=project, dsn=migrated, NO_COLOR="1")
 
     assert re.search(r"mail +open +0 ", shown)
 
 
 def test_colours_are_for_terminals_that_want_them(project: Path, many: str) -> None:
     """A terminal gets colours, unless NO_COLOR is set."""
-    env = {"NURSERY_QUEUE_DSN": many}
-    _, coloured = in_terminal("tasks", "list", "--limit", "3", cwd=project, env=env)
-    env["NO_COLOR"] = "1"
-    _, plain = in_terminal("tasks", "list", "--limit", "3", cwd=project, env=env)
+    args = ("tasks", "list", "--limit", "3")
+    _, coloured = in_terminal(*args, cwd=project, dsn=many)
+    _, plain = in_terminal(*args, cwd=project, dsn=many, NO_COLOR="1")
 
     assert "\x1b[" in coloured
     assert "\x1b" not in plain
@@ -105,10 +73,9 @@ def test_a_file_gets_no_table(cli: Run, many: str) -> None:
 def test_the_log_has_colours_on_a_terminal_only(project: Path, migrated: str) -> None:
     """The level of a warning is coloured on a terminal, unless NO_COLOR is set."""
     (project / "bare.py").write_text("import nursery_queue\napp = nursery_queue.App()\n")
-    env = {"NURSERY_QUEUE_DSN": migrated}
     args = ("worker", "bare:app", "--drain")
-    _, coloured = in_terminal(*args, cwd=project, env=env)
-    _, plain = in_terminal(*args, cwd=project, env={**env, "NO_COLOR": "1"})
+    _, coloured = in_terminal(*args, cwd=project, dsn=migrated)
+    _, plain = in_terminal(*args, cwd=project, dsn=migrated, NO_COLOR="1")
 
     assert "\x1b[33mWARNING" in coloured
     assert "WARNING" in plain
@@ -120,23 +87,12 @@ def test_a_reader_that_leaves_early_is_no_problem(
     project: Path, many: str, args: tuple[str, ...]
 ) -> None:
     """`| head -1` ends the command quietly, with exit code 0."""
-    with subprocess.Popen(
-        command("tasks", "list", "--limit", "3000", *args),
-        cwd=project,
-        env=environment({"NURSERY_QUEUE_DSN": many}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        first = process.stdout.readline()
-        process.stdout.close()
-        complaints = process.stderr.read()
-        code = process.wait(PATIENCE)
+    first, *end = left_by_its_reader(
+        "tasks", "list", "--limit", "3000", *args, cwd=project, dsn=many
+    )
 
     assert "3000" in first
-    assert (code, complaints) == (0, "")
+    assert end == [0, ""]
 
 
 @pytest.mark.parametrize("args", [("--help",), ("migrate", "sql"), ("status",)])

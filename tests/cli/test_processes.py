@@ -12,21 +12,13 @@ import pytest
 import trio
 
 from nursery_queue.cli._processes import Family
-from tests.cli.conftest import Run, Start
-from tests.cli.test_watch import Doors, doors
-from tests.cli.test_worker import STATES, TERM, WORKERS, enqueue
+from tests.cli.doors import Doors
+from tests.cli.runs import Run, Start
+from tests.cli.tasks import STATES, WORKERS, enqueue
 from tests.support.command_line import PATIENCE, is_alive, rows, until
 
 
-__all__ = ["doors"]  # a fixture
-
-INT, KILL = signal.SIGINT, signal.SIGKILL
-
-
-@pytest.fixture
-def mark(project: Path) -> Path:
-    """The file that a handler writes its process id to."""
-    return project / "mark"
+INT, TERM, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
 
 
 def pids(dsn: str, count: int) -> list[int]:

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
-from typing import Any
-
 import pytest
 
-from tests.cli.conftest import Run
+from tests.cli.printed import lines, objects
+from tests.cli.runs import Run
 from tests.support.command_line import rows
 
 
 STATES = "select id, state from nursery_queue.task_status order by id"
-
-
-def lines(text: str) -> list[list[str]]:
-    return [line.split("\t") for line in text.splitlines()]
-
-
-def objects(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.fixture

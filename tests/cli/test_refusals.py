@@ -14,7 +14,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from nursery_queue.cli import main
-from tests.cli.conftest import Run
+from tests.cli.runs import Run
 from tests.support.command_line import rows
 from tests.support.roles import Roles, made_roles
 

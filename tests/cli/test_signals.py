@@ -13,20 +13,15 @@ import pytest
 
 from nursery_queue import ExitOutcome, ExitReport, TaskExit
 from nursery_queue.cli._worker_process import exit_code
-from tests.cli.conftest import Start
-from tests.cli.test_worker import INT, STATES, TERM, WORKERS, enqueue, in_hand
+from tests.cli.runs import Start
+from tests.cli.tasks import STATES, WORKERS, enqueue, in_hand
 from tests.support.command_line import Running, rows, until
 
 
+INT, TERM = signal.SIGINT, signal.SIGTERM
 HUP, KILL = signal.SIGHUP, signal.SIGKILL
 USR1, USR2 = signal.SIGUSR1, signal.SIGUSR2
 SHORT_LEASE = ("--lease", "1.5", "--heartbeat", "0.3")
-
-
-@pytest.fixture
-def mark(project: Path) -> Path:
-    """The file that a handler writes to when it has started."""
-    return project / "mark"
 
 
 def outcomes(dsn: str) -> list[str]:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Run, Start
-from tests.cli.test_watch import Doors, doors, read_until, terminal
-from tests.support.command_line import PATIENCE, command, environment, rows
+from tests.cli.doors import Doors
+from tests.cli.printed import objects
+from tests.cli.runs import Run, Start
+from tests.cli.terminals import left_by_its_reader, read_until, terminal
+from tests.support.command_line import PATIENCE, rows
 
-
-__all__ = ["doors"]  # a fixture
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
 ONCE = ("--max-attempts", "1")
@@ -64,7 +62,7 @@ def write(*pieces: object) -> list[list[object]]:
     return [["write", data] for data in pieces]
 
 
-def until(file: Path) -> list[list[object]]:
+def gate_at(file: Path) -> list[list[object]]:
     return [["until", str(file)]]
 
 
@@ -83,14 +81,10 @@ def done(cli: Run, steps: Sequence[Sequence[object]], *flags: str, **more: objec
     return task
 
 
-def objects(lines: Sequence[str]) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in lines]
-
-
 def test_lines_as_they_come(cli: Run, start: Start, tmp_path: Path) -> None:
     """Who watches before the task begins sees each line while it goes on, and then its end."""
     gate = tmp_path / "gate"
-    task = enqueue(cli, [*write("one", {"two": 2}), *until(gate), *write("three")])
+    task = enqueue(cli, [*write("one", {"two": 2}), *gate_at(gate), *write("three")])
     with start("tasks", "watch", task) as watching, start("worker", "pen:app"):
         watching.line("^one$", of="stdout")
         watching.line('^{"two": 2}$', of="stdout")
@@ -139,7 +133,7 @@ def test_a_task_that_failed(cli: Run, quick: Run) -> None:
 
 def test_a_cancelled_task(cli: Run, start: Start, tmp_path: Path) -> None:
     """A task that is cancelled while it is watched is told as such; the exit code is 1."""
-    task = enqueue(cli, [*write("one"), *until(tmp_path / "never")])
+    task = enqueue(cli, [*write("one"), *gate_at(tmp_path / "never")])
     with start("tasks", "watch", task) as watching, start("worker", "pen:app"):
         watching.line("^one$", of="stdout")
         assert cli("tasks", "cancel", task).returncode == 0
@@ -156,7 +150,7 @@ def test_as_json(cli: Run, quick: Run) -> None:
     watched = quick("tasks", "watch", task, "--json", "--start", "1")
 
     assert (watched.returncode, watched.stderr) == (1, "")
-    assert objects(watched.stdout.splitlines()) == [
+    assert objects(watched.stdout) == [
         {"kind": "chunk", "index": 1, "data": "two\nlines"},
         {"kind": "chunk", "index": 2, "data": [1, None]},
         {"kind": "chunk", "index": 3, "base64": "/wE="},
@@ -182,7 +176,7 @@ RESTART: Mapping[str, object] = {
 def test_a_stream_that_is_begun_anew(cli: Run, start: Start, tmp_path: Path) -> None:
     """When a new attempt hides what was seen, that is said, and what it writes is shown."""
     gate = tmp_path / "gate"
-    task = enqueue(cli, [*write("one", "two"), *until(gate), ["fail", "x"]], **RESTART)
+    task = enqueue(cli, [*write("one", "two"), *gate_at(gate), ["fail", "x"]], **RESTART)
     with (
         start("tasks", "watch", task) as watching,
         start("tasks", "watch", task, "--json", "--start", "1") as program,
@@ -195,7 +189,7 @@ def test_a_stream_that_is_begun_anew(cli: Run, start: Start, tmp_path: Path) -> 
 
     assert watching.lines("stdout") == ["one", "two", "three"]
     assert "begun the stream anew" in watching.lines("stderr")[0]
-    assert objects(program.lines("stdout")) == [
+    assert objects("\n".join(program.lines("stdout"))) == [
         {"kind": "chunk", "index": 1, "data": "two"},
         {"kind": "restart"},
         {"kind": "chunk", "index": 0, "data": "three"},
@@ -206,7 +200,7 @@ def test_a_stream_that_is_begun_anew(cli: Run, start: Start, tmp_path: Path) -> 
 def test_the_stream_may_end_before_the_task(cli: Run, start: Start, tmp_path: Path) -> None:
     """When the handler has closed the stream and goes on, its end is waited for."""
     gate = tmp_path / "gate"
-    script: list[list[object]] = [*write("one"), ["close"], *until(gate), ["fail", "late"]]
+    script: list[list[object]] = [*write("one"), ["close"], *gate_at(gate), ["fail", "late"]]
     task = enqueue(cli, script, *ONCE)
     with start("tasks", "watch", task) as watching, start("worker", "pen:app"):
         watching.line("^one$", of="stdout")
@@ -242,7 +236,7 @@ def test_a_stream_that_was_never_written(cli: Run, quick: Run) -> None:
 def test_an_interrupt(cli: Run, start: Start, tmp_path: Path, signum: signal.Signals) -> None:
     """Ctrl-C ends it without a traceback, says how to go on, and the exit code is 1."""
     gate = tmp_path / "gate"
-    task = enqueue(cli, [*write("one", "two"), *until(gate), *write("three")])
+    task = enqueue(cli, [*write("one", "two"), *gate_at(gate), *write("three")])
     with start("worker", "pen:app"):
         with start("tasks", "watch", task) as watching:
             watching.line("^two$", of="stdout")
@@ -266,7 +260,7 @@ def test_there_is_no_such_task(quick: Run) -> None:
 def test_a_task_that_is_not_kept(cli: Run, start: Start, tmp_path: Path) -> None:
     """When task and stream are deleted at its end, that is an error of its own."""
     gate = tmp_path / "gate"
-    task = enqueue(cli, [*write("one"), *until(gate)], "--keep-for", "0")
+    task = enqueue(cli, [*write("one"), *gate_at(gate)], "--keep-for", "0")
     with start("tasks", "watch", task) as watching, start("worker", "pen:app"):
         watching.line("^one$", of="stdout")
         gate.touch()
@@ -306,7 +300,7 @@ def test_no_database(quick: Run) -> None:
 def test_an_outage(cli: Run, start: Start, migrated: str, doors: Doors, tmp_path: Path) -> None:
     """An outage in the midst of it is ridden out: what comes after it is shown, and once."""
     gate = tmp_path / "gate"
-    task = enqueue(cli, [*write("one"), *until(gate), *write("two", "three")])
+    task = enqueue(cli, [*write("one"), *gate_at(gate), *write("two", "three")])
     with start("tasks", "watch", task) as watching, start("worker", "pen:app"):
         watching.line("^one$", of="stdout")
         doors.shut()
@@ -328,15 +322,18 @@ def test_a_bar_on_a_terminal(cli: Run, start: Start, migrated: str, project: Pat
     gates = [project / "gate 1", project / "gate 2"]
     script = [
         *write({"done": 3, "total": 8}, "copying\nthe \x1b[31mred [b]one[/b]"),
-        *until(gates[0]),
+        *gate_at(gates[0]),
         *write({"done": 1, "total": 0}, {"done": 6, "total": 8}),
-        *until(gates[1]),
+        *gate_at(gates[1]),
         *write(0.915),
     ]
     task = enqueue(cli, script)
     with (
         start("worker", "pen:app"),
-        terminal("tasks", "watch", task, cwd=project, dsn=migrated) as (process, ours),
+        terminal("tasks", "watch", task, cwd=project, dsn=migrated) as (
+            process,
+            ours,
+        ),
     ):
         shown = read_until(ours, "3/8")
         shown += read_until(ours, "[b]one[/b]") if "[b]one[/b]" not in shown else ""
@@ -359,10 +356,13 @@ def test_a_bar_on_a_terminal(cli: Run, start: Start, migrated: str, project: Pat
 
 def test_an_interrupted_bar(cli: Run, start: Start, migrated: str, project: Path) -> None:
     """Ctrl-C leaves the bar, and the cursor as it was."""
-    task = enqueue(cli, [*write(0.5), *until(project / "never")])
+    task = enqueue(cli, [*write(0.5), *gate_at(project / "never")])
     with (
         start("worker", "pen:app"),
-        terminal("tasks", "watch", task, cwd=project, dsn=migrated) as (process, ours),
+        terminal("tasks", "watch", task, cwd=project, dsn=migrated) as (
+            process,
+            ours,
+        ),
     ):
         shown = read_until(ours, "50%")
         process.send_signal(INT)
@@ -378,16 +378,6 @@ def test_an_interrupted_bar(cli: Run, start: Start, migrated: str, project: Path
 def test_a_reader_that_leaves(cli: Run, migrated: str, project: Path) -> None:
     """`| head -1` ends it, quietly, with exit code 0."""
     task = done(cli, [["lines", 50_000]])
-    with subprocess.Popen(
-        command("tasks", "watch", task),
-        cwd=project,
-        env=environment({"NURSERY_QUEUE_DSN": migrated}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.readline() == "line\n"
-        process.stdout.close()
-        assert (process.wait(PATIENCE), process.stderr.read()) == (0, "")
+    end = left_by_its_reader("tasks", "watch", task, cwd=project, dsn=migrated)
+
+    assert end == ("line\n", 0, "")

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import pty
-import select
 import signal
 import subprocess
 
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-import attrs
-import psycopg
 import pytest
 
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-
-from tests.cli.conftest import Run, Start
+from tests.cli.doors import Doors
+from tests.cli.runs import Run, Start
+from tests.cli.terminals import left_by_its_reader, read_until, terminal
 from tests.support.command_line import PATIENCE, Running, command, environment, rows, until
 
 
@@ -76,37 +69,6 @@ def test_as_json(start: Start, migrated: str) -> None:
     assert {each["ready"] for each in found if each["kind"] == "queue"} == {1}
 
 
-@attrs.frozen
-class Doors:
-    """Lets nobody into a database, as if there were none."""
-
-    server: str
-    name: str
-
-    def shut(self) -> None:
-        self._do(f"alter database {self.name} allow_connections false")
-        self._do(
-            "select pg_terminate_backend(pid) from pg_stat_activity"
-            f" where datname = '{self.name}' and application_name like 'nursery_queue%'"
-        )
-
-    def open(self) -> None:
-        self._do(f"alter database {self.name} allow_connections true")
-
-    def _do(self, statement: str) -> None:
-        with psycopg.connect(self.server, autocommit=True) as connection:
-            connection.execute(statement.encode())
-
-
-@pytest.fixture
-def doors(migrated: str) -> Generator[Doors]:
-    """The database, whose doors can be shut."""
-    name = str(conninfo_to_dict(migrated)["dbname"])
-    doors = Doors(make_conninfo(migrated, dbname="postgres"), name)
-    yield doors
-    doors.open()
-
-
 def test_an_outage(start: Start, migrated: str, doors: Doors) -> None:
     """While the database is away it says so, once, and goes on when it is back."""
     rows(migrated, NEW, ["mail"])
@@ -160,19 +122,10 @@ def test_how_often_must_make_sense(quick: Run, every: str) -> None:
 def test_a_reader_that_leaves(project: Path, migrated: str) -> None:
     """`| head -1` ends it, quietly, with exit code 0."""
     rows(migrated, NEW, ["mail"])
-    with subprocess.Popen(
-        command(*OFTEN),
-        cwd=project,
-        env=environment({"NURSERY_QUEUE_DSN": migrated}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.readline().startswith("queue")
-        process.stdout.close()
-        assert (process.wait(PATIENCE), process.stderr.read()) == (0, "")
+    first, *end = left_by_its_reader(*OFTEN, cwd=project, dsn=migrated)
+
+    assert first.startswith("queue")
+    assert end == [0, ""]
 
 
 def test_a_second_signal_ends_it_at_once(project: Path, migrated: str) -> None:
@@ -198,35 +151,3 @@ def test_a_second_signal_ends_it_at_once(project: Path, migrated: str) -> None:
             assert process.returncode == 1
         finally:
             process.kill()
-
-
-@contextlib.contextmanager
-def terminal(*args: str, cwd: Path, dsn: str) -> Generator[tuple[subprocess.Popen[bytes], int]]:
-    """Run a command on a terminal of its own while the block runs; we are at its other end."""
-    ours, theirs = pty.openpty()
-    try:
-        with subprocess.Popen(
-            command(*args),
-            cwd=cwd,
-            env=environment({"TERM": "xterm-256color", "NURSERY_QUEUE_DSN": dsn}),
-            stdin=subprocess.DEVNULL,
-            stdout=theirs,
-            stderr=theirs,
-        ) as process:
-            os.close(theirs)
-            try:
-                yield process, ours
-            finally:
-                process.kill()
-    finally:
-        os.close(ours)
-
-
-def read_until(terminal: int, words: str | None, *, times: int = 1) -> str:
-    """Read what is shown until it has *words* in it so many times; None: to the end."""
-    shown = b""
-    with contextlib.suppress(OSError):  # so Linux says that the last one at the other end has gone
-        while words is None or shown.count(words.encode()) < times:
-            assert select.select([terminal], [], [], PATIENCE)[0], shown
-            shown += os.read(terminal, 65536)
-    return shown.decode()

@@ -8,33 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Run, Start
-from tests.support.command_line import Running, rows, until
+from tests.cli.runs import Run, Start
+from tests.cli.tasks import enqueue
+from tests.support.command_line import rows
 
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
-STATES = "select state, attempt from nursery_queue.task_status order by id"
-WORKERS = "select count(*) from nursery_queue.worker"
-
-
-@pytest.fixture
-def mark(project: Path) -> Path:
-    """The file that a handler writes to when it has started."""
-    return project / "mark"
-
-
-def enqueue(dsn: str, name: str, **params: object) -> None:
-    rows(
-        dsn,
-        "insert into nursery_queue.task (task_type, params) values (%s, %s)",
-        [name, json.dumps({key: str(value) for key, value in params.items()})],
-    )
-
-
-def in_hand(worker: Running, mark: Path, count: int = 1) -> None:
-    """Wait until *count* handlers have started."""
-    worker.line("ready: ")
-    until(lambda: mark.exists() and len(mark.read_text().splitlines()) >= count, "a start")
 
 
 def test_drain_does_what_there_is_and_ends(cli: Run, migrated: str, mark: Path) -> None:

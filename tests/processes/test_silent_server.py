@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import APP
 from tests.support.command_line import Running, rows, started, until
 from tests.support.own_server import OwnServer, own_server
+from tests.support.shop import APP
 
 
 # Two transactions, each of which takes its time to be given up.
