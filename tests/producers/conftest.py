@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-import attrs
 import django
 import psycopg
 import pytest
@@ -13,6 +12,7 @@ from django.conf import settings
 
 import nursery_queue as nq
 
+from tests.producers.outside import Outside
 from tests.producers.worlds import WORLDS, World
 
 
@@ -26,27 +26,6 @@ settings.configure(
     USE_TZ=False,
 )
 django.setup()
-
-
-@attrs.define(eq=False)
-class Outside:
-    """What somebody else sees."""
-
-    dsn: str
-    session: psycopg.Connection
-
-    def ask(self, query: str) -> list[tuple[object, ...]]:
-        return self.session.execute(query.encode()).fetchall()
-
-    def tasks(self) -> list[int]:
-        query = "select id from nursery_queue.task order by id"
-        return [task_id for (task_id,) in self.session.execute(query).fetchall()]
-
-    def rings(self) -> int:
-        """Return how often the bell has been rung so far, by commits."""
-        self.session.execute("notify nursery_queue, 'the last'")
-        heard = iter(notify.payload for notify in self.session.notifies())
-        return len(list(iter(heard.__next__, "the last")))
 
 
 @pytest.fixture

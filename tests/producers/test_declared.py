@@ -7,7 +7,7 @@ import pytest
 
 import nursery_queue as nq
 
-from tests.producers.conftest import Outside
+from tests.producers.outside import Outside
 from tests.producers.worlds import Side, World
 
 

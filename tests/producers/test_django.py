@@ -14,7 +14,7 @@ from django.db import connection, connections, transaction
 
 import nursery_queue as nq
 
-from tests.producers.conftest import Outside
+from tests.producers.outside import Outside
 from tests.producers.worlds import django_at
 
 

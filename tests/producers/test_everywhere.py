@@ -16,7 +16,7 @@ from psycopg.conninfo import make_conninfo
 
 import nursery_queue as nq
 
-from tests.producers.conftest import Outside
+from tests.producers.outside import Outside
 from tests.producers.worlds import Side, World
 from tests.support.waits import blocked
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import sessionmaker
 import nursery_queue as nq
 
 from nursery_queue.testing import MemoryStore
-from tests.producers.conftest import Outside
+from tests.producers.outside import Outside
 from tests.producers.worlds import URL, World
 
 

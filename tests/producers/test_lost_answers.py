@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 import nursery_queue as nq
 
 from nursery_queue._psycopg._connection import Connection
-from tests.producers.conftest import Outside
+from tests.producers.outside import Outside
 from tests.support.proxy import proxied
 
 

@@ -16,7 +16,7 @@ from psycopg.pq import TransactionStatus
 
 import nursery_queue as nq
 
-from tests.producers.conftest import Outside
+from tests.producers.outside import Outside
 from tests.support.waits import blocked, until_blocked
 
 

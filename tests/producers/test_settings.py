@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 import nursery_queue as nq
 
-from tests.producers.conftest import Outside
+from tests.producers.outside import Outside
 from tests.producers.worlds import Side, World, resolved
 
 

@@ -31,7 +31,7 @@ from sqlalchemy.pool import NullPool
 import nursery_queue as nq
 
 from nursery_queue._producers import _committed_call as _call, _session_callbacks
-from tests.producers.conftest import Outside
+from tests.producers.outside import Outside
 from tests.producers.worlds import URL, engine
 
 
