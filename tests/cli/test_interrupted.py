@@ -27,8 +27,10 @@ class Press:
 
 sys.meta_path.insert(0, Press())
 """
-MODULES = ["trio", "psycopg", "nursery_queue._worker._worker", "click", "nursery_queue.cli._run"]
-MODULES += ["shop"]
+MODULES = [
+    *("trio", "psycopg", "nursery_queue._worker._worker"),
+    *("click", "nursery_queue.cli._run", "shop"),
+]
 
 
 def interrupted(project: Path, at: str, *words: str) -> subprocess.CompletedProcess[str]:

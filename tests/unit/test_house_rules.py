@@ -3,7 +3,7 @@ from __future__ import annotations
 import ast
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 QUERIES = sorted((PACKAGE / "_pg" / "queries").rglob("*.sql"))
 LONGEST_MODULE = 400
 LONGEST_FUNCTION = 60
+WORKER = PACKAGE / "_worker"
+MOST_CALLBACKS_OF_A_CLASS = 2
+MOST_CALLBACKS = 5  # in the whole of the worker
 
 
 def name(path: Path) -> str:
@@ -31,6 +34,55 @@ def functions(module: Path) -> Iterator[tuple[str, int]]:
                 assert docstring.end_lineno is not None
                 lines -= docstring.end_lineno - docstring.lineno + 1
             yield f"{name(module)}:{node.lineno} {node.name}", lines
+
+
+def mentions(node: ast.expr, named: Container[str]) -> bool:
+    """Whether an annotation, or the value of an alias, has one of these names in it."""
+    return any(isinstance(part, ast.Name) and part.id in named for part in ast.walk(node))
+
+
+def names_of_callables() -> set[str]:
+    """Return what a callback may be annotated with: `Callable`, its aliases and its protocols."""
+    named = {"Callable"}
+    for module in MODULES:
+        for node in ast.parse(module.read_text()).body:
+            match node:
+                case ast.Assign(targets=[ast.Name(id=alias)], value=ast.Subscript() as value):
+                    if mentions(value, {"Callable"}):
+                        named.add(alias)
+                case ast.ClassDef(name=protocol, bases=[*_, ast.Name(id="Protocol")], body=body):
+                    if any(isinstance(n, ast.FunctionDef) and n.name == "__call__" for n in body):
+                        named.add(protocol)
+                case _:
+                    pass
+    return named
+
+
+def callbacks_of(owner: ast.ClassDef, named: Container[str]) -> Iterator[str]:
+    """Yield the fields and the parameters of the constructor that are to be called back."""
+    for node in owner.body:
+        match node:
+            case ast.AnnAssign(target=ast.Name(id=field), annotation=annotation):
+                if mentions(annotation, named):
+                    yield f"{owner.name}.{field}"
+            case ast.FunctionDef(name="__init__", args=args):
+                for each in args.args + args.kwonlyargs:
+                    if each.annotation is not None and mentions(each.annotation, named):
+                        yield f"{owner.name}({each.arg})"
+            case _:
+                pass
+
+
+def callbacks() -> dict[str, list[str]]:
+    """Return the callbacks of each class of the worker that has some."""
+    named = names_of_callables()
+    found = {
+        f"{module.stem}.{node.name}": list(callbacks_of(node, named))
+        for module in sorted(WORKER.glob("*.py"))
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.ClassDef)
+    }
+    return {owner: fields for owner, fields in found.items() if fields}
 
 
 def only_gathers(module: Path) -> bool:
@@ -51,6 +103,19 @@ def test_a_file_name_says_where_it_is() -> None:
     """No two modules have the same name, so that a name in a traceback or a talk is enough."""
     names = Counter(module.name for module in MODULES if module.name != "__init__.py")
     assert [found for found, count in names.items() if count > 1] == []
+
+
+def test_loops_are_tied_by_few_callbacks() -> None:
+    """A class of the worker has two callbacks at the most, and all of them together five.
+
+    Else no loop can be read alone: they share objects that each of them names.
+    """
+    found = callbacks()
+
+    assert {
+        owner: each for owner, each in found.items() if len(each) > MOST_CALLBACKS_OF_A_CLASS
+    } == {}
+    assert sum(map(len, found.values())) <= MOST_CALLBACKS, found
 
 
 @pytest.mark.parametrize("module", MODULES, ids=name)
