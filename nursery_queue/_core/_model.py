@@ -112,7 +112,7 @@ class Claimed:
 
     *next_due*: seconds until a scheduled task is due (None: none is). *contended*: there are
     more, which somebody else was just looking at. *held_back*: there are more of a queue whose
-    limit has been reached, or that would not have started at once. *strangers*: some queue has
+    limit has been reached, or that would not have started at once. *unknown_types*: some queue has
     tasks of a type that was not asked for. *more*: there are more where this claim looked, though
     it took less than its limit. *resume*: there are more queues than one claim looks at, and the
     next one is to begin here (None: it has come to the end).
@@ -124,7 +124,7 @@ class Claimed:
     next_due: float | None = None
     contended: bool = False
     held_back: bool = False
-    strangers: bool = False
+    unknown_types: bool = False
     more: bool = False
     resume: Spot | None = None
 

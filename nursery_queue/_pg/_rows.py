@@ -154,13 +154,13 @@ def claimed(rows: Iterable[Row], at_once: int | None) -> Claimed:
                 suspect=suspect,
             )
         )
-    next_due, contended, held_back, strangers, more, resume_queue, resume_type = answer
+    next_due, contended, held_back, unknown_types, more, resume_queue, resume_type = answer
     return Claimed(
         claims=claims,
         next_due=next_due,
         contended=contended,
         held_back=held_back,
-        strangers=strangers,
+        unknown_types=unknown_types,
         more=more,
         resume=None if resume_queue is None else Spot(resume_queue, resume_type),
     )

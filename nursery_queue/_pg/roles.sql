@@ -1,13 +1,13 @@
--- Roles for programs that share the queue, each with what it needs and no more. Nobody logs in as
--- one of them: grant them to roles that do, as in `grant nursery_queue_producer to my_application`.
+-- Roles for programs that share the queue, each with the rights it needs and no more. They cannot
+-- log in: grant them to roles that do, as in `grant nursery_queue_producer to my_application`.
 --
 --   nursery_queue_producer  enqueues in every way, and cancels what it has the id of
 --   nursery_queue_reader    sees all tasks, queues, workers and streams
 --   nursery_queue_worker    runs tasks, enqueues, sees, and steers (retry, pause, limits)
 --   nursery_queue_owner     owns the schema: it migrates
 --
--- To be run after `migrate up`, each time, by who owns the schema and may create roles; a superuser
--- need not. Run again it changes nothing.
+-- To be run after every `migrate up`, by a role that owns the schema and may create roles, or by a
+-- superuser. Run again it changes nothing.
 begin;
 set local search_path = pg_catalog, pg_temp;
 
@@ -23,7 +23,7 @@ begin
         end if;
     end loop;
 
-    -- Who gives something away must belong to who gets it.
+    -- A role that gives an object away must belong to the role that gets it.
     if not pg_has_role('nursery_queue_owner', 'usage') then
         execute format('grant nursery_queue_owner to %I', current_user);
     end if;
@@ -36,7 +36,7 @@ begin
     for thing in select oid::regprocedure as name, prorettype = 'trigger'::regtype as for_triggers
                    from pg_proc where pronamespace = 'nursery_queue'::regnamespace loop
         execute format('alter routine %s owner to nursery_queue_owner', thing.name);
-        -- Whoever may call a trigger's function may put it on a table of their own.
+        -- A role that may call a trigger's function may put it on a table of its own.
         if not thing.for_triggers then
             execute format('grant execute on routine %s to nursery_queue_worker', thing.name);
         end if;

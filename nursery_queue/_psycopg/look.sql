@@ -1,5 +1,5 @@
--- Who answers, how a transaction begins here unless told otherwise, and whether anything is set for
--- this role or database that pin_settings would have to set back.
+-- Answers the process id of the backend, the default isolation level here, and whether this role or
+-- database has a setting that pin_settings would have to set back.
 select pg_catalog.pg_backend_pid(),
        pg_catalog.current_setting('default_transaction_isolation'),
        pg_catalog.current_setting('default_transaction_isolation')

@@ -334,7 +334,7 @@ class Claimer:
             self._not_before = trio.current_time() + max(self._calm, self._walk.rest)
         if claimed.contended:
             self._look_again = trio.current_time() + CONTENDED_WAIT
-        if claimed.strangers and not self._only_others:
+        if claimed.unknown_types and not self._only_others:
             self.requests.park_soon()
 
     def _attempt(self, claim: Claim) -> Attempt:

@@ -13,11 +13,16 @@ import psycopg
 
 from psycopg import sql
 
-import nursery_queue._pg
+import nursery_queue
 
 
-FOLDER = Path(nursery_queue._pg.__file__).parent / "queries"
-QUERIES = sorted(path.stem for path in FOLDER.glob("*.sql"))
+PACKAGE = Path(nursery_queue.__file__).parent
+FILES = {
+    path.stem: path
+    for folder in (PACKAGE / "_pg" / "queries", PACKAGE / "_psycopg")
+    for path in folder.glob("*.sql")
+}
+QUERIES = sorted(FILES)
 Session = psycopg.Connection[tuple[Any, ...]]
 SCRIPTS = {
     "begin_migration",
@@ -44,7 +49,7 @@ def prepared(name: str) -> Prepared:
             names.append(match[1])
         return f"${names.index(match[1]) + 1}"
 
-    text = re.sub(r"%\((\w+)\)[sb]", number, (FOLDER / f"{name}.sql").read_text())
+    text = re.sub(r"%\((\w+)\)[sb]", number, FILES[name].read_text())
     return Prepared(text, names)
 
 

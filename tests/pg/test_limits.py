@@ -308,7 +308,7 @@ async def test_beside_what_was_asked_for(store: PostgresStore) -> None:
     await store.park()
     third = await store.claim(worker, [TYPE], limit=9)
 
-    assert [each.strangers for each in (first, second, third)] == [True, True, False]
+    assert [each.unknown_types for each in (first, second, third)] == [True, True, False]
 
 
 async def test_more_than_we_got(

@@ -8,7 +8,7 @@ import pytest
 from psycopg import pq
 
 from nursery_queue._pg import _rows
-from tests.pg.queries import FOLDER, QUERIES, SCRIPTS, Prepared, prepared
+from tests.pg.queries import FILES, QUERIES, SCRIPTS, Prepared, prepared
 
 
 # What _rows.py sends and reads, in the order of the columns.
@@ -30,7 +30,7 @@ ATTEMPT = (
     " error_details jsonb, final bool"
 )
 CLAIM = (
-    "next_due float8, contended bool, held_back bool, strangers bool, more bool,"
+    "next_due float8, contended bool, held_back bool, unknown_types bool, more bool,"
     " resume_queue text, resume_type text, id int8, epoch int4, attempt int4, lost int4,"
     " lag float8, task_type text, queue text, params text, max_attempts int4, backoff jsonb,"
     " timeout float8, keep_for float8, ?column? bool, completes int8,"
@@ -191,7 +191,7 @@ def described(session: psycopg.Connection, name: str) -> tuple[str, str]:
 @pytest.mark.parametrize("name", QUERIES)
 def test_it_says_what_it_is_for(name: str) -> None:
     """A file begins with a comment and holds one statement."""
-    text = (FOLDER / f"{name}.sql").read_text()
+    text = FILES[name].read_text()
     code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
 
     assert text.startswith("-- ")

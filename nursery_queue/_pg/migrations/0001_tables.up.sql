@@ -22,8 +22,8 @@ return asked is null or coalesce(
             && $.factor >= 1 && $.factor <= 1000
             && $.jitter >= 0 && $.jitter <= 1', false);
 
--- Whether this says what task is to be stored when another has ended: exactly what an insert
--- takes, since nobody would be there to hear of an error.
+-- Whether this describes a task to be stored when another has ended. Takes exactly what an insert
+-- takes, since no caller would be there to get an error.
 create function nursery_queue.is_completion(asked jsonb) returns boolean
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
 as $$
@@ -51,8 +51,8 @@ as $$
              or nursery_queue.is_completion(asked -> 'on_complete')), false)
 $$;
 
--- What is meant by a task of which no more than the type is said, and for how long it is kept
--- when no worker is there to ask.
+-- The defaults of a task of which no more than the type is given, and for how long it is kept when
+-- no worker is there to ask.
 create table nursery_queue.task_type (
     name        text primary key,
     queue       text not null,
@@ -82,19 +82,19 @@ create table nursery_queue.task (
     timeout      double precision check (timeout > 0 and timeout <> 'NaN'),
     keep_for     double precision check (keep_for >= 0 and keep_for <= 3155760000),
     dedup_key    text check (dedup_key <> ''),
-    -- The task to be stored when this one has ended, and what it is to be told besides. Left out
-    -- (JSON's null): as the task type declares. Null: none.
+    -- The task to be stored when this one has ended, and `context`, which that task is given. Left
+    -- out (JSON's null): as the task type declares. Null: none.
     on_complete  jsonb default 'null'
                  check (on_complete is null or nursery_queue.is_completion(on_complete)),
     context      jsonb,
-    completes    bigint, -- it tells how that one ended
-    -- What an index takes, whatever the characters: else it would only be refused later on, when
-    -- the task is claimed or put aside.
+    completes    bigint, -- the task whose end this one tells of
+    -- As long as an index takes, whatever the characters: a longer one would be refused only later,
+    -- when the task is claimed or parked.
     constraint task_task_type_of_at_most_255_characters check (length(task_type) <= 255),
     constraint task_queue_of_at_most_255_characters check (length(queue) <= 255),
     constraint task_dedup_key_of_at_most_255_characters check (length(dedup_key) <= 255),
-    -- As they are stored, uncompressed. Clients have their own, smaller limit; this one keeps what
-    -- no worker could take from being stored by anybody.
+    -- As stored, uncompressed. Clients have their own, smaller limit; this one keeps plain SQL from
+    -- storing what no worker could take.
     constraint task_params_of_at_most_64_megabytes check (pg_column_size(params) <= 67108864),
     constraint task_context_of_at_most_64_megabytes check (pg_column_size(context) <= 67108864),
     constraint task_on_complete_of_at_most_64_megabytes
@@ -121,8 +121,8 @@ create table nursery_queue.ready (
     attempt   integer not null default 0,
     epoch     integer not null default 0,
     lost      integer not null default 0,
-    -- Its worker died holding it, and it is not known whether it had started: the next worker
-    -- notes that it starts before it does.
+    -- Its worker died holding it, and it is not known whether it had started: the next worker notes
+    -- the start first (tests/contract/test_started.py).
     suspect   boolean not null default false
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 comment on table nursery_queue.ready is 'Position of a task that may run now.';
@@ -145,17 +145,17 @@ create table nursery_queue.running (
     epoch               integer not null,
     lost                integer not null,
     started_at          timestamptz not null,
-    -- The queue, if it has a limit: what counts against it.
+    -- The queue, if it has a limit: this row counts against it.
     pool                text,
     cancel_requested_at timestamptz,
     -- False: let the attempt finish, but make no other.
     cancel_interrupts   boolean not null default true,
-    -- False: claimed ahead, and not known to have started. Only a start counts as lost.
+    -- False: claimed ahead, and not known to have started. Only a started claim counts as lost.
     started             boolean not null default true,
     suspect             boolean not null default false -- as in ready
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 comment on table nursery_queue.running is 'Position of a claimed task.';
--- What every heartbeat reads; nearly always empty.
+-- Every heartbeat reads it; nearly always empty.
 create index running_cancel on nursery_queue.running (worker_id)
     where cancel_requested_at is not null;
 create index running_pool on nursery_queue.running (pool) where pool is not null;
@@ -166,7 +166,7 @@ create table nursery_queue.finished (
     attempt       integer not null,
     epoch         integer not null,
     lost          integer not null,
-    -- Whoever may cancel can set the clock of a test: not to what no client can read.
+    -- A role that may cancel can set a test's clock: not to an instant that no client can read.
     finished_at   timestamptz not null
                   check (finished_at between '0002-01-01 00:00+00' and '9998-12-31 00:00+00'),
     expires_at    timestamptz not null,
@@ -176,7 +176,7 @@ create table nursery_queue.finished (
 );
 comment on table nursery_queue.finished is 'How a task ended; leaves with its task row.';
 create index finished_expires on nursery_queue.finished (expires_at);
--- Those that somebody may want to see, among many that went well.
+-- Finds the few failed and cancelled tasks among many that succeeded.
 create index finished_badly_key on nursery_queue.finished (state, task_id)
     where state <> 'succeeded';
 
@@ -192,10 +192,10 @@ create table nursery_queue.attempt (
     error_message   text,
     error_traceback text,
     error_details   jsonb,
-    -- The task ended with it. Not to be told from what follows: it may have been made to go again.
+    -- The task ended with it. Later attempts do not tell: the task may have been revived.
     final           boolean not null default false,
-    -- Of a task with very many, the oldest that is kept counts those before it, by outcome and
-    -- whether they were final: {"snoozed": 900, "failed final": 2}.
+    -- Of a task with very many attempts, the oldest row that is kept counts the ones before it, by
+    -- outcome and whether they were final: {"snoozed": 900, "failed final": 2}.
     earlier         jsonb,
     primary key (task_id, epoch)
 );
@@ -240,4 +240,5 @@ create table nursery_queue.worker (
     heartbeat    double precision not null default 3
                  check (heartbeat > 0 and heartbeat <= 3155760000)
 );
-comment on table nursery_queue.worker is 'One row for each live worker; its lease runs from heartbeat_at.';
+comment on table nursery_queue.worker is
+    'One row for each live worker; its lease runs from heartbeat_at.';

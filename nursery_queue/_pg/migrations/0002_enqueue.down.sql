@@ -1,4 +1,4 @@
--- What is inserted from now on goes nowhere.
+-- Tasks inserted from now on get no position.
 drop function nursery_queue.enqueue_many(json);
 drop function nursery_queue.enqueue(text, jsonb, text, integer, timestamptz, double precision,
                                     integer, jsonb, double precision, double precision, text,

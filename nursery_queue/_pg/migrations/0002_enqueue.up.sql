@@ -1,7 +1,7 @@
--- How tasks come in: a plain insert, or a function where there is more to say.
+-- How tasks come in: by a plain insert, or by a function where that does not say enough.
 
--- Looks up what a task type declares, and keeps it for the transaction, together with what else
--- was looked up, as long as that is short. With the owner's rights, and for all who insert: it
+-- Looks up what a task type declares, and keeps it for the transaction with the types looked up
+-- before, as long as the list is short. With the owner's rights, for every role that inserts: it
 -- tells no more than an insert would.
 create function nursery_queue.recall(type text) returns jsonb
 language plpgsql security definer set search_path = pg_catalog, pg_temp
@@ -26,9 +26,9 @@ begin
 end
 $$;
 
--- Fills in what an insert has left out. Called for each row: so it looks a type up once, not
--- once a row (benchmarks/declared.py), and has no search_path to set, but names everything in
--- full.
+-- Fills in the columns that an insert has left out. Called for each row: so it looks a type up
+-- once, not once a row (benchmarks/declared.py), and has no search_path to set, but names
+-- everything in full.
 create function nursery_queue.as_declared() returns trigger
 language plpgsql
 as $$
@@ -57,13 +57,13 @@ create trigger as_declared before insert on nursery_queue.task
     for each row when (new.queue is null or new.priority is null or new.on_complete = 'null')
     execute function nursery_queue.as_declared();
 
--- Puts new tasks where they belong and rings the bell, once per statement, unless that is
--- switched off or all of them are for queues that leave it to the polls: a commit that rings
--- waits for every other one on the server that does (docs/sql.md). A setting that is not off is
--- on, as an enqueue is not the place to fail for a typing error. Walks queue_quiet, which is
--- mostly empty. With the owner's rights, so that a producer needs no more than INSERT on task;
--- and therefore for rows of that table alone: who could have it called for another one could run
--- others' tasks again.
+-- Puts new tasks where they belong and rings the bell, once per statement, unless that is switched
+-- off or all of them are for queues that leave it to the polls: a commit that rings waits for every
+-- other one on the server that does (docs/sql.md). A setting that is not off is on, as an enqueue
+-- is not the place to fail for a typing error. Walks queue_quiet, which is mostly empty. With the
+-- owner's rights, so that a producer needs no more than INSERT on task; and therefore for rows of
+-- that table alone: a role that had it called for a table of its own could run other roles' tasks
+-- again (tests/pg/test_rights.py).
 create function nursery_queue.place() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -94,8 +94,8 @@ create trigger place after insert on nursery_queue.task
     referencing new table as placed
     for each statement execute function nursery_queue.place();
 
--- Fails if not as many tasks were stored as were asked for: nobody could tell which task has which
--- id. May be called by all who insert: it does nothing.
+-- Fails if not as many tasks were stored as were asked for: the caller could not tell which task
+-- has which id. Every role that inserts may call it: it does nothing (tests/pg/test_left_out.py).
 create function nursery_queue.all_stored(stored bigint, asked bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -112,8 +112,8 @@ begin
 end
 $$;
 
--- Stores tasks, all or none, with ids in their order, and answers those in any; what it is given
--- is checked by the table. The insert is a statement of its own, as the server refuses one in
+-- Stores tasks, all or none, with ids in their order, and answers the ids in any order; the table
+-- checks the values. The insert is a statement of its own, as the server refuses one in
 -- WITH where a rule does something else as well. With the caller's rights and search_path, as
 -- triggers and rules of the user's belong to the caller's insert: so it names everything in full.
 create function nursery_queue.store(tasks json) returns setof bigint
@@ -149,8 +149,8 @@ begin
 end
 $$;
 
--- Stores one task. With a dedup_key that a live task has, answers that one's id instead. With the
--- owner's rights: so who may call it need not see anybody's keys.
+-- Stores one task. With a dedup_key that a live task has, answers that task's id instead. With the
+-- owner's rights: so a role that may call it need not see the keys of others.
 create function nursery_queue.enqueue(
     task_type text,
     params jsonb default '{}',
@@ -203,7 +203,8 @@ begin
                 raise serialization_failure using message =
                     'a task with this dedup_key was stored since this transaction began';
             end if;
-            -- Stored by somebody else between our look and our insert: look again.
+            -- Stored by another transaction between our look and our insert: look again
+            -- (tests/pg/test_dedup_races.py).
         end;
     end loop;
 end
@@ -264,8 +265,8 @@ begin
                 raise serialization_failure using message =
                     'a task with one of these dedup_keys was stored since this transaction began';
             end if;
-            -- Stored by somebody else between our look and our insert. All our keys are free
-            -- again: look again.
+            -- Stored by another transaction between our look and our insert. All our keys are free
+            -- again: look again (tests/pg/test_dedup_races.py).
         end;
     end loop;
 end

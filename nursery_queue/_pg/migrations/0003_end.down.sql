@@ -1,4 +1,4 @@
--- Nothing is cancelled any more, and nobody told.
+-- Nothing is cancelled any more, and no end told.
 drop function nursery_queue.cancel_page(text, text, timestamptz, bigint, bigint, integer, boolean);
 drop function nursery_queue.cancel(bigint, boolean);
 drop function nursery_queue.cancel_many(bigint[], boolean);

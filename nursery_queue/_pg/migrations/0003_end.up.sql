@@ -1,6 +1,6 @@
--- How tasks end other than by a worker, and how others are told of any end.
+-- How tasks end other than by a worker, and how other tasks are told of any end.
 
--- How a task ended, as the task that tells of it gets it.
+-- Returns how a task ended, in the form that the task which tells of it gets.
 create function nursery_queue.ending(
     state text, result jsonb, error_type text, error_message text, while_running boolean
 ) returns jsonb
@@ -21,10 +21,10 @@ create table nursery_queue.untold (
     noted_at      timestamptz not null default nursery_queue.now()
 );
 comment on table nursery_queue.untold is
-    'Ends that nobody was told of, since the task that on_complete asks for was refused.';
+    'Ends of which no task tells, since the one that on_complete asks for was refused.';
 
--- Whether an error is one that passes with time, so that what it kept from happening is to be
--- tried again as a whole; and whether one is about the row that was to be written.
+-- Whether an error passes with time, so that the whole call is to be tried again; and whether it is
+-- about the row that was to be written.
 create function nursery_queue.passes(state text) returns boolean
 language sql immutable parallel safe
 return state ~ '^(08|25|40|53|55P03|57)';
@@ -32,8 +32,8 @@ create function nursery_queue.is_of_row(state text) returns boolean
 language sql immutable parallel safe
 return left(state, 2) in ('21', '22', '23', '44', '54', 'P0');
 
--- Stores the tasks that tell how others have ended, all or none. What is not said of them is as
--- their type declares.
+-- Stores the tasks that tell how others have ended, all or none. Columns left out are as their type
+-- declares.
 create function nursery_queue.tell(
     ids bigint[], on_completes jsonb[], contexts jsonb[], endings jsonb[]
 ) returns void
@@ -59,8 +59,8 @@ as $$
      order by id
 $$;
 
--- Whether somebody has added to the table of tasks what may refuse one of ours: a trigger, a
--- constraint, an index, a policy or a column. In doubt it does: then an end costs a subtransaction
+-- Whether an addition of the user's to the table of tasks may refuse one of our rows: a trigger, a
+-- constraint, an index, a policy or a column. In doubt it may: then an end costs a subtransaction
 -- more (tests/pg/test_maintenance.py).
 create function nursery_queue.task_may_refuse() returns boolean
 language sql stable set search_path = pg_catalog, pg_temp
@@ -92,9 +92,9 @@ as $$
                                                    'on_complete', 'context', 'completes'])))
 $$;
 
--- Stores the tasks that tell how others have ended. To be called together with that end, which
--- does not depend on it: what is refused is noted, unless the ended task is not kept, and
--- answered, by id of the ended task; null: nothing was.
+-- Stores the tasks that tell how others have ended. Called in the same statement as that end, which
+-- does not depend on it: a refusal is noted, unless the ended task is not kept, and answered, by id
+-- of the ended task; null: there was none.
 create function nursery_queue.complete(
     ids bigint[], on_completes jsonb[], contexts jsonb[], endings jsonb[],
     kept boolean[] default null
@@ -259,15 +259,15 @@ end
 $$;
 
 -- Asks for one task to be cancelled, as cancel_many does. Finished or unknown: false. With the
--- owner's rights: so who may call it need not see the task.
+-- owner's rights: so a role that may call it need not see the task.
 create function nursery_queue.cancel(id bigint, running boolean default true) returns boolean
 language sql security definer set search_path = pg_catalog, pg_temp
 as $$
     select nursery_queue.cancel_many(array[id], running) > 0
 $$;
 
--- One page of a walk through all tasks by id: cancels those that fit and have not ended, or
--- only counts them. Answers the last id it has looked at, null if there was none, and how many.
+-- One page of a walk through all tasks by id: cancels the tasks that fit and have not ended, or
+-- only counts them. Answers the last id it has looked at, null if there was none, and how many fit.
 create function nursery_queue.cancel_page(
     queue text, task_type text, before timestamptz, after bigint, upto bigint, most integer,
     dry_run boolean

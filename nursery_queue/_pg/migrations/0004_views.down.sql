@@ -1,3 +1,3 @@
--- There is nothing to see any more.
+-- Takes the views away.
 drop view nursery_queue.task_attempt;
 drop view nursery_queue.task_status;

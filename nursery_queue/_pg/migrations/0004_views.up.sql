@@ -1,4 +1,4 @@
--- What there is to see: every task with its state, every execution.
+-- The views: every task with its state, every execution.
 
 create view nursery_queue.task_status as
 select task.id,
@@ -62,4 +62,5 @@ select task_id,
                false, null
           from nursery_queue.running) as execution
 window of_task as (partition by task_id order by epoch);
-comment on view nursery_queue.task_attempt is 'Every execution of every task, the running ones too.';
+comment on view nursery_queue.task_attempt is
+    'Every execution of every task, the running ones too.';

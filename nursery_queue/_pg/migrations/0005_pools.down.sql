@@ -1,5 +1,8 @@
--- Limits are no longer kept; what was parked may be claimed again.
-insert into nursery_queue.ready select * from nursery_queue.parked;
+-- Limits are no longer kept; parked tasks may be claimed again.
+insert into nursery_queue.ready (task_id, queue, priority, task_type, due_at, attempt, epoch, lost,
+                                 suspect)
+select task_id, queue, priority, task_type, due_at, attempt, epoch, lost, suspect
+  from nursery_queue.parked;
 delete from nursery_queue.parked;
 drop function nursery_queue.unpark(text[], integer);
 drop function nursery_queue.park(integer, text, text, integer);

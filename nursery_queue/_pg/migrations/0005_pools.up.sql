@@ -1,4 +1,4 @@
--- Queues as pools: how many tasks of a queue run over all workers, and who is in the way.
+-- Queues as pools: how many tasks of a queue run over all workers, and which tasks are in the way.
 
 -- A claim holds the lock of each queue it takes from, shared, and a change holds the lock of its
 -- queue alone, each until the commit: so no claim comes in that does not know of a change made
@@ -6,8 +6,8 @@
 -- at a bounded number of queues (nursery_queue.walk), so it holds a bounded number of locks: those
 -- of all 20,000 queues of one installation were more than the server's memory for locks has room
 -- for (tests/pg/test_many_queues.py).
--- A new limit counts what runs already, which a transaction with a snapshot of its own may not
--- see: such a one is refused.
+-- A new limit counts the tasks that run already, which a transaction with a snapshot of its own may
+-- not see: such a change is refused (tests/pg/test_limits.py).
 create function nursery_queue.change_alone() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -36,8 +36,8 @@ $$;
 create trigger change_alone before insert or update or delete on nursery_queue.queue
     for each row execute function nursery_queue.change_alone();
 
--- What was claimed before there was a limit counts against it, too. Then rings: there may be
--- room now, or workers may hold what is not to start any more. With the owner's rights, so that
+-- Tasks claimed before there was a limit count against it, too. Then rings: there may be room now,
+-- or workers may hold tasks that are not to start any more. With the owner's rights, so that
 -- setting a queue needs none on tasks.
 create function nursery_queue.count_and_ring() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
@@ -57,16 +57,16 @@ $$;
 create trigger count_and_ring after insert or update or delete on nursery_queue.queue
     for each statement execute function nursery_queue.count_and_ring();
 
--- The lanes that a claim looks at: the pairs of a queue and a task type that have ready tasks, in
--- the order of ready_key, from the first after (`after_queue`, `after_type`) on; of `queues` only
+-- Finds the pairs of a queue and a task type that a claim looks at: pairs with ready tasks, in the
+-- order of ready_key, from the first after (`after_queue`, `after_type`) on; of `queues` only
 -- (null: of all), in their order, of which `after_queue` is the first or none. Queues where nothing
--- may start are stepped over, and so are types other than `types`: one probe each, however many
--- tasks they have. Ends after `most_queues` queues or `most_steps` probes, and then says where the
--- next one is to begin (null: there are no more).
+-- may start are stepped over, and so are types other than `types` (`unknown_types`: there was one):
+-- one probe each, however many tasks they have. Ends after `most_queues` queues or `most_steps`
+-- probes, and then says where the next walk is to begin (null: there are no more).
 create function nursery_queue.walk(
     queues text[], types text[], after_queue text, after_type text,
     most_queues integer, most_steps integer,
-    out lane_queues text[], out lane_types text[], out strangers boolean,
+    out pair_queues text[], out pair_types text[], out unknown_types boolean,
     out resume_queue text, out resume_type text
 )
 language plpgsql stable set search_path = pg_catalog, pg_temp
@@ -77,12 +77,12 @@ declare
     next_queue text;
     next_type text;
     served boolean; -- something of `here` may start; null: not known yet
-    walked integer := 0; -- queues, without those that were stepped over
+    walked integer := 0; -- queues, without the ones stepped over
     name_number integer := 1;
 begin
-    lane_queues := '{}';
-    lane_types := '{}';
-    strangers := false;
+    pair_queues := '{}';
+    pair_types := '{}';
+    unknown_types := false;
     if here is distinct from queues[1] and queues is not null then
         here := queues[1];
         kind := '';
@@ -129,10 +129,10 @@ begin
         here := next_queue;
         kind := next_type;
         if served and kind = any(types) then
-            lane_queues := lane_queues || here;
-            lane_types := lane_types || kind;
+            pair_queues := pair_queues || here;
+            pair_types := pair_types || kind;
         elsif served then
-            strangers := true;
+            unknown_types := true;
         end if;
     end loop;
     resume_queue := here;
@@ -140,41 +140,41 @@ begin
 end
 $$;
 
--- How many tasks of each of these lanes are among the best `total` of all of them, if no queue
--- gives more than its slots. Looks at about 4 * `total` + 500 positions, evenly of all lanes.
--- Where a lane has more, some of these may be as good as its last that was looked at: tasks of
--- other lanes that are worse than that have to wait (`more`).
+-- How many tasks of each of these pairs are among the best `total` of all of them, if no queue
+-- gives more than its slots. Looks at about 4 * `total` + 500 positions, evenly of all pairs.
+-- Where a pair has more, some of these may be as good as its last that was looked at: tasks of
+-- other pairs that are worse than that have to wait (`more`).
 create function nursery_queue.shares(
-    lane_queues text[], lane_types text[], lane_slots integer[], total integer,
+    pair_queues text[], pair_types text[], pair_slots integer[], total integer,
     out most integer[], out more boolean
 )
 language plpgsql stable set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_generic_plan -- to plan it takes longer than to run it
 as $$
 declare
-    lanes integer := coalesce(cardinality(lane_queues), 0);
-    deep integer := 1 + (4 * total + 500) / greatest(1, lanes);
+    pairs integer := coalesce(cardinality(pair_queues), 0);
+    deep integer := 1 + (4 * total + 500) / greatest(1, pairs);
 begin
     more := false;
-    if lanes < 2 then
-        most := array[least(lane_slots[1], total)];
+    if pairs < 2 then
+        most := array[least(pair_slots[1], total)];
         return; -- the usual case
     end if;
     with candidate as materialized (
-        select lane.number, lane.queue, lane.slots, found.priority, found.task_id
-          from unnest(lane_queues, lane_types, lane_slots) with ordinality
-                    as lane (queue, task_type, slots, number)
+        select pair.number, pair.queue, pair.slots, found.priority, found.task_id
+          from unnest(pair_queues, pair_types, pair_slots) with ordinality
+                    as pair (queue, task_type, slots, number)
          cross join lateral (select ready.priority, ready.task_id
                                from nursery_queue.ready
-                              where ready.queue = lane.queue
-                                and ready.task_type = lane.task_type
+                              where ready.queue = pair.queue
+                                and ready.task_type = pair.task_type
                               order by ready.priority desc, ready.task_id
-                              limit least(lane.slots, total, deep)) as found
+                              limit least(pair.slots, total, deep)) as found
     ), beyond as materialized (
         select max(worst) as priority
           from (select min(priority) as worst from candidate
                  group by number, slots
-                having count(*) = deep and deep < least(slots, total)) as lane
+                having count(*) = deep and deep < least(slots, total)) as pair
     ), ranked as (
         select number, slots, priority, task_id,
                row_number() over (partition by queue order by priority desc, task_id) as rank
@@ -186,89 +186,92 @@ begin
          order by priority desc, task_id
          limit total
     )
-    select array_agg(coalesce(share.count, 0) order by lane),
+    select array_agg(coalesce(share.count, 0) order by pair),
            (select priority from beyond) is not null
       into most, more
-      from generate_series(1, lanes) as lane
+      from generate_series(1, pairs) as pair
       left join (select number, count(*) from best group by number) as share
-        on share.number = lane;
+        on share.number = pair;
 end
 $$;
 
--- How many tasks may start, by queue, for those that are paused (-1), that somebody is changing
--- (-2: ask again), or that have a limit; null: there are none. Until the commit nobody else gets an
--- answer for the latter, and none of them is changed.
-create function nursery_queue.room(queues text[]) returns jsonb
-language plpgsql set search_path = pg_catalog, pg_temp
+-- Answers a row for each of these queues that may not start all that its workers have room for: it
+-- has a limit (`free`: as many may start), is paused (`free` is null), or is being changed by
+-- another transaction (`free` is null, `changing`: ask again). Until the commit no other claim gets
+-- an answer for a queue with a limit, and none of these queues is changed
+-- (tests/pg/test_limits.py).
+create function nursery_queue.room(queues text[])
+returns table (queue text, free integer, changing boolean)
+language plpgsql rows 32 set search_path = pg_catalog, pg_temp
 as $$
 declare
     each text;
-    changing text[] := '{}';
+    others text[] := '{}'; -- queues that another transaction is changing
 begin
     foreach each in array queues loop
         -- However long that transaction lasts, only this queue waits for it.
         if not pg_try_advisory_xact_lock_shared(
                    hashtextextended('nursery_queue.queue.' || each, 0)) then
-            changing := changing || each;
+            others := others || each;
         end if;
     end loop;
-    if changing = '{}'
+    if others = '{}'
        and not exists (select from nursery_queue.queue
                         where name = any(queues) and (paused or max_running is not null)) then
-        return null;
+        return;
     end if;
     for each in select name from nursery_queue.queue
-                 where name = any(queues) and name <> all(changing)
+                 where name = any(queues) and name <> all(others)
                    and max_running > 0 and not paused
                  order by name -- so that two claims cannot wait for each other
     loop
         perform pg_advisory_xact_lock(hashtextextended('nursery_queue.pool.' || each, 0));
     end loop;
-    -- A statement of its own: it sees what was committed while those before it waited.
-    return (select jsonb_object_agg(name, free)
-              from (select name, case when paused then -1
-                                      else greatest(0, max_running - (
-                                               select count(*) from nursery_queue.running
-                                                where running.pool = name)) end as free
-                      from nursery_queue.queue
-                     where name = any(queues) and name <> all(changing)
-                       and (paused or max_running is not null)
-                     union all
-                    select name, -2 from unnest(changing) as name) as known);
+    -- A statement of its own: it sees the commits that came while the ones before it waited.
+    return query
+    select name, case when not paused
+                      then greatest(0, max_running - (select count(*) from nursery_queue.running
+                                                       where running.pool = name))::integer end,
+           false
+      from nursery_queue.queue
+     where name = any(queues) and name <> all(others) and (paused or max_running is not null)
+     union all
+    select name, null, true from unnest(others) as name;
 end
 $$;
 
 -- Puts ready tasks of types that no live worker knows out of the way of claims: up to `most`
--- tasks of the next `most_lanes` lanes after (`after_queue`, `after_type`). Answers how many, and
--- where the next call is to begin (null: at the first lane).
+-- tasks of the next `most_pairs` pairs of a queue and a type after (`after_queue`, `after_type`).
+-- Answers how many, and where the next call is to begin (null: at the first pair).
 create function nursery_queue.park(
     most integer, after_queue text default '', after_type text default '',
-    most_lanes integer default 1000,
+    most_pairs integer default 1000,
     out moved integer, out resume_queue text, out resume_type text
 )
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
-    -- Who registers and brings back what it knows waits for us; who has, is seen below.
+    -- A worker that registers and unparks its types waits for this lock, or is seen below
+    -- (tests/engine/test_unknown_types.py).
     perform pg_advisory_xact_lock_shared(hashtextextended('nursery_queue.parked', 0));
     with recursive known as materialized (
         select distinct unnest(task_types) as task_type from nursery_queue.worker
          where heartbeat_at >= nursery_queue.now() - make_interval(secs => lease)
-    ), lane (queue, task_type, number) as (
-        -- Every lane that has ready tasks, one index probe each.
+    ), pair (queue, task_type, number) as (
+        -- Every pair that has ready tasks, one index probe each.
         select park.after_queue, park.after_type, 0
          union all
-        select next.queue, next.task_type, lane.number + 1
-          from lane
+        select next.queue, next.task_type, pair.number + 1
+          from pair
          cross join lateral (select ready.queue, ready.task_type from nursery_queue.ready
                               where (ready.queue, ready.task_type)
-                                    > (lane.queue, lane.task_type)
+                                    > (pair.queue, pair.task_type)
                               order by ready.queue, ready.task_type
                               limit 1) as next
-         where lane.number < park.most_lanes
+         where pair.number < park.most_pairs
     ), walked as materialized (
-        select * from lane
-    ), strange as materialized (
+        select queue, task_type, number from pair
+    ), unknown as materialized (
         select head.place
           from walked
          cross join lateral (select ready.ctid as place
@@ -282,14 +285,17 @@ begin
          limit most
     ), free as materialized (
         select ctid as place from nursery_queue.ready
-         where ctid = any(array(select place from strange))
+         where ctid = any(array(select place from unknown))
            for update skip locked
     ), gone as (
         delete from nursery_queue.ready
          where ctid = any(array(select place from free))
-        returning *
+        returning task_id, queue, priority, task_type, due_at, attempt, epoch, lost, suspect
     ), put as (
-        insert into nursery_queue.parked select * from gone returning task_id
+        insert into nursery_queue.parked (task_id, queue, priority, task_type, due_at, attempt,
+                                          epoch, lost, suspect)
+        select task_id, queue, priority, task_type, due_at, attempt, epoch, lost, suspect from gone
+        returning task_id
     )
     select (select count(*) from put), last.queue, last.task_type
       into moved, resume_queue, resume_type
@@ -323,9 +329,12 @@ begin
     ), gone as (
         delete from nursery_queue.parked
          where ctid = any(array(select place from known))
-        returning *
+        returning task_id, queue, priority, task_type, due_at, attempt, epoch, lost, suspect
     ), put as (
-        insert into nursery_queue.ready select * from gone returning task_id
+        insert into nursery_queue.ready (task_id, queue, priority, task_type, due_at, attempt,
+                                         epoch, lost, suspect)
+        select task_id, queue, priority, task_type, due_at, attempt, epoch, lost, suspect from gone
+        returning task_id
     )
     select count(*) into moved from put;
     if moved > 0 then

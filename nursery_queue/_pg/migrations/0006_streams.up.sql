@@ -1,4 +1,4 @@
--- What handlers write while they run, for any number of readers.
+-- Streams: chunks that handlers write while they run, for any number of readers.
 
 create table nursery_queue.stream (
     id              bigint generated always as identity primary key,
@@ -6,7 +6,7 @@ create table nursery_queue.stream (
     name            text not null check (length(name) between 1 and 200),
     -- The attempt that has written last.
     epoch           integer not null,
-    -- How many chunks there have been; those before `first` were hidden by a restart.
+    -- How many chunks there have been; a restart has hidden the ones before `first`.
     length          bigint not null default 0,
     first           bigint not null default 0,
     restarts        integer not null default 0,
@@ -30,8 +30,8 @@ create table nursery_queue.chunk (
 comment on table nursery_queue.chunk is
     'What was written to streams: seq without gaps, in the order of the commits.';
 
--- Deletes the streams of tasks that are deleted. A statement of its own for each: so they see
--- what has been written since the statement that calls this began.
+-- Deletes the streams of tasks that are deleted. Each table has a statement of its own: so it sees
+-- the chunks written since the statement that calls this began.
 create function nursery_queue.forget_streams(ids bigint[]) returns void
 language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off
     set plan_cache_mode = force_generic_plan -- to plan it takes longer than to run it
@@ -51,8 +51,8 @@ $$;
 
 -- Stores chunks of an attempt at the end of its stream, all or none. Answers what became of them:
 -- 'stored', 'ignored' (an earlier attempt has closed the stream, and this one goes on with it),
--- 'stale' (the claim is not that attempt's any more), 'closed' (it has closed the stream itself)
--- or 'full' (there would be more than `most`).
+-- 'stale' (the claim is not that attempt's any more), 'closed' (it has closed the stream itself) or
+-- 'full' (there would be more than `most`).
 create function nursery_queue.write_stream(
     task_id bigint, epoch integer, name text, kinds "char"[], pieces bytea[],
     restart boolean default false, close_on_finish boolean default true,
@@ -66,7 +66,8 @@ declare
     target nursery_queue.stream;
     anew boolean;
 begin
-    -- Held until the commit: nobody else settles the attempt before, but it can be cancelled.
+    -- Held until the commit: no other transaction settles the attempt before, but it can be
+    -- cancelled.
     perform from nursery_queue.running
       where running.task_id = write_stream.task_id and running.epoch = write_stream.epoch
         for key share;

@@ -1,4 +1,4 @@
--- What is deleted by hand leaves its traces again, and a row that is refused is in everybody's way.
+-- Rows deleted by hand leave their traces again, and a refused row stops the batch it is in.
 drop trigger forget_all on nursery_queue.task;
 drop function nursery_queue.forget_all();
 drop trigger forget on nursery_queue.task;

@@ -1,7 +1,8 @@
--- What keeps the tables in order when a row is refused, deleted by hand, or one of very many.
+-- Maintenance: keeps the tables in order when a row is refused, deleted by hand, or one of very
+-- many.
 
 -- Lets a task fail that cannot go on from where it is, whatever positions it has. It is kept for a
--- day at least, so that the reason can be seen. False: there is none, or it has ended.
+-- day at least, so that the reason can be seen. False: there is no such task, or it has ended.
 create function nursery_queue.set_aside(id bigint, error_type text, error_message text)
 returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off
@@ -57,7 +58,7 @@ begin
 end
 $$;
 
--- Sets a task aside after an error that is about its row, and answers what there is to be told.
+-- Sets a task aside after an error that is about its row, and answers the reason by its id.
 create function nursery_queue.refuse(id bigint, error_type text, state text, problem text)
 returns jsonb
 language plpgsql set search_path = pg_catalog, pg_temp
@@ -77,7 +78,7 @@ begin
 end
 $$;
 
--- Makes up to `most` scheduled tasks ready whose time has come, one by one. What is refused fails
+-- Makes up to `most` scheduled tasks that are due ready, one by one. A task that is refused fails
 -- with the reason. Answers how many were moved, and the reasons by id.
 create function nursery_queue.promote_each(most integer, out moved integer, out refused jsonb)
 language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off
@@ -113,8 +114,8 @@ begin
 end
 $$;
 
--- Deletes up to `most` tasks that ended longer ago than they are kept, one by one. What is refused,
--- for a reference from a table of the application's own for instance, is kept for another day.
+-- Deletes up to `most` tasks that ended longer ago than they are kept, one by one. A task that is
+-- refused, for a reference from a table of the application's for instance, is kept for another day.
 create function nursery_queue.prune_each(most integer, out moved integer, out refused jsonb)
 language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off
 as $$
@@ -151,7 +152,7 @@ begin
 end
 $$;
 
--- Puts ready tasks of types that no live worker knows aside, as park does, one by one. What is
+-- Parks ready tasks of types that no live worker knows, as park does, one by one. A task that is
 -- refused stays where it is: it is in the way of claims, and nothing worse.
 create function nursery_queue.park_each(most integer, out moved integer, out refused jsonb)
 language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off
@@ -179,7 +180,10 @@ begin
                  where queue = each.queue and task_type = each.task_type
                    and priority = each.priority and task_id = each.task_id;
                 if found then
-                    insert into nursery_queue.parked select each.*;
+                    insert into nursery_queue.parked (task_id, queue, priority, task_type, due_at,
+                                                      attempt, epoch, lost, suspect)
+                    values (each.task_id, each.queue, each.priority, each.task_type, each.due_at,
+                            each.attempt, each.epoch, each.lost, each.suspect);
                     moved := moved + 1;
                 end if;
             exception when others then
@@ -194,8 +198,8 @@ begin
 end
 $$;
 
--- Brings up to `most` parked tasks of these types back, as unpark does, one by one. What is refused
--- fails with the reason.
+-- Brings up to `most` parked tasks of these types back, as unpark does, one by one. A task that is
+-- refused fails with the reason.
 create function nursery_queue.unpark_each(
     types text[], most integer, out moved integer, out refused jsonb
 )
@@ -216,7 +220,10 @@ begin
             delete from nursery_queue.parked
              where task_type = each.task_type and queue = each.queue
                and priority = each.priority and task_id = each.task_id;
-            insert into nursery_queue.ready select each.*;
+            insert into nursery_queue.ready (task_id, queue, priority, task_type, due_at,
+                                             attempt, epoch, lost, suspect)
+            values (each.task_id, each.queue, each.priority, each.task_type, each.due_at,
+                    each.attempt, each.epoch, each.lost, each.suspect);
             moved := moved + 1;
         exception when others then
             if nursery_queue.passes(sqlstate) then
@@ -232,8 +239,8 @@ begin
 end
 $$;
 
--- Takes all but the newest hundred closed attempts of tasks away, and counts them in the oldest that
--- stays. Called at every hundredth claim of a task, so that no log grows without end.
+-- Deletes all but the newest hundred closed attempts of tasks, and counts them in the oldest one
+-- that stays. Called at every hundredth claim of a task, so that no log grows without end.
 create function nursery_queue.trim_attempts(ids bigint[]) returns void
 language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off
     set plan_cache_mode = force_generic_plan
@@ -273,8 +280,8 @@ end
 $$;
 
 -- When rows of task are deleted by hand, all that belongs to them goes, too. The order is that of a
--- task's life, so that one that moves on meanwhile is met again. Statements of our own see to that
--- themselves, at less cost, and say so.
+-- task's life, so that a task that moves on meanwhile is met again. Statements of our own delete
+-- all that themselves, at less cost, and say so by the setting `tidy`.
 create function nursery_queue.forget() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
 as $$
@@ -319,7 +326,8 @@ declare
 begin
     if tg_relid <> 'nursery_queue.task'::regclass then
         raise insufficient_privilege using message =
-            'forget_all() is the trigger of nursery_queue.task alone, not of ' || tg_relid::regclass;
+            'forget_all() is the trigger of nursery_queue.task alone, not of '
+            || tg_relid::regclass;
     end if;
     foreach place in array array['scheduled', 'ready', 'parked', 'running', 'finished', 'dedup',
                                  'attempt', 'untold', 'stream', 'chunk'] loop
@@ -339,7 +347,7 @@ $$;
 create trigger forget_all after truncate on nursery_queue.task
     for each statement execute function nursery_queue.forget_all();
 
--- As in 0007_rights: nobody may call these but who is told so by name.
+-- As in 0007_rights: a role may call these only if it is granted by name.
 revoke execute on function
     nursery_queue.set_aside(bigint, text, text), nursery_queue.refuse(bigint, text, text, text),
     nursery_queue.promote_each(integer), nursery_queue.prune_each(integer),
@@ -347,8 +355,8 @@ revoke execute on function
     nursery_queue.trim_attempts(bigint[]), nursery_queue.forget(), nursery_queue.forget_all()
 from public;
 
--- Whoever migrates may be one of several who own the schema by way of a role: what was made here is
--- that role's, as all the rest is.
+-- Several users may own the schema by way of one role, and any of them may migrate: what was made
+-- here belongs to that role, as all the rest does.
 do $$
 declare
     thing record;

@@ -1,5 +1,5 @@
--- Looks at one page of what runs: which of it no living worker holds, or has no task any more; and
--- where the page ends (null: there was nothing). Walks running_pkey.
+-- Looks at one page of the running positions: which are abandoned, since no live worker holds them
+-- or their task is gone; and where the page ends (null: there was nothing). Walks running_pkey.
 with page as materialized (
     select task_id, worker_id from nursery_queue.running
      where task_id > %(after)s::bigint

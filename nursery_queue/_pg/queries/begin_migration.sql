@@ -1,6 +1,6 @@
 -- The first statements of a migration's transaction, whatever the role or the database has as
--- default: nobody's patience ends but ours, and nothing is bound to objects of the same name in
--- other schemas. Several statements, so not prepared.
+-- default: no time limit but the caller's ends it, and nothing is bound to objects of the same name
+-- in other schemas. Several statements, so not prepared.
 set local search_path = pg_catalog, pg_temp;
 set local lock_timeout = 0;
 set local statement_timeout = 0;

@@ -1,39 +1,40 @@
--- Takes up to `limit` ready tasks of the types and queues this worker serves, best priority
--- first, oldest first, never one that somebody else is taking at this moment. Walks
--- ready_key; the rows are picked once and then found by ctid, so no plan takes more. How many
--- may start of a queue is asked before any row is locked. The first `at_once` of them start at
--- once and are noted as started; the others are held ahead.
+-- Takes up to `limit` ready tasks of the types and queues this worker serves, best priority first,
+-- oldest first, never one that another claim is taking at this moment. Walks ready_key; the rows
+-- are picked once and then found by ctid, so no plan takes more. How many may start of a queue is
+-- asked before any row is locked. The first `at_once` of them start at once and are noted as
+-- started; the others are held ahead.
 --
--- Bounded whatever there is: it looks at no more than `most_queues` queues, which nursery_queue.walk
--- finds from (`after_queue`, `after_type`) on, and says where the next claim is to go on (null:
--- it has come to the end); reads about 4 * `limit` + 500 positions and locks `limit`.
--- tests/pg/test_many_queues.py and test_plans.py hold it to that.
--- Always answers at least one row, for what it says of all of them.
+-- Bounded however many tasks and queues there are: it looks at no more than `most_queues` queues,
+-- which nursery_queue.walk finds from (`after_queue`, `after_type`) on, and says where the next
+-- claim is to go on (null: it has come to the end); reads about 4 * `limit` + 500 positions and
+-- locks `limit`. tests/pg/test_many_queues.py and test_plans.py hold it to that. Always answers at
+-- least one row, which carries the answer as a whole.
 with walked as materialized (
     select * from nursery_queue.walk(%(queues)s::text[], %(task_types)s::text[],
                                      %(after_queue)s::text, %(after_type)s::text,
                                      %(most_queues)s::int, %(most_steps)s::int)
 ), wanted (queue, slots) as materialized (
     select queue, coalesce(asked.slots, %(limit)s::int)
-      from (select distinct unnest(lane_queues) as queue from walked) as served
+      from (select distinct unnest(pair_queues) as queue from walked) as served
       left join unnest(%(queues)s::text[], %(slots)s::int[]) as asked (queue, slots) using (queue)
-), room (free) as materialized (
-    select nursery_queue.room(array(select queue from wanted))
+), room as materialized (
+    select queue, free, changing from nursery_queue.room(array(select queue from wanted))
 ), offer (queue, slots, pool) as materialized (
-    select queue,
-           case when free ? queue then least(slots, (free ->> queue)::int, %(at_once)s::int)
-                else slots end,
-           case when free ? queue then queue end
-      from wanted, room
-     where coalesce((free ->> queue)::int, 1) > 0
-       and exists (select from nursery_queue.worker where worker.id = %(worker_id)s::uuid and not dead)
+    select wanted.queue,
+           case when room.queue is null then slots else least(slots, free, %(at_once)s::int) end,
+           room.queue
+      from wanted
+      left join room on room.queue = wanted.queue
+     where (room.queue is null or free > 0)
+       and exists (select from nursery_queue.worker
+                    where worker.id = %(worker_id)s::uuid and not dead)
 ), shared as materialized (
-    -- How many of each lane are among the best.
+    -- How many of each pair are among the best.
     select shares.*, served.queues, served.types
       from (select array_agg(queue) as queues, array_agg(task_type) as types,
                    array_agg(offer.slots) as slots
               from walked
-             cross join unnest(lane_queues, lane_types) as served (queue, task_type)
+             cross join unnest(pair_queues, pair_types) as served (queue, task_type)
               join offer using (queue)) as served
      cross join nursery_queue.shares(queues, types, slots, %(limit)s::int) as shares
 ), picked as materialized (
@@ -60,41 +61,38 @@ with walked as materialized (
            row_number() over (order by priority desc, task_id)
                <= coalesce(%(at_once)s::int, %(limit)s::int), suspect
       from taken
-), got (queue, task_type, of_lane, of_queue) as materialized (
-    -- Of all lanes that were walked, also those of queues that are full.
+), got (queue, task_type, of_pair, of_queue) as materialized (
+    -- Of all pairs that were walked, also of queues that are full.
     select served.queue, served.task_type, count(picked.place),
            sum(count(picked.place)) over (partition by served.queue)
       from walked
-     cross join unnest(lane_queues, lane_types) as served (queue, task_type)
+     cross join unnest(pair_queues, pair_types) as served (queue, task_type)
       left join picked using (queue, task_type)
      group by served.queue, served.task_type
-), answer (next_due, contended, held_back, strangers, more, resume_queue, resume_type) as (
+), left_over as (
+    -- Pairs with more tasks than were taken, though this worker has slots for them. Read only as
+    -- far as the two questions below ask.
+    select of_queue < offer.slots as offered, room.free is not null as has_limit
+      from got
+      join wanted using (queue)
+      left join offer using (queue)
+      left join room using (queue)
+     where of_queue < wanted.slots
+       and exists (select from nursery_queue.ready
+                    where ready.queue = got.queue and ready.task_type = got.task_type
+                   offset of_pair)
+), answer (next_due, contended, held_back, unknown_types, more, resume_queue, resume_type) as (
     select (select extract(epoch from min(due_at) - nursery_queue.now())::float8
               from nursery_queue.scheduled),
            -- Some queue is being changed, or has more than we got, not for want of slots.
-           exists (select from wanted, room where (free ->> queue)::int = -2)
+           exists (select from room where changing)
            or (select count(*) from picked) < %(limit)s::int
-           and not shared.more
-           and exists (select
-                         from got
-                         join offer using (queue)
-                        where of_queue < offer.slots
-                          and exists (select from nursery_queue.ready
-                                       where ready.queue = got.queue
-                                         and ready.task_type = got.task_type
-                                      offset of_lane)),
-           -- Some queue has more than we got, and that is for want of slots.
-           (select free from room) is not null
-           and exists (select
-                     from got
-                     join wanted using (queue)
-                     join room on (free ->> queue)::int >= 0
-                    where of_queue < wanted.slots
-                      and exists (select from nursery_queue.ready
-                                   where ready.queue = got.queue
-                                     and ready.task_type = got.task_type
-                                  offset of_lane)),
-           walked.strangers,
+              and not shared.more
+              and exists (select from left_over where offered),
+           -- Some queue has more than we got, for want of slots.
+           exists (select from room where free is not null)
+           and exists (select from left_over where has_limit),
+           walked.unknown_types,
            (select count(*) from picked) < %(limit)s::int and shared.more,
            walked.resume_queue, walked.resume_type
       from walked, shared

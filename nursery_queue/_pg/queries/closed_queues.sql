@@ -1,5 +1,5 @@
--- Of these queues those of which nothing is to start: they are paused, or more of their tasks are
--- running than may. Walks queue_pkey and running_pool.
+-- Which of these queues are to start nothing: they are paused, or have more tasks running than they
+-- may. Walks queue_pkey and running_pool.
 select name from nursery_queue.queue
  where name = any(%(queues)s::text[])
    and (paused or max_running is not null

@@ -1,2 +1,2 @@
--- Fails if so many of the tasks that have been copied in were left out.
+-- Fails if any of the tasks that have been copied in were left out. Walks nothing.
 select nursery_queue.all_stored(0, %(left_out)s::bigint)::text as answer

@@ -1,4 +1,5 @@
--- How many attempts have ended in which way, by queue. Reads the whole log.
+-- Counts closed attempts by queue, outcome and whether the task ended with them. Reads the whole
+-- log.
 select task.queue, way.outcome, way.final, sum(way.times)::bigint as count
   from (select task_id, outcome, final, count(*) as times
           from nursery_queue.attempt

@@ -1,4 +1,4 @@
--- How many tasks there are, by queue and state, and how many of them are due and wait. Reads
+-- Counts tasks by queue and state, and how many of them are due and wait for a worker. Reads
 -- everything.
 select queue, state, count(*), count(*) filter (where due)
   from (select queue, 'ready' as state, true as due from nursery_queue.ready

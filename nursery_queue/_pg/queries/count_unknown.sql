@@ -1,5 +1,5 @@
--- Ready tasks of types that no live worker knows, and when the oldest fell due. Reads all ready
--- tasks, once; who knows a type is asked once a type.
+-- Counts ready tasks of types that no live worker knows, and says when the oldest fell due. Reads
+-- all ready tasks, once; whether a worker knows a type is asked once a type.
 select task_type, count(*), min(due_at)
   from (select task_type, due_at from nursery_queue.ready
          union all

@@ -11,7 +11,7 @@ begin
     if to_regnamespace('nursery_queue') is null then
         create schema nursery_queue;
     end if;
-    -- What is in it gets our owner, and rights as we need them: that must not befall anybody else's.
+    -- Everything in the schema gets our owner and our rights: no other program's tables may.
     if exists (select from pg_catalog.pg_class
                 where relnamespace = 'nursery_queue'::pg_catalog.regnamespace
                   and relname not in ('migration', 'migration_pkey'))

@@ -1,10 +1,9 @@
 -- Takes workers for dead: from now on they renew and claim no more, and others take their tasks.
--- Their lease has run out by the database's clock; but that may have jumped, so whoever says so has
--- also seen the same heartbeat of theirs by a clock of his own, for as long as it takes them to send
--- the next one and a second (MARGIN). Or he has seen it for their whole lease, whatever the
--- database's clock says, which may have been set back since (tests/engine/test_clock_jumps.py).
--- Null: nobody has seen anything, and the database's clock is believed. Walks worker_pkey; waits for
--- nobody.
+-- The lease has run out by the database's clock; but that may have jumped. So the caller has also
+-- seen the same heartbeat, by its own clock, for the time to the next one and a second (MARGIN); or
+-- for the whole lease, whatever the database's clock says, which may have been set back since
+-- (tests/engine/test_clock_jumps.py). Null: the caller has seen no heartbeats, and the database's
+-- clock is believed. Walks worker_pkey; waits for no lock.
 with overdue as materialized (
     select ctid as place from nursery_queue.worker
      where not dead

@@ -1,2 +1,2 @@
--- Forgets a worker that leaves. What it still holds, if anything, is swept as lost.
+-- Forgets a worker that leaves. Claims that it still holds are swept as lost.
 delete from nursery_queue.worker where id = %(id)s::uuid

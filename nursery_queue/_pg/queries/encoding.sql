@@ -1,2 +1,2 @@
--- In which encoding is all text of this database?
+-- Answers the encoding of all text in this database. Walks nothing.
 select pg_catalog.current_setting('server_encoding')

@@ -1,5 +1,5 @@
--- Forgets dead workers that hold nothing any more; answers what of `left` no living worker holds.
--- Walks worker_pkey and running_pkey.
+-- Forgets dead workers that hold nothing any more; answers which tasks of `left` no live worker
+-- holds. Walks worker_pkey and running_pkey.
 with still as materialized (
     select task_id, worker_id from nursery_queue.running
      where task_id = any(%(left)s::bigint[])

@@ -1,9 +1,9 @@
 -- Renews a lease. No row: others took this worker for dead. Also answers which of its tasks
--- somebody wants cancelled; and which other workers are late, by two of their heartbeats, or have
+-- are to be cancelled; and which other workers are late, by two of their heartbeats, or have
 -- one from the future: each with the seconds after which it is dead, by declare_dead.sql. Writes
--- what the clock says also where that is earlier than before: kept, a heartbeat from the future
--- would be the same as long as the clock is behind it, and the living could not be told from the
--- dead. Walks worker_pkey and running_cancel.
+-- what the clock says also where that is earlier than before: a heartbeat from the future, if it
+-- were kept, would stay the same until the clock has caught up, and a live worker could not be told
+-- from a dead one (tests/engine/test_clock_jumps.py). Walks worker_pkey and running_cancel.
 update nursery_queue.worker
    set heartbeat_at = nursery_queue.now(), draining = %(draining)s::boolean
  where id = %(id)s::uuid and not dead

@@ -1,4 +1,4 @@
--- What the database thinks a worker holds.
+-- The claims that the database has of a worker. Reads all that runs.
 select running.task_id, running.epoch, running.attempt, running.lost, running.worker_id,
        running.cancel_requested_at is not null as cancel_requested, task.keep_for,
        task.on_complete is not null as on_complete, task.task_type, task.queue,

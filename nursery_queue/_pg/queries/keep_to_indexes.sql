@@ -1,9 +1,9 @@
--- For sessions that claim and settle, or for one transaction: tables that were empty when they
--- were last analysed, or when a statement was prepared, must do when they are large. What is
--- wanted is always the walk along an index in its order; no scan of everything, no bitmap to be
--- sorted, and no jit, which the price that the planner puts on a scan it cannot avoid would set
--- off. Names are those of the server, whatever the role's search_path has, and the time limits are
--- ours, not the role's: a claim or a heartbeat that it cut off would be as if the server were away.
+-- Keeps sessions that claim and settle, or one transaction, to plans that walk an index in its
+-- order: a plan made when the tables were empty, or last analysed empty, must do when they are
+-- large (tests/pg/test_plans.py). No scan of everything, no bitmap to be sorted, and no jit, which
+-- the price of a scan that the planner cannot avoid would set off. Names are the server's, whatever
+-- the role's search_path, and the time limits are ours, not the role's: a claim or a heartbeat that
+-- the role's limit cut off would look as if the server were away.
 select pg_catalog.set_config(name, value, %(once)s::boolean)
   from (values ('enable_seqscan', 'off'),
                ('enable_bitmapscan', 'off'),

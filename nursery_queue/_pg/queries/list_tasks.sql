@@ -1,5 +1,5 @@
--- A page of tasks, newest first, without what can be large unless asked for. Only the tasks of
--- the page are looked up everywhere; which they are is found where tasks in that state are.
+-- A page of tasks, newest first, without payloads and results unless asked for. The page's ids are
+-- found in the table of the asked state; only these tasks are then looked up everywhere.
 -- Walks task_pkey, or finished_pkey or the like, backwards, and looks tasks up one by one: a join
 -- may be planned as a walk through all of them (offset 0).
 with page as materialized (
@@ -55,7 +55,7 @@ with page as materialized (
       order by place.task_id desc
       limit %(limit)s::int)
     union all
-    -- Those that ended badly have an index of their own: they may be few among many.
+    -- Failed and cancelled tasks have an index of their own: they may be few among many.
     (select place.task_id
        from nursery_queue.finished as place
       cross join lateral (select queue, task_type from nursery_queue.task

@@ -1,5 +1,5 @@
--- Notes that these claims of a worker have started, or are about to; answers which it holds and
--- no open transaction is in the way of. Walks running_pkey.
+-- Notes that these claims of a worker have started, or are about to. Answers which of them it still
+-- holds, without the ones that an open transaction is in the way of. Walks running_pkey.
 with mine as materialized (
     select running.ctid as place
       from unnest(%(task_ids)s::bigint[], %(epochs)s::int[]) as noted (task_id, epoch)

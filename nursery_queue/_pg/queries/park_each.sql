@@ -1,2 +1,2 @@
--- Does what `park` does, one by one: what cannot be put aside stays where it is.
+-- Does what `park` does, task by task: one that cannot be parked stays where it is.
 select moved, refused from nursery_queue.park_each(%(most)s::int)

@@ -1,4 +1,4 @@
--- Moves up to `limit` tasks whose time has come to ready, and rings if there were any.
+-- Makes up to `limit` scheduled tasks that are due ready, and rings if there were any.
 -- Walks scheduled_due.
 with due as materialized (
     select ctid as place from nursery_queue.scheduled

@@ -1,5 +1,5 @@
--- Makes a worker known, and what its code declares, in the order of the names: so two that start
--- at once cannot wait for each other. Walks worker_pkey and task_type_pkey.
+-- Makes a worker known, and its code's declarations, in the order of their names: so two workers
+-- that start at once cannot wait for each other. Walks worker_pkey and task_type_pkey.
 with declared as (
     insert into nursery_queue.task_type as known (name, queue, priority, keep_for, on_complete)
     select name, queue, priority, keep_for, on_complete::jsonb

@@ -1,4 +1,4 @@
--- Makes a task that ended badly ready again, with all its attempts before it, unless another
+-- Makes a failed or cancelled task ready again, with all its attempts ahead of it, unless another
 -- live task has its dedup key by now. Walks finished_pkey and task_pkey.
 with wanted as materialized (
     select task.id, task.queue, task.priority, task.task_type, task.dedup_key, finished.epoch

@@ -1,6 +1,6 @@
--- Moves running tasks on and closes their attempts. A row whose claim is not ours any more
--- is left alone, and so is one that must not go round again (cancel requested) or that
--- somebody's open transaction holds; the answer says which. Walks running_pkey.
+-- Moves running tasks on and closes their attempts. A row whose claim is not the worker's any more
+-- is left alone, and so is one that must not go round again (cancel requested) or that another open
+-- transaction holds; the answer says which. Walks running_pkey; tests/pg/test_plans.py holds it.
 with settled as materialized (
     select * from unnest(
         %(task_ids)s::bigint[], %(epochs)s::int[], %(states)s::text[], %(finals)s::boolean[],
@@ -52,7 +52,7 @@ with settled as materialized (
       from closed
      where final and keep_for > 0
 ), told as materialized (
-    -- Looked up one by one, as in claim (offset 0).
+    -- Looked up one by one: a join may be planned as a walk through all tasks (offset 0).
     select closed.task_id, asked.on_complete, asked.context,
            nursery_queue.ending(state, result::jsonb, error_type, error_message, true) as ending,
            keep_for > 0 as kept
@@ -82,9 +82,9 @@ with settled as materialized (
         on running.task_id = settled.task_id and running.epoch = settled.epoch
      where closed.task_id is null
 )
--- Always answers at least one row, so that the bells are rung, and for what could not be told; a
--- new due time is news too, and so is a slot of a queue with a limit: a worker that has found it
--- full meanwhile may not be seen here.
+-- Always answers at least one row, so that the bells are rung, and `untold` is answered. A new due
+-- time rings too, and so does a slot of a queue with a limit: a worker that has found it full
+-- meanwhile may not be seen here (tests/pg/test_limits.py).
 select refused.task_id, refused.epoch, refused.refusal, others.untold
   from (select case when exists (select from closed where final)
                     then pg_notify('nursery_queue_finished', '') end,

@@ -1,6 +1,7 @@
--- Takes what `abandoned` has found, if it still is so and no open transaction holds it, to be
--- settled in the same transaction; what was not known to have started is marked, and what has no
--- task any more deleted. Walks running_pkey, worker_pkey and task_pkey.
+-- Takes the positions that `abandoned` has found, if they are abandoned still and no open
+-- transaction holds them, to be settled in the same transaction. A claim that is not known to have
+-- started is marked as suspect, and a position without a task deleted. Walks running_pkey,
+-- worker_pkey and task_pkey.
 with taken as materialized (
     select ctid as place, task_id from nursery_queue.running
      where task_id = any(%(ids)s::bigint[])
@@ -14,7 +15,8 @@ with taken as materialized (
      where ctid = any(array(
         select place from taken
          where not exists (select from nursery_queue.task where task.id = taken.task_id)))
-    -- Here, for it is done to the end, also where nothing else has been taken: a slot is free.
+    -- Rung here, since a branch that deletes runs to its end also where nothing else was taken: a
+    -- slot is free.
     returning case when pool is not null then pg_notify('nursery_queue', '') end
 ), suspected as (
     update nursery_queue.running set suspect = true

@@ -1,5 +1,5 @@
--- Takes ids for tasks that are about to be copied in, and the instant their delays count from. A
--- role that may not name ids gets nulls.
+-- Takes ids for tasks that are about to be copied in, and the instant that their delays count from.
+-- A role that may not name ids gets nulls (tests/pg/test_rights.py). Walks nothing.
 select array_agg(case when may then nextval(sequence) end) as ids, nursery_queue.now() as instant
   from (select sequence,
                has_column_privilege('nursery_queue.task', 'id', 'insert')

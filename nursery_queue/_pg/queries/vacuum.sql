@@ -1,3 +1,3 @@
--- Takes away what claims would step over until autovacuum comes, after a mass of tasks has
--- gone at the head of a queue. Waits for nobody; for roles that may not, a warning is all.
+-- Removes the dead rows that claims would step over until autovacuum comes, after very many tasks
+-- have left the head of a queue. Waits for no lock; a role that may not vacuum gets a warning.
 vacuum (skip_locked, truncate off) nursery_queue.ready
