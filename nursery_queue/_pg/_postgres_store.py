@@ -40,7 +40,7 @@ from nursery_queue._core._streams import StreamPage, StreamRequest, StreamWrite
 from nursery_queue._psycopg._cursors import OwnAsyncCursor
 from nursery_queue._psycopg._database_errors import translated
 from nursery_queue._psycopg._isolation import ISOLATION, USUAL
-from nursery_queue._store import Isolation, StoreTransaction, TellLost, tell_nobody
+from nursery_queue._store import Isolation, Store, StoreTransaction, TellLost, tell_nobody
 
 from . import _migrator as _migrate, _plan, _rows, _stream_rows as _streams
 from ._excusing import Excuses
@@ -67,7 +67,7 @@ VACUUM_AFTER = 10_000  # positions parked, once hardly any others are left to pa
 
 
 @attrs.define(eq=False)
-class PostgresStore(Sessions):
+class PostgresStore(Sessions, Store):
     """A `Store` in one schema of one PostgreSQL database.
 
     `Sessions` says how many connections it holds. A verb that gets no answer within
@@ -86,14 +86,12 @@ class PostgresStore(Sessions):
         self._sweeper = Sweeper(self.schema, lambda: self._lent(self._control))
 
     async def check(self) -> None:
-        """Raise `SchemaError` if the tables are not what this code needs."""
         async with self._lent(self._for_statements) as conn:
             await _migrate.check(conn, self.schema)
 
     # -- what applications do ----------------------------------------------------
 
     async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[TaskRef]:
-        """Store tasks, all or none, and answer in their order; *copy*: by COPY."""
         calls = 1 + len(tasks) // COPY if copy else 1
         # By COPY it is a transaction, which knows what a lost answer means.
         async with self._lent(self._for_statements, calls=calls, writes=not copy) as conn:
@@ -102,7 +100,6 @@ class PostgresStore(Sessions):
     def transaction(
         self, *, isolation: Isolation | None = None
     ) -> AbstractAsyncContextManager[StoreTransaction]:
-        """Open a transaction; it commits when the block ends well."""
         return self._transaction(isolation)
 
     @contextlib.asynccontextmanager
@@ -120,14 +117,12 @@ class PostgresStore(Sessions):
             yield PostgresTransaction(conn, self.schema, excuses)
 
     async def cancel(self, task_id: int, *, running: bool = True) -> bool:
-        """Cancel a waiting task, or ask for a running one to be."""
         async with self._lent(self._for_statements, writes=True) as conn:
             return await carry_out(conn, _plan.cancel(self.schema, task_id, running=running))
 
     async def cancel_some(
         self, which: CancelFilter, *, after: int, upto: int, dry_run: bool
     ) -> tuple[int | None, int]:
-        """Cancel what fits on one page of a walk through all tasks, or count it."""
         bounds = {"after": after, "upto": upto, "most": WALK, "dry_run": dry_run}
         params = attrs.asdict(which) | bounds
         rows = await self._run(self._for_statements, "cancel_some", params, writes=not dry_run)
@@ -135,7 +130,6 @@ class PostgresStore(Sessions):
         return last, count
 
     async def retry(self, task_id: int) -> bool:
-        """Make a failed or cancelled task ready again."""
         if task_id not in _rows.IDS:
             return False
         states = [state.value for state in sources(Event.REVIVE)]
@@ -146,60 +140,46 @@ class PostgresStore(Sessions):
     async def status_many(
         self, task_ids: Sequence[int], *, payloads: bool = False
     ) -> list[TaskStatus | None]:
-        """Say where tasks are, in the order asked."""
         ids = [task_id for task_id in task_ids if task_id in _rows.IDS]
-        rows = await self._run(self._for_statements, "status", {"ids": ids, "payloads": payloads})
-        found = {row[0]: _rows.task_status(row) for row in rows}
+        rows = await self._read("status", {"ids": ids, "payloads": payloads})
+        found = {row["id"]: _rows.task_status(row) for row in rows}
         return [found.get(task_id) for task_id in task_ids]
 
     async def attempts(self, task_id: int) -> list[Attempt]:
-        """Return the whole log of a task, oldest first, a running attempt included."""
         if task_id not in _rows.IDS:
             return []
-        rows = await self._run(self._for_statements, "attempts", {"task_id": task_id})
-        return [_rows.attempt(row) for row in rows]
+        return [_rows.attempt(row) for row in await self._read("attempts", {"task_id": task_id})]
 
     async def list_tasks(self, which: TaskFilter) -> list[TaskStatus]:
-        """Return a page of tasks, newest first."""
         params = attrs.asdict(which)
         if which.after is not None:
             params["after"] = min(max(which.after, _rows.IDS[0]), _rows.IDS[-1])
-        rows = await self._run(self._for_statements, "list_tasks", params)
-        return [_rows.task_status(row) for row in rows]
+        return [_rows.task_status(row) for row in await self._read("list_tasks", params)]
 
     async def pause(self, queue: str, *, paused: bool) -> None:
-        """Let nothing of a queue start, or let it start again."""
         params = {"queue": queue, "paused": paused}
         await self._run(self._for_statements, "pause", params, writes=True)
 
     async def limit(self, queue: str, max_running: int | None) -> None:
-        """Set how many tasks of a queue may run over all workers; None: as many as they can."""
         params = {"queue": queue, "max_running": max_running}
         await self._run(self._for_statements, "limit", params, writes=True)
 
     async def notify(self, queue: str, *, notify: bool) -> None:
-        """Have enqueues to a queue wake workers, or leave its tasks to their polls."""
         params = {"queue": queue, "notify": notify}
         await self._run(self._for_statements, "notify", params, writes=True)
 
     async def queues(self) -> list[QueueStatus]:
-        """Return every queue that is set in some way or has live tasks, by name."""
-        rows = await self._run(self._for_statements, "queues")
-        return [_rows.queue_status(row) for row in rows]
+        return [QueueStatus(**row) for row in await self._read("queues")]
 
     async def workers(self) -> list[WorkerStatus]:
-        """Return every registered worker, the oldest first."""
-        rows = await self._run(self._for_statements, "list_workers")
-        return [_rows.worker_status(row) for row in rows]
+        return [WorkerStatus(**row) for row in await self._read("list_workers")]
 
     async def stats(self) -> Stats:
-        """Count tasks and attempts, and list workers. Reads everything."""
         names = ("count_tasks", "count_attempts", "count_unknown", "list_workers")
         async with self._lent(self._for_statements) as conn:
-            return _rows.stats(*[await conn.fetch(query(name, self.schema)) for name in names])
+            return _rows.stats(*[await conn.fetch_named(query(n, self.schema)) for n in names])
 
     async def read_streams(self, requests: Sequence[StreamRequest]) -> list[StreamPage | None]:
-        """Return a page for each request, in their order; None: there is no such task."""
         asked = _streams.read_params(requests)
         rows = await self._run(self._for_statements, "read_streams", asked)
         return _streams.pages(rows, len(requests))
@@ -207,19 +187,16 @@ class PostgresStore(Sessions):
     # -- what a worker does ------------------------------------------------------
 
     async def register(self, worker: WorkerInfo) -> None:
-        """Make a worker known; only known workers may claim."""
         await self._run(self._heartbeat, "register", _rows.register_params(worker))
         self._registered.add(worker.id)
 
     async def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
-        """Renew a lease; never registers anew."""
         self._pool.tend()
         params = {"id": worker_id, "draining": draining}
         rows = await self._run(self._heartbeat, "heartbeat", params)
         return _rows.beat(rows)
 
     async def deregister(self, worker_id: UUID) -> None:
-        """Forget a worker. What it still holds may be swept at once."""
         self._registered.discard(worker_id)
         await self._run(self._heartbeat, "deregister", {"id": worker_id})
 
@@ -233,7 +210,6 @@ class PostgresStore(Sessions):
         at_once: int | None = None,
         after: Spot | None = None,
     ) -> Claimed:
-        """Take at most *limit* ready tasks; *queue_slots*: only these queues (None: all)."""
         after = after or Spot("")
         params = {
             "worker_id": worker_id,
@@ -259,12 +235,10 @@ class PostgresStore(Sessions):
                 return _rows.claimed(rows, at_once)
 
     async def settle(self, settlements: Sequence[Settlement]) -> dict[Fence, Refusal]:
-        """Write what became of claims; return those not applied, and why."""
         async with self._lent(self._control) as conn:
             return await settle_rows(conn, self.schema, settlements)
 
     async def outcomes(self, fences: Sequence[Fence]) -> Mapping[Fence, Outcome | None]:
-        """Return with which outcome claims have been closed; None: the task is gone."""
         params = {
             "task_ids": [fence.task_id for fence in fences],
             "epochs": [fence.epoch for fence in fences],
@@ -276,13 +250,12 @@ class PostgresStore(Sessions):
         }
 
     async def write_stream(self, write: StreamWrite) -> None:
-        """Store chunks of an attempt at the end of one of its streams, all or none."""
         async with self._lent(self._for_statements, writes=True) as conn:
             await _streams.write(conn, self.schema, write)
 
     async def give_back_all_but(self, worker_id: UUID, fences: set[Fence]) -> int:
-        """Release what the store thinks this worker holds, except *fences*."""
-        rows = await self._run(self._control, "held", {"worker_id": worker_id})
+        async with self._lent(self._control) as conn:
+            rows = await conn.fetch_named(query("held", self.schema), {"worker_id": worker_id})
         strays = [held for row in rows if (held := _rows.held(row)).fence not in fences]
         refused = await self.settle([give_back(held) for held in strays])
         if left := [fence for fence, why in refused.items() if why is not Refusal.STALE]:
@@ -291,16 +264,13 @@ class PostgresStore(Sessions):
         return len(strays) - len(refused)
 
     async def closed_queues(self, queues: Sequence[str]) -> set[str]:
-        """Return which of these queues are paused, or have more tasks running than they may."""
         rows = await self._run(self._control, "closed_queues", {"queues": list(queues)})
         return {name for (name,) in rows}
 
     async def promote(self) -> int:
-        """Make scheduled tasks that are due ready, in bulk; return how many."""
         return await self._moved("promote", {"limit": BATCH})
 
     async def note_started(self, worker_id: UUID, fences: Collection[Fence]) -> set[Fence]:
-        """Note that claims have started, or are about to; return those it holds."""
         params = {
             "worker_id": worker_id,
             "task_ids": [fence.task_id for fence in fences],
@@ -317,12 +287,10 @@ class PostgresStore(Sessions):
         seen: Sequence[Seen] | None = None,
         tell: TellLost = tell_nobody,
     ) -> int:
-        """Settle a batch of what dead workers hold; return how many, *tell* of each loss."""
         allowed = functools.partial(allowed_losses, max_lost=max_lost, max_lost_of=max_lost_of)
         return await self._sweeper.sweep(allowed, tell, seen)
 
     async def prune(self) -> int:
-        """Delete a batch of tasks that ended longer ago than they are kept; return how many."""
         params = {"limit": BATCH, "chunks": CHUNKS, "attempts": ATTEMPTS}
         while True:
             try:
@@ -335,7 +303,6 @@ class PostgresStore(Sessions):
     async def backlog(
         self, task_types: Sequence[str], *, queues: Sequence[str] | None, most: int
     ) -> int:
-        """Count tasks of these types that are due in these queues, up to *most*."""
         params = {
             "task_types": list(task_types),
             "queues": None if queues is None else list(queues),
@@ -345,7 +312,6 @@ class PostgresStore(Sessions):
         return int(rows[0][0])
 
     async def park(self) -> int:
-        """Put ready tasks of types nobody knows out of the way of claims; return how many."""
         after = self._park_after
         params = {"most": PARK, "after_queue": after.queue, "after_type": after.task_type}
         try:
@@ -361,7 +327,6 @@ class PostgresStore(Sessions):
         return int(parked)
 
     async def unpark(self, task_types: Sequence[str]) -> int:
-        """Bring a batch of parked tasks of these types back; return how many."""
         return await self._moved("unpark", {"task_types": list(task_types), "most": PARK})
 
     async def _moved(self, name: str, params: Mapping[str, Any]) -> int:

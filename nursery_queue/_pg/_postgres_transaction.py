@@ -73,27 +73,20 @@ class PostgresTransaction:
         return await self.connection.execute(query, params)
 
     async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[TaskRef]:
-        """Store tasks; nobody sees them before the commit."""
         return await insert_tasks(self.connection, self._schema, tasks, copy=copy)
 
     async def cancel(self, task_id: int, *, running: bool = True) -> bool:
-        """Ask for a task to be cancelled; nobody sees it before the commit."""
         plan = _plan.cancel(self._schema, task_id, running=running)
         return await carry_out(self.connection, plan)
 
     async def status_many(
         self, task_ids: Sequence[int], *, payloads: bool = False
     ) -> list[TaskStatus | None]:
-        """Say where tasks are, as this transaction sees them."""
         # For the while it lasts the connection is the user's, who may have set client_encoding.
         plan = _plan.for_anybody(_plan.status(self._schema, task_ids, payloads=payloads))
         return await carry_out(self.connection, plan)
 
     async def settle(self, settlement: Settlement) -> None:
-        """Settle one claim, with the commit. Raises `StaleClaim` if it is not ours any more.
-
-        Raises `ClaimLocked` if another transaction holds it: this one may ask again.
-        """
         self._excuses.settling = True
         refused = await settle_rows(self.connection, self._schema, [settlement])
         if refused:
@@ -102,12 +95,10 @@ class PostgresTransaction:
             raise _REFUSALS[refusal](msg)
 
     async def write_stream(self, write: StreamWrite) -> None:
-        """Store chunks with the commit; nobody sees them before."""
         await _streams.write(self.connection, self._schema, write)
 
     @contextlib.asynccontextmanager
     async def savepoint(self) -> AsyncGenerator[None]:
-        """A block that can fail alone."""
         async with self.connection.transaction():
             yield
 

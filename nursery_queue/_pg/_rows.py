@@ -19,7 +19,6 @@ from nursery_queue._core._model import (
     Held,
     NewTask,
     Outcome,
-    QueueStatus,
     Settlement,
     Spot,
     Stats,
@@ -34,6 +33,7 @@ from nursery_queue._core._tally import Way, counters_of
 
 
 Row = tuple[Any, ...]
+NamedRow = dict[str, Any]  # by column: where an answer is read seldom enough to be read by name
 # In ASCII, which is the same in all client encodings: EUC_JP and SJIS write a yen sign as what the
 # server takes for a backslash, and LATIN1 has none at all for most characters.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -166,116 +166,41 @@ def claimed(rows: Iterable[Row], at_once: int | None) -> Claimed:
     )
 
 
-def held(row: Row) -> Held:
+def held(row: NamedRow) -> Held:
     """Read a row of `held.sql` or `take_abandoned.sql`."""
-    task_id, epoch, attempt, lost, worker_id, cancel_requested, keep_for, *rest = row
-    on_complete, task_type, queue, age, started, max_lost = rest[:6]
-    return Held(
-        fence=Fence(task_id, epoch),
-        attempt=attempt,
-        lost=lost,
-        worker_id=worker_id,
-        cancel_requested=cancel_requested,
-        keep_for=keep_for,
-        on_complete=on_complete,
-        task_type=task_type,
-        queue=queue,
-        age=age,
-        started=started,
-        max_lost=max_lost,
-    )
+    fence = Fence(row.pop("task_id"), row.pop("epoch"))
+    return Held(fence=fence, **row)
 
 
-def task_status(row: Row) -> TaskStatus:
+def task_status(row: NamedRow) -> TaskStatus:
     """Read a row of `status.sql` or `list_tasks.sql`."""
-    return TaskStatus(
-        id=row[0],
-        task_type=row[1],
-        queue=row[2],
-        state=State(row[3]),
-        attempt=row[4],
-        created_at=row[5],
-        run_at=row[6],
-        started_at=row[7],
-        finished_at=row[8],
-        worker_id=row[9],
-        result=row[10],
-        error_type=row[11],
-        error_message=row[12],
-        priority=row[13],
-        lost=row[14],
-        cancel_requested=row[15],
-        on_complete=row[16],
-        completes=row[17],
-        params=row[18],
-        context=row[19],
-        completion_error=row[20],
-    )
+    return TaskStatus(**row | {"state": State(row["state"])})
 
 
-def attempt(row: Row) -> Attempt:
+def attempt(row: NamedRow) -> Attempt:
     """Read a row of `attempts.sql`."""
-    return Attempt(
-        task_id=row[0],
-        number=row[1],
-        outcome=Outcome(row[2]),
-        worker_id=row[3],
-        started_at=row[4],
-        finished_at=row[5],
-        error_type=row[6],
-        error_message=row[7],
-        error_traceback=row[8],
-        error_details=row[9],
-        final=row[10],
-    )
-
-
-def queue_status(row: Row) -> QueueStatus:
-    """Read a row of `queues.sql`."""
-    return QueueStatus(
-        name=row[0],
-        paused=row[1],
-        max_running=row[2],
-        scheduled=row[3],
-        ready=row[4],
-        running=row[5],
-        notify=row[6],
-    )
-
-
-def worker_status(row: Row) -> WorkerStatus:
-    """Read a row of `list_workers.sql`."""
-    return WorkerStatus(
-        id=row[0],
-        name=row[1],
-        host=row[2],
-        pid=row[3],
-        queues=row[4],
-        task_types=row[5],
-        started_at=row[6],
-        heartbeat_at=row[7],
-        draining=row[8],
-        alive=row[9],
-        running=row[10],
-    )
+    return Attempt(**row | {"outcome": Outcome(row["outcome"])})
 
 
 def stats(
-    tasks: Iterable[Row], attempts: Iterable[Row], unknown: Iterable[Row], workers: Iterable[Row]
+    tasks: Iterable[NamedRow],
+    attempts: Iterable[NamedRow],
+    unknown: Iterable[NamedRow],
+    workers: Iterable[NamedRow],
 ) -> Stats:
     """Read the answers of `count_tasks.sql`, `count_attempts.sql` and so on."""
     queues: dict[str, dict[State, int]] = defaultdict(dict)
     due: Counter[str] = Counter()
-    for queue, state, count, waiting in tasks:
-        queues[queue][State(state)] = count
-        due[queue] += waiting
+    for row in tasks:
+        queues[row["queue"]][State(row["state"])] = row["count"]
+        due[row["queue"]] += row["due"]
     ways: dict[str, dict[Way, int]] = defaultdict(dict)
-    for queue, outcome, final, count in attempts:
-        ways[queue][Outcome(outcome), final] = count
+    for row in attempts:
+        ways[row["queue"]][Outcome(row["outcome"]), row["final"]] = row["count"]
     return Stats(
         queues=queues,
-        workers=[worker_status(row) for row in workers],
-        unknown_task_types={name: UnknownTypeStats(count, since) for name, count, since in unknown},
+        workers=[WorkerStatus(**row) for row in workers],
+        unknown_task_types={row.pop("task_type"): UnknownTypeStats(**row) for row in unknown},
         counters={
             queue: counters_of(
                 ways[queue], running=states.get(State.RUNNING, 0), backlog=due[queue]

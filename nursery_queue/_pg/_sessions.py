@@ -36,7 +36,7 @@ from nursery_queue._psycopg._session_clock import SessionClock
 from nursery_queue._store import Bell, Ring
 from nursery_queue._trio._connection_use import connection_use
 
-from ._rows import Row
+from ._rows import NamedRow, Row
 from ._sql import DEFAULT_SCHEMA, checked_schema, query
 
 
@@ -228,6 +228,11 @@ class Sessions:
     ) -> list[Row]:
         async with self._lent(pool, writes=writes) as conn:
             return await conn.fetch(query(name, self.schema), params)
+
+    async def _read(self, name: str, params: Mapping[str, Any] | None = None) -> list[NamedRow]:
+        """Run a read of the application's, and return its rows by the names of their columns."""
+        async with self._lent(self._for_statements) as conn:
+            return await conn.fetch_named(query(name, self.schema), params)
 
     @contextlib.asynccontextmanager
     async def _lent(

@@ -182,7 +182,7 @@ class Sweeper:
         return settled
 
     async def _take(self, conn: Connection, ids: Sequence[int]) -> list[Held]:
-        rows = await conn.fetch(query("take_abandoned", self.schema), {"ids": list(ids)})
+        rows = await conn.fetch_named(query("take_abandoned", self.schema), {"ids": list(ids)})
         return [_rows.held(row) for row in rows]
 
 

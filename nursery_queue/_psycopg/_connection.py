@@ -369,6 +369,25 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 
         A third cheaper than `execute()` for a small statement: the cursor, an own one, is kept.
         """
+        cursor = await self._ask(query, params)
+        return [] if cursor is None else await cursor.fetchall()
+
+    async def fetch_named(
+        self,
+        query: bytes | LiteralString,
+        params: Sequence[Any] | Mapping[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Run *query* as `fetch` does, and return its rows by the names of their columns."""
+        cursor = await self._ask(query, params)
+        if cursor is None or cursor.description is None:
+            return []
+        names = [column.name for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
+
+    async def _ask(
+        self, query: bytes | LiteralString, params: Sequence[Any] | Mapping[str, Any] | None
+    ) -> OwnAsyncCursor | None:
+        """Run *query* and return the cursor that has its rows; None: it gives none."""
         if self._pipeline is not None:  # each statement under way needs a cursor of its own
             cursor = await OwnAsyncCursor(self).execute(query, params, prepare=True)
             await self.sync_pipeline()
@@ -377,8 +396,8 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
             await cursor.execute(query, params, prepare=True)
         # No checkpoint between the answer and here: another task may use the cursor next.
         if cursor.pgresult is None or cursor.pgresult.status != pq.ExecStatus.TUPLES_OK:
-            return []
-        return await cursor.fetchall()
+            return None
+        return cursor
 
     async def notifies(
         self,

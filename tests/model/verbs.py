@@ -218,7 +218,7 @@ class Verbs:
                 worker_id, task_types, limit=limit, queue_slots=queue_slots, at_once=at_once
             )
             assert not found.contended, "nobody else is there"
-            # In memory unknown types are not in the way, and an unknown worker is not told the rest.
+            # In memory unknown types are not in the way; an unknown worker is not told the rest.
             return attrs.evolve(found, unknown_types=False, held_back=known and found.held_back)
 
         claims: list[Claim] = (await self.sides.both(claim)).claims

@@ -72,8 +72,8 @@ EXPECTED = {
     "backlog": ("queues text[], task_types text[], most int4", "count int8"),
     "closed_queues": ("queues text[]", "name text"),
     "count_attempts": ("", "queue text, outcome text, final bool, count int8"),
-    "count_tasks": ("", "queue text, state text, count int8, count int8"),
-    "count_unknown": ("", "task_type text, count int8, min timestamptz"),
+    "count_tasks": ("", "queue text, state text, count int8, due int8"),
+    "count_unknown": ("", "task_type text, count int8, since timestamptz"),
     "declare_dead": ("ids uuid[], heartbeats timestamptz[], seconds float8[]", "id uuid"),
     "deregister": ("id uuid", ""),
     "encoding": ("", "current_setting text"),
@@ -120,8 +120,8 @@ EXPECTED = {
     "queues": (
         "",
         (
-            "name text, coalesce bool, max_running int4, coalesce int8, coalesce int8,"
-            " coalesce int8, coalesce bool"
+            "name text, paused bool, max_running int4, scheduled int8, ready int8,"
+            " running int8, notify bool"
         ),
     ),
     "read_streams": (

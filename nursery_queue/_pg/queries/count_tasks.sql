@@ -1,6 +1,6 @@
 -- Counts tasks by queue and state, and how many of them are due and wait for a worker. Reads
 -- everything.
-select queue, state, count(*), count(*) filter (where due)
+select queue, state, count(*), count(*) filter (where due) as due
   from (select queue, 'ready' as state, true as due from nursery_queue.ready
          union all
         select queue, 'ready', true from nursery_queue.parked

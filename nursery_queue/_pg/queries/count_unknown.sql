@@ -1,6 +1,6 @@
 -- Counts ready tasks of types that no live worker knows, and says when the oldest fell due. Reads
 -- all ready tasks, once; whether a worker knows a type is asked once a type.
-select task_type, count(*), min(due_at)
+select task_type, count(*), min(due_at) as since
   from (select task_type, due_at from nursery_queue.ready
          union all
         select task_type, due_at from nursery_queue.parked) as waiting

@@ -17,8 +17,9 @@ with live as (
       from live
      group by queue
 )
-select name, coalesce(paused, false), max_running,
-       coalesce(scheduled, 0), coalesce(ready, 0), coalesce(running, 0), coalesce(notify, true)
+select name, coalesce(paused, false) as paused, max_running,
+       coalesce(scheduled, 0) as scheduled, coalesce(ready, 0) as ready,
+       coalesce(running, 0) as running, coalesce(notify, true) as notify
   from nursery_queue.queue
   full join counted using (name)
  order by name
