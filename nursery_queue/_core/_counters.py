@@ -47,15 +47,8 @@ class Counters:
         return _rate(self.failed, self.completed - self.retries)
 
     def __add__(self, other: Counters) -> Counters:
-        return Counters(
-            succeeded=self.succeeded + other.succeeded,
-            failed=self.failed + other.failed,
-            cancelled=self.cancelled + other.cancelled,
-            retries=self.retries + other.retries,
-            lost=self.lost + other.lost,
-            running=self.running + other.running,
-            backlog=self.backlog + other.backlog,
-        )
+        others = attrs.asdict(other)
+        return Counters(**{name: n + others[name] for name, n in attrs.asdict(self).items()})
 
 
 def _rate(part: int, whole: int) -> float:

@@ -30,8 +30,11 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-def connected(error: BaseException) -> Iterator[BaseException]:
-    """Yield *error*, and what it holds, was caused by or was raised while handling; each once."""
+def connected(error: BaseException, *, hidden: bool = True) -> Iterator[BaseException]:
+    """Yield *error*, and what it holds, was caused by or was raised while handling; each once.
+
+    *hidden* False: without contexts that `raise ... from` hides.
+    """
     seen, waiting = set[int](), list[BaseException | None]([error])
     while waiting:
         current = waiting.pop()
@@ -39,7 +42,8 @@ def connected(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(current))
         yield current
-        waiting += [cause_of(current), context_of(current), *_inside(current)]
+        context = context_of(current) if hidden or not hides_context(current) else None
+        waiting += [cause_of(current), context, *_inside(current)]
 
 
 def unwrapped(error: BaseException) -> BaseException:

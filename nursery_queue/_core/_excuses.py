@@ -7,7 +7,7 @@ import math
 
 from collections.abc import Iterator
 
-from ._exception_groups import cause_of, context_of, hides_context, is_a, leaves
+from ._exception_groups import connected, leaves
 
 
 class Excuse(enum.Enum):
@@ -54,15 +54,5 @@ def _mark_of(error: BaseException) -> object:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield *error*, what is inside it, and whatever these have come of."""
-    seen: set[int] = set()
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        current = waiting.pop()
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        yield current
-        waiting += [cause_of(current), None if hides_context(current) else context_of(current)]
-        if is_a(current, BaseExceptionGroup):
-            waiting += leaves(current)
+    """Yield *error*, the errors inside it, and the errors that these have come of."""
+    return connected(error, hidden=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 from collections.abc import Mapping
@@ -9,12 +10,12 @@ from typing import assert_never
 
 import attrs
 
-from ._model import Claim, ErrorRecord, Fence, Held, Outcome, Settlement
+from ._model import Claim, ErrorRecord, Held, Outcome, Settlement
 from ._retry import RetryPolicy
 from ._states import Event
 
 
-KEEP_FOR = 86_400.0  # seconds; for tasks whose type nobody here knows
+KEEP_FOR = 86_400.0  # seconds; for tasks whose type this code does not know
 MAX_LOST = 3
 
 
@@ -44,7 +45,7 @@ class TimedOut:
 
 @attrs.frozen
 class Cancelled:
-    """Somebody asked for it, and the handler was cancelled."""
+    """A cancel was asked for, and the handler was cancelled."""
 
     error: ErrorRecord | None = None
 
@@ -54,7 +55,8 @@ class Interrupted:
     """The attempt is given back through no fault of its handler, so none is used up.
 
     *delay* None: the worker stops, or lost its lease, and any other may run the task at once.
-    Else the handler failed for want of something that comes with time, in so many seconds.
+    Else the handler failed for want of something that comes with time, and runs again in *delay*
+    seconds.
     """
 
     error: ErrorRecord | None = None
@@ -85,41 +87,6 @@ class Policy:
     keep_for: float
 
 
-@attrs.frozen(kw_only=True)
-class _Position:
-    """The part of a claim that a decision needs."""
-
-    fence: Fence
-    attempt: int
-    lost: int
-    keep_for: float
-    on_complete: bool
-
-    def to(
-        self,
-        event: Event,
-        outcome: Outcome | None,
-        *,
-        error: ErrorRecord | None = None,
-        result: str | None = None,
-        delay: float = 0.0,
-        refund: bool = False,
-        lost: int = 0,
-    ) -> Settlement:
-        return Settlement(
-            fence=self.fence,
-            event=event,
-            attempt=self.attempt - refund,
-            lost=self.lost + lost,
-            keep_for=self.keep_for,
-            outcome=outcome,
-            delay=delay,
-            result=result,
-            error=error,
-            on_complete=self.on_complete,
-        )
-
-
 def settle(
     claim: Claim,
     outcome: AttemptOutcome,
@@ -130,17 +97,10 @@ def settle(
 ) -> Settlement:
     """Decide what *outcome* means for the task. No I/O, no clock.
 
-    *cancel_requested*: somebody asked for the task to be cancelled, so it does not go
-    round again; what has ended for good ends as it would have.
+    *cancel_requested*: a cancel was asked for, so the task does not go round again; a task that
+    has ended for good ends as it would have.
     """
-    here = _Position(
-        fence=claim.fence,
-        attempt=claim.attempt,
-        lost=claim.lost,
-        keep_for=policy.keep_for,
-        on_complete=claim.on_complete,
-    )
-    decided = _decide(here, outcome, policy.retry, rng)
+    decided = _decide(claim, outcome, policy, rng)
     return _stopped(decided) if cancel_requested else decided
 
 
@@ -159,69 +119,83 @@ def settle_lost(held: Held, *, max_lost: int = MAX_LOST) -> Settlement:
     """
     if not held.started:
         return give_back(held)
-    here = _held_position(held)
     error = ErrorRecord(
         type="worker_lost", message=f"worker {held.worker_id} went away while running this task"
     )
     event = Event.FAIL if held.lost + 1 >= max_lost else Event.LOSE
-    decided = here.to(event, Outcome.LOST, error=error, lost=1, refund=True)
+    decided = _settlement(
+        held, held.keep_for, event, Outcome.LOST, error=error, lost=1, refund=True
+    )
     return _stopped(decided) if held.cancel_requested else decided
 
 
 def give_back(held: Held) -> Settlement:
-    """Return what the store thinks this worker holds, but it does not: it never started."""
-    here = _held_position(held)
-    decided = here.to(Event.INTERRUPT, None, refund=True)
+    """Release a claim that its worker never started, or does not know."""
+    decided = _settlement(held, held.keep_for, Event.INTERRUPT, None, refund=True)
     return _stopped(decided) if held.cancel_requested else decided
 
 
-def _held_position(held: Held) -> _Position:
-    return _Position(
+def _settlement(
+    held: Claim | Held,
+    keep_for: float | None,
+    event: Event,
+    outcome: Outcome | None,
+    *,
+    error: ErrorRecord | None = None,
+    result: str | None = None,
+    delay: float = 0.0,
+    refund: bool = False,
+    lost: int = 0,
+) -> Settlement:
+    return Settlement(
         fence=held.fence,
-        attempt=held.attempt,
-        lost=held.lost,
-        keep_for=KEEP_FOR if held.keep_for is None else held.keep_for,
+        event=event,
+        attempt=held.attempt - refund,
+        lost=held.lost + lost,
+        keep_for=KEEP_FOR if keep_for is None else keep_for,
+        outcome=outcome,
+        delay=delay,
+        result=result,
+        error=error,
         on_complete=held.on_complete,
     )
 
 
 def _decide(  # noqa: PLR0911  # one return a case
-    here: _Position, outcome: AttemptOutcome, retry: RetryPolicy, rng: random.Random
+    claim: Claim, outcome: AttemptOutcome, policy: Policy, rng: random.Random
 ) -> Settlement:
+    here = functools.partial(_settlement, claim, policy.keep_for)
+    retry = policy.retry
+    again = claim.attempt < retry.max_attempts
     match outcome:
         case Succeeded(result):
-            return here.to(Event.SUCCEED, Outcome.SUCCEEDED, result=result)
+            return here(Event.SUCCEED, Outcome.SUCCEEDED, result=result)
         case Failed():
-            again = outcome.retry and here.attempt < retry.max_attempts
-            delay = retry.delay(here.attempt, rng) if outcome.after is None else outcome.after
-            return _failed(here, Outcome.FAILED, outcome.error, delay if again else None)
+            after = outcome.after
+            delay = retry.delay(claim.attempt, rng) if after is None else after
+            if again and outcome.retry:
+                return here(Event.RETRY, Outcome.FAILED, error=outcome.error, delay=delay)
+            return here(Event.FAIL, Outcome.FAILED, error=outcome.error)
         case TimedOut(limit, error):
             error = error or ErrorRecord(
                 type="TimedOut", message=f"cancelled at its time limit of {limit:g} s"
             )
-            again = here.attempt < retry.max_attempts
-            delay = retry.delay(here.attempt, rng)
-            return _failed(here, Outcome.TIMED_OUT, error, delay if again else None)
+            delay = retry.delay(claim.attempt, rng)
+            if again:
+                return here(Event.RETRY, Outcome.TIMED_OUT, error=error, delay=delay)
+            return here(Event.FAIL, Outcome.TIMED_OUT, error=error)
         case Cancelled(error):
-            return here.to(Event.CANCEL, Outcome.CANCELLED, error=error)
+            return here(Event.CANCEL, Outcome.CANCELLED, error=error)
         case Interrupted(error, later):
             event = Event.INTERRUPT if later is None else Event.DEFER
             wait = later or 0.0
-            return here.to(event, Outcome.INTERRUPTED, error=error, delay=wait, refund=True)
+            return here(event, Outcome.INTERRUPTED, error=error, delay=wait, refund=True)
         case NotStarted():
-            return here.to(Event.INTERRUPT, None, refund=True)
+            return here(Event.INTERRUPT, None, refund=True)
         case Snoozed(delay):
-            return here.to(Event.SNOOZE, Outcome.SNOOZED, delay=delay, refund=True)
+            return here(Event.SNOOZE, Outcome.SNOOZED, delay=delay, refund=True)
         case _:
             assert_never(outcome)
-
-
-def _failed(
-    here: _Position, outcome: Outcome, error: ErrorRecord, delay: float | None
-) -> Settlement:
-    if delay is None:
-        return here.to(Event.FAIL, outcome, error=error)
-    return here.to(Event.RETRY, outcome, error=error, delay=delay)
 
 
 def _stopped(decided: Settlement) -> Settlement:

@@ -45,6 +45,7 @@ from nursery_queue._store import Isolation, Store, StoreTransaction, TellLost, t
 from . import _migrator as _migrate, _plan, _rows, _stream_rows as _streams
 from ._excusing import Excuses
 from ._postgres_transaction import PostgresTransaction, carry_out, insert_tasks, settle_rows
+from ._rows import Row
 from ._sessions import Sessions
 from ._sql import query
 from ._sweeper import Sweeper
@@ -125,16 +126,16 @@ class PostgresStore(Sessions, Store):
     ) -> tuple[int | None, int]:
         bounds = {"after": after, "upto": upto, "most": WALK, "dry_run": dry_run}
         params = attrs.asdict(which) | bounds
-        rows = await self._run(self._for_statements, "cancel_some", params, writes=not dry_run)
-        last, count = rows[0]
+        ((last, count),) = await self._run(
+            self._for_statements, "cancel_some", params, writes=not dry_run
+        )
         return last, count
 
     async def retry(self, task_id: int) -> bool:
         if task_id not in _rows.IDS:
             return False
         states = [state.value for state in sources(Event.REVIVE)]
-        params = {"id": task_id, "states": states}
-        rows = await self._run(self._for_statements, "revive", params, writes=True)
+        rows = await self._write("revive", id=task_id, states=states)
         return bool(rows[0][0])
 
     async def status_many(
@@ -157,16 +158,13 @@ class PostgresStore(Sessions, Store):
         return [_rows.task_status(row) for row in await self._read("list_tasks", params)]
 
     async def pause(self, queue: str, *, paused: bool) -> None:
-        params = {"queue": queue, "paused": paused}
-        await self._run(self._for_statements, "pause", params, writes=True)
+        await self._write("pause", queue=queue, paused=paused)
 
     async def limit(self, queue: str, max_running: int | None) -> None:
-        params = {"queue": queue, "max_running": max_running}
-        await self._run(self._for_statements, "limit", params, writes=True)
+        await self._write("limit", queue=queue, max_running=max_running)
 
     async def notify(self, queue: str, *, notify: bool) -> None:
-        params = {"queue": queue, "notify": notify}
-        await self._run(self._for_statements, "notify", params, writes=True)
+        await self._write("notify", queue=queue, notify=notify)
 
     async def queues(self) -> list[QueueStatus]:
         return [QueueStatus(**row) for row in await self._read("queues")]
@@ -239,11 +237,7 @@ class PostgresStore(Sessions, Store):
             return await settle_rows(conn, self.schema, settlements)
 
     async def outcomes(self, fences: Sequence[Fence]) -> Mapping[Fence, Outcome | None]:
-        params = {
-            "task_ids": [fence.task_id for fence in fences],
-            "epochs": [fence.epoch for fence in fences],
-        }
-        rows = await self._run(self._control, "outcomes", params)
+        rows = await self._do("outcomes", **_rows.fence_params(fences))
         return {
             Fence(task_id, epoch): None if outcome is None else Outcome(outcome)
             for task_id, epoch, outcome in rows
@@ -264,19 +258,13 @@ class PostgresStore(Sessions, Store):
         return len(strays) - len(refused)
 
     async def closed_queues(self, queues: Sequence[str]) -> set[str]:
-        rows = await self._run(self._control, "closed_queues", {"queues": list(queues)})
-        return {name for (name,) in rows}
+        return {name for (name,) in await self._do("closed_queues", queues=list(queues))}
 
     async def promote(self) -> int:
-        return await self._moved("promote", {"limit": BATCH})
+        return await self._moved("promote", limit=BATCH)
 
     async def note_started(self, worker_id: UUID, fences: Collection[Fence]) -> set[Fence]:
-        params = {
-            "worker_id": worker_id,
-            "task_ids": [fence.task_id for fence in fences],
-            "epochs": [fence.epoch for fence in fences],
-        }
-        rows = await self._run(self._control, "note_started", params)
+        rows = await self._do("note_started", worker_id=worker_id, **_rows.fence_params(fences))
         return {Fence(task_id, epoch) for task_id, epoch in rows}
 
     async def sweep(
@@ -291,10 +279,11 @@ class PostgresStore(Sessions, Store):
         return await self._sweeper.sweep(allowed, tell, seen)
 
     async def prune(self) -> int:
-        params = {"limit": BATCH, "chunks": CHUNKS, "attempts": ATTEMPTS}
         while True:
             try:
-                ((pruned, shortened, _),) = await self._run(self._control, "prune", params)
+                ((pruned, shortened, _),) = await self._do(
+                    "prune", limit=BATCH, chunks=CHUNKS, attempts=ATTEMPTS
+                )
             except (psycopg.Error, DatabaseRefused) as exc:
                 return await self._move_each("prune", {"limit": BATCH}, exc)
             if pruned or not shortened:
@@ -303,19 +292,16 @@ class PostgresStore(Sessions, Store):
     async def backlog(
         self, task_types: Sequence[str], *, queues: Sequence[str] | None, most: int
     ) -> int:
-        params = {
-            "task_types": list(task_types),
-            "queues": None if queues is None else list(queues),
-            "most": most,
-        }
-        rows = await self._run(self._control, "backlog", params)
+        named = None if queues is None else list(queues)
+        rows = await self._do("backlog", task_types=list(task_types), queues=named, most=most)
         return int(rows[0][0])
 
     async def park(self) -> int:
         after = self._park_after
-        params = {"most": PARK, "after_queue": after.queue, "after_type": after.task_type}
         try:
-            ((parked, queue, task_type),) = await self._run(self._control, "park", params)
+            ((parked, queue, task_type),) = await self._do(
+                "park", most=PARK, after_queue=after.queue, after_type=after.task_type
+            )
         except (psycopg.Error, DatabaseRefused) as exc:
             return await self._move_each("park", {"most": EACH}, exc)
         self._park_after = Spot("") if queue is None else Spot(queue, task_type)
@@ -327,12 +313,20 @@ class PostgresStore(Sessions, Store):
         return int(parked)
 
     async def unpark(self, task_types: Sequence[str]) -> int:
-        return await self._moved("unpark", {"task_types": list(task_types), "most": PARK})
+        return await self._moved("unpark", task_types=list(task_types), most=PARK)
 
-    async def _moved(self, name: str, params: Mapping[str, Any]) -> int:
+    async def _write(self, name: str, **params: Any) -> list[Row]:
+        """Run a write of the application's."""
+        return await self._run(self._for_statements, name, params, writes=True)
+
+    async def _do(self, name: str, **params: Any) -> list[Row]:
+        """Run a statement of the worker's, which bears being repeated."""
+        return await self._run(self._control, name, params)
+
+    async def _moved(self, name: str, **params: Any) -> int:
         """Move tasks on in one statement; one by one if a row of them is refused."""
         try:
-            rows = await self._run(self._control, name, params)
+            rows = await self._do(name, **params)
         except (psycopg.Error, DatabaseRefused) as exc:
             return await self._move_each(name, params, exc)
         return int(rows[0][0])
@@ -340,7 +334,7 @@ class PostgresStore(Sessions, Store):
     async def _move_each(self, name: str, params: Mapping[str, Any], trouble: Exception) -> int:
         """Move tasks one by one, since *trouble* came of moving them together."""
         params = {key: min(EACH, most) if most == PARK else most for key, most in params.items()}
-        ((moved, refused),) = await self._run(self._control, f"{name}_each", params)
+        ((moved, refused),) = await self._do(f"{name}_each", **params)
         told, self._refused[name] = self._refused.get(name, {}), refused
         for task_id, why in sorted(refused.items() - told.items()):
             log.error("%s: task %s is refused, and left out: %s", name, task_id, why)

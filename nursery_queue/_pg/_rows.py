@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -85,6 +85,14 @@ def settle_params(settlements: Sequence[Settlement]) -> dict[str, Any]:
         "error_tracebacks": [error and error.traceback for error in errors],
         "error_details": [error and error.details for error in errors],
         "on_completes": [settlement.on_complete for settlement in settlements],
+    }
+
+
+def fence_params(fences: Collection[Fence]) -> dict[str, list[int]]:
+    """Return *fences* as one array a column."""
+    return {
+        "task_ids": [fence.task_id for fence in fences],
+        "epochs": [fence.epoch for fence in fences],
     }
 
 
@@ -174,12 +182,14 @@ def held(row: NamedRow) -> Held:
 
 def task_status(row: NamedRow) -> TaskStatus:
     """Read a row of `status.sql` or `list_tasks.sql`."""
-    return TaskStatus(**row | {"state": State(row["state"])})
+    row["state"] = State(row["state"])
+    return TaskStatus(**row)
 
 
 def attempt(row: NamedRow) -> Attempt:
     """Read a row of `attempts.sql`."""
-    return Attempt(**row | {"outcome": Outcome(row["outcome"])})
+    row["outcome"] = Outcome(row["outcome"])
+    return Attempt(**row)
 
 
 def stats(

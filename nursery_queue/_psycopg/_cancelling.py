@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -15,8 +16,6 @@ from nursery_queue._trio._clock import held
 
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from ._connection import Connection
 
 

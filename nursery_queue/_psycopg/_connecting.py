@@ -5,23 +5,19 @@ from __future__ import annotations
 import os
 import re
 
-from typing import TYPE_CHECKING
-
 import psycopg
 import trio
 
 from psycopg import errors, pq
+from psycopg.abc import ConnDict, ConnParam
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq.abc import PGconn
 
 from nursery_queue._trio._clock import held
 
 from ._database_errors import is_transient
 from ._hosts import Hosts, address_of, attempts, names_several, param, patience, share
 
-
-if TYPE_CHECKING:
-    from psycopg.abc import ConnDict, ConnParam
-    from psycopg.pq.abc import PGconn
 
 # A peer that is gone without a word is noticed within about 25 s.
 KEEPALIVE: dict[str, ConnParam] = {

@@ -14,15 +14,19 @@ import contextlib
 import functools
 import logging
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, LiteralString, Self, TypeVar
 
 import psycopg
 import trio
 
 from psycopg import pq
+from psycopg.abc import AdaptContext, ConnParam, PQGen
 from psycopg.adapt import AdaptersMap
 from psycopg.errors import CancellationTimeout, QueryCanceled
-from psycopg.rows import TupleRow
+from psycopg.pq.abc import PGconn
+from psycopg.rows import AsyncRowFactory, TupleRow
 
 from nursery_queue._trio._clock import ClockStuck, really_move_on_after
 from nursery_queue._trio._connection_use import awaiting_answer
@@ -37,15 +41,6 @@ from ._session_clock import SessionClock, nothing
 from ._transaction_block import TransactionBlock, check_committable, truthful_commit
 from ._waiting import READ, Lock, Turn, drive, ready_now
 
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-    from types import TracebackType
-    from typing import LiteralString, Self
-
-    from psycopg.abc import AdaptContext, ConnParam, PQGen
-    from psycopg.pq.abc import PGconn
-    from psycopg.rows import AsyncRowFactory
 
 RV = TypeVar("RV")
 

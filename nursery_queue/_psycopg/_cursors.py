@@ -7,10 +7,11 @@ kind. That is for its own statements.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 
+from psycopg import AsyncConnection, Connection
 from psycopg.adapt import AdaptersMap
 from psycopg.postgres import register_default_adapters, register_default_types
 from psycopg.rows import TupleRow, tuple_row
@@ -19,10 +20,6 @@ from psycopg.types.array import register_all_arrays
 from psycopg.types.json import set_json_loads
 
 from nursery_queue._core._json_text import from_text
-
-
-if TYPE_CHECKING:
-    from psycopg import AsyncConnection, Connection
 
 
 def _as_delivered() -> AdaptersMap:
@@ -39,25 +36,22 @@ def _as_delivered() -> AdaptersMap:
 _OURS = _as_delivered()
 
 
-class OwnCursor(psycopg.Cursor[TupleRow]):
-    """On a blocking connection, whosever it is."""
+class _Own:
+    @property
+    def adapters(self) -> AdaptersMap:
+        """Our own, not the connection's (tests/pg/test_adapters.py)."""
+        return _OURS
+
+
+class OwnCursor(_Own, psycopg.Cursor[TupleRow]):
+    """On a blocking connection of any class, ours or the application's."""
 
     def __init__(self, connection: Connection[Any]) -> None:
         super().__init__(connection, row_factory=tuple_row)
 
-    @property
-    def adapters(self) -> AdaptersMap:
-        """Ours, not those of the connection."""
-        return _OURS
 
-
-class OwnAsyncCursor(psycopg.AsyncCursor[TupleRow]):
-    """On an async connection, whosever it is."""
+class OwnAsyncCursor(_Own, psycopg.AsyncCursor[TupleRow]):
+    """On an async connection of any class, ours or the application's."""
 
     def __init__(self, connection: AsyncConnection[Any]) -> None:
         super().__init__(connection, row_factory=tuple_row)
-
-    @property
-    def adapters(self) -> AdaptersMap:
-        """Ours, not those of the connection."""
-        return _OURS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from typing import TYPE_CHECKING
+from collections.abc import Generator
 
 import psycopg
 
@@ -16,9 +16,6 @@ from nursery_queue._core._errors import (
 )
 from nursery_queue._core._excuses import Excuse, excuse
 
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
 
 _TRANSIENT_CLASSES = frozenset(
     {

@@ -5,25 +5,20 @@ from __future__ import annotations
 import ipaddress
 import math
 import os
+import random
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import attrs
 import psycopg
 import trio
 
+from psycopg.abc import ConnDict
 from psycopg.conninfo import conninfo_attempts, timeout_from_conninfo
+from psycopg.pq.abc import PGconn
 
 from nursery_queue._trio._rng import new_rng
 
-
-if TYPE_CHECKING:
-    import random
-
-    from collections.abc import Callable, Sequence
-
-    from psycopg.abc import ConnDict
-    from psycopg.pq.abc import PGconn
 
 CONNECT_TIMEOUT = 5.0  # seconds for each address, unless `connect_timeout` says otherwise
 AVOIDED_FOR = 60.0  # seconds; an address that has failed is tried after all others

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import Self
 
 import psycopg
 import trio
 
 from psycopg import sql
+from psycopg.pq import PGnotify
 
 from nursery_queue._core._errors import NotifyUnavailable
 from nursery_queue._trio._clock import held, upkeep_after, watched
@@ -20,12 +22,6 @@ from ._hosts import Hosts
 from ._notifications import wait_for_input
 from ._pooler import connect
 
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import Self
-
-    from psycopg.pq import PGnotify
 
 NO_NOTIFICATIONS = "a pooler stands between us and PostgreSQL: it passes no notifications on"
 _LONGEST_NAME = 63  # bytes; the server would cut off the rest

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import random
 
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import attrs
 import psycopg
@@ -28,11 +29,6 @@ from ._hosts import Address, peer_of
 from ._pooler import connect
 from ._waiting import READ, ready_now
 
-
-if TYPE_CHECKING:
-    import random
-
-    from collections.abc import AsyncGenerator, Awaitable, Callable
 
 log = logging.getLogger("nursery_queue")
 

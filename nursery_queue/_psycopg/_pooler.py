@@ -10,7 +10,7 @@ from ._cursors import OwnAsyncCursor
 from ._hosts import Hosts
 
 
-_LOOK = (importlib.resources.files(__package__) / "look.sql").read_bytes()
+_LOOK = (importlib.resources.files("nursery_queue._psycopg") / "look.sql").read_bytes()
 
 
 async def connect(conninfo: str, hosts: Hosts | None = None) -> Connection:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+import datetime as dt
+
+from collections.abc import Generator
+from typing import Any, TypeVar
 
 import attrs
 
-from psycopg import pq
+from psycopg import AsyncConnection, pq
+from psycopg.abc import PQGen
 
 from nursery_queue._trio._clock import timekeeper
 
-
-if TYPE_CHECKING:
-    import datetime as dt
-
-    from collections.abc import Generator
-
-    from psycopg import AsyncConnection
-    from psycopg.abc import PQGen
 
 T = TypeVar("T")
 

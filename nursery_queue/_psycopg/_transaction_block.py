@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 
-from typing import TYPE_CHECKING, cast
+from collections.abc import Generator
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, cast
 
 import psycopg
 import trio
@@ -18,10 +20,6 @@ from ._database_errors import is_answer
 
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-    from types import TracebackType
-    from typing import Self
-
     from ._connection import Connection
 
 _OK = pq.ConnStatus.OK

@@ -6,22 +6,19 @@ import contextlib
 import select
 import time
 
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import psycopg
 import trio
 
+from psycopg.abc import PQGen
+from psycopg.pq.abc import PGconn
 from psycopg.waiting import Ready, Wait
 
 from nursery_queue._core._exception_groups import leaves
 from nursery_queue._trio._clock import held, timekeeper
 
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from psycopg.abc import PQGen
-    from psycopg.pq.abc import PGconn
 
 T = TypeVar("T")
 
