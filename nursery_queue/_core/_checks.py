@@ -6,7 +6,7 @@ import datetime as dt
 import math
 
 
-# timedelta and PostgreSQL intervals stay exact below this; nobody schedules further ahead.
+# timedelta and PostgreSQL intervals stay exact below this.
 LONGEST = 100 * 365.25 * 86_400.0
 
 

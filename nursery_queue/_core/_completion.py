@@ -30,7 +30,7 @@ class Failure:
 
 @attrs.frozen
 class Cancellation:
-    """Somebody cancelled the task; *reason* says whether it was waiting or running."""
+    """The task was cancelled; *reason* says whether it was waiting or running."""
 
     reason: str
 
@@ -42,9 +42,9 @@ STATUSES: Mapping[type[Any], str] = {
     Failure: "failed",
     Cancellation: "cancelled",
 }
-# What a handler takes that is to be told how a task ended.
+# The parameters of a handler that is told how a task ended.
 PARAMETERS = ("task_id", "context", "result")
 
 
 class AnyResult:
-    """The annotation of a `result` that has none: what has the form of a `Result` is one."""
+    """The annotation of a `result` that has none: a value in the form of a `Result` becomes one."""

@@ -7,9 +7,9 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class Counters:
-    """Attempts that have ended, by what became of them; tasks that run, and that are due.
+    """Attempts that have ended, by how; tasks that run, and that are due.
 
-    Snoozed and interrupted attempts are not counted, nor is what was cancelled before it ran.
+    Snoozed and interrupted attempts are not counted, nor are tasks cancelled before they ran.
     Counters can be added.
 
     Attributes:
@@ -17,10 +17,10 @@ class Counters:
         failed: For good: they failed, timed out or were lost, and no other was to follow.
         cancelled: They were cancelled while they ran.
         retries: They failed or timed out, and another was to follow.
-        lost: Their worker died or lost its lease; those after which the task failed are in
+        lost: Their worker died or lost its lease. An attempt after which the task failed counts in
             `failed`, too.
         running: Tasks that run now.
-        backlog: Tasks that are due now and wait for a worker; not those scheduled for later.
+        backlog: Tasks that are due now and wait for a worker; scheduled tasks are not counted.
     """
 
     succeeded: int = 0
@@ -43,7 +43,7 @@ class Counters:
 
     @property
     def permanent_failure_rate(self) -> float:
-        """The part of those without a next attempt that failed; 0 if there are none."""
+        """The part of the attempts with no other to follow that failed; 0 if there are none."""
         return _rate(self.failed, self.completed - self.retries)
 
     def __add__(self, other: Counters) -> Counters:

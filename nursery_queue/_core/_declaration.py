@@ -1,17 +1,17 @@
-"""What code declares of a task type, as a store keeps it for programs that lack the code."""
+"""The declaration of a task type, as a store keeps it for programs that lack its code."""
 
 from __future__ import annotations
 
 import attrs
 
 
-# What a task has for `on_complete` if nothing is said of it: JSON's null, which says no task.
+# The `on_complete` of a task that leaves it to its declaration: JSON's null, which is no task.
 AS_DECLARED = "null"
 
 
 @attrs.frozen(kw_only=True)
 class Declaration:
-    """What counts for tasks of which no more than the type is said.
+    """The defaults of tasks of which no more than the type is given.
 
     Stored by each worker when it starts, so the newest start counts.
     """

@@ -1,4 +1,4 @@
-"""What a handler raised, as text that any store can hold, whatever the exception does."""
+"""The error of a handler as text that any store can hold, even if the exception misbehaves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ._exception_groups import connected
 
 MESSAGE_LIMIT = 10_000  # characters
 TRACEBACK_LIMIT = 50_000
-# What calls the user's code, and stands above it in every traceback.
+# The packages that call the user's code, and stand above it in every traceback.
 _MACHINERY = frozenset(
     {"nursery_queue", "trio", "trio_asyncio", "asyncio", "outcome", "contextlib", "cattrs"}
     | {"concurrent", "threading"}

@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose, and what each asks of the caller."""
+"""Every error that this package raises on purpose, and the answer that each asks for."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ class ClaimLocked(TransientError):
 class NoConnection(TransientError):
     """No connection to the database could be had in time.
 
-    All that the pool may have are in use, the server takes no more, or it cannot be reached.
+    All connections of the pool are in use, the server takes no more, or it cannot be reached.
     A handler that raises it uses up no attempt: its task is given back and starts again a few
     seconds later.
     """
 
 
 class DatabaseRefused(NurseryQueueError):
-    """The database will not do this for anybody now, until it is mended.
+    """The database refuses this to every caller, until its rights or tables are mended.
 
-    Rights are missing, or tables are not what this code needs. A worker keeps what it has in
-    hand and tries again, ever more slowly; no task is blamed.
+    Rights are missing, or tables are not what this code needs. A worker keeps its claims and its
+    outcomes and tries again, ever more slowly; no task is blamed.
     """
 
 
 class NotifyUnavailable(NurseryQueueError):
-    """The store cannot tell of news, and waiting does not change that: rely on polling."""
+    """The store cannot ring, and waiting does not change that: rely on polling."""
 
     __module__ = "nursery_queue"  # what users read in tracebacks
 
@@ -119,14 +119,14 @@ class TaskCancelled(NurseryQueueError):
 
 
 class DoNotRetry(NurseryQueueError):
-    """Raise it in a handler to fail the task now, whatever attempts are left.
+    """Raise it in a handler to fail the task now, also if attempts are left.
 
     Subclasses count, and so does one inside an `ExceptionGroup`.
     """
 
 
 class TryLater(NurseryQueueError):
-    """Base of what a handler raises to be run again after *seconds*."""
+    """Base of the errors that a handler raises to be run again after *seconds*."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds: float = duration(seconds, "seconds")

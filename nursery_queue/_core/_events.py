@@ -1,4 +1,4 @@
-"""What instruments hear of."""
+"""The events that instruments hear of."""
 
 from __future__ import annotations
 
@@ -33,9 +33,8 @@ class Started:
     that is given back before its handler could be called, for want of a thread or of the database,
     has not started.
 
-    `lag`: seconds since the task was due: until its claim by the database's clock, and from
-    then on, in the worker's hands, by trio's. A task that a worker has given back, or lost, was
-    due when that happened.
+    `lag`: seconds since the task was due: until its claim by the database's clock, and from then
+    on by trio's. A task that a worker has given back, or lost, was due when that happened.
     """
 
     task_id: int
@@ -67,7 +66,7 @@ class Completed:
 
 @attrs.frozen(kw_only=True)
 class Report:
-    """What a worker has stored since its last report, or since it began.
+    """The outcomes a worker has stored since its last report, or since it began.
 
     `counters.running` are its handlers now. `counters.backlog` are due tasks of its queues and
     types, of the first 10,000 that are due in these queues; if the database does not answer,
@@ -85,7 +84,7 @@ Happening = Enqueued | Started | Completed | Report
 
 
 def enqueued(tasks: Sequence[NewTask], refs: Sequence[TaskRef]) -> list[Enqueued]:
-    """Return what there is to tell of tasks that have been stored."""
+    """Return the events for tasks that have been stored."""
     return [
         Enqueued(task_id=ref.id, task_type=task.task_type, queue=task.queue, created=ref.created)
         for task, ref in zip(tasks, refs, strict=True)
@@ -93,7 +92,7 @@ def enqueued(tasks: Sequence[NewTask], refs: Sequence[TaskRef]) -> list[Enqueued
 
 
 def lost(held: Held, settlement: Settlement) -> Completed:
-    """Return what there is to tell of an attempt that a sweep has settled."""
+    """Return the event for an attempt that a sweep has settled."""
     return Completed(
         task_id=held.fence.task_id,
         task_type=held.task_type,

@@ -1,4 +1,4 @@
-"""Looking into exceptions: what groups hold, and what led to what.
+"""Looking into exceptions: the errors inside groups, and the causes of errors.
 
 An exception is the user's, and so may be its `__class__` and its attributes: neither is asked.
 A class that raises when it is looked at would else end the worker (tests/engine/test_poison.py).
@@ -17,7 +17,7 @@ _exceptions = BaseExceptionGroup.__dict__["exceptions"].__get__
 
 
 def is_a(error: BaseException, *kinds: type[BaseException]) -> bool:
-    """Tell whether *error* is of one of these classes, whatever it says itself."""
+    """Tell whether *error* is of one of these classes, even if its `__class__` denies it."""
     return issubclass(type(error), kinds)
 
 

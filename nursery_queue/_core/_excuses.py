@@ -1,4 +1,4 @@
-"""What a failed attempt is excused for: it is given back, and does not count."""
+"""Excuses for a failed attempt: the task is given back, and the attempt does not count."""
 
 from __future__ import annotations
 

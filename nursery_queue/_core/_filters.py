@@ -11,7 +11,7 @@ from ._states import State
 
 @attrs.frozen(kw_only=True)
 class TaskFilter:
-    """Which tasks to list: newest first, those with an id below *after*.
+    """Which tasks to list, newest first; *after*: only ids below this one.
 
     *payloads*: with params, context and result.
     """
@@ -26,7 +26,7 @@ class TaskFilter:
 
 @attrs.frozen(kw_only=True)
 class CancelFilter:
-    """Which tasks to cancel: those that fit all that is given."""
+    """Which tasks to cancel: the ones that fit every field that is given."""
 
     queue: str | None = None
     task_type: str | None = None

@@ -1,4 +1,4 @@
-"""What a heartbeat is answered, and what is made of that: which other workers may be dead."""
+"""The answer to a heartbeat, and which other workers it says may be dead."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import attrs
 from ._model import CancelRequest
 
 
-# Seconds besides the time from one heartbeat to the next: so long may a statement take.
+# Seconds that a statement may take, on top of the time from one heartbeat to the next.
 MARGIN = 1.0
 
 
 @attrs.frozen(kw_only=True)
 class Late:
-    """A worker that has not renewed its lease for a while, or from whose future it did.
+    """A worker whose last heartbeat is two heartbeats old by the store's clock, or in its future.
 
-    By the store's clock, so all of them may be alive: it may have jumped.
+    It may be alive all the same: the clock may have jumped (tests/engine/test_clock_jumps.py).
     """
 
     id: UUID
     heartbeat_at: str  # as the store writes it: to be compared, and handed back in `Seen`
-    dead_after: float  # seconds for which it is to be seen like this, as things are
+    dead_after: float  # seconds without a newer heartbeat after which it is dead
 
 
 @attrs.frozen(kw_only=True)
@@ -37,7 +37,7 @@ class Beat:
 
 @attrs.frozen
 class Seen:
-    """With which heartbeat a worker has been seen, and for how many seconds."""
+    """The last heartbeat that was seen of a worker, and for how many seconds it stayed the last."""
 
     id: UUID
     heartbeat_at: str

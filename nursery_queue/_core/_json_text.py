@@ -1,4 +1,4 @@
-"""JSON text as PostgreSQL's jsonb takes it, and what exactly is wrong with a value it refuses."""
+"""JSON text as PostgreSQL's jsonb takes it, and why it refuses a value."""
 
 from __future__ import annotations
 
@@ -92,11 +92,11 @@ _AS_JSONB = json.JSONDecoder(object_pairs_hook=_sorted_names, parse_float=_plain
 
 
 def from_text(text: str | bytes) -> Any:
-    """Return the value that the text of a jsonb holds, whoever has written it.
+    """Return the value that the text of a jsonb holds, also of one that plain SQL has stored.
 
-    An integer of more digits than Python reads becomes a float, infinity if need be, and what is
-    nested more deeply than it reads, below the hundredth level, its text: one row must not keep
-    the others of its page from being shown.
+    An integer of more digits than Python reads becomes a float, infinity if need be. A value nested
+    more deeply than Python reads becomes its text, below the hundredth level. One row must not keep
+    the others of its page from being shown (tests/pg/test_adapters.py).
     """
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text)

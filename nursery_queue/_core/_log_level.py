@@ -16,7 +16,7 @@ log = logging.getLogger("nursery_queue")
 
 @attrs.define(eq=False)
 class LogLevel:
-    """Obeys the environment at once, and complains later: when somebody has set up a log."""
+    """Obeys the environment at once, and complains later, when a log has been set up."""
 
     _bad: str | None = attrs.field(default=None, init=False)
 
@@ -34,7 +34,7 @@ class LogLevel:
             self.forgive()
 
     def forgive(self) -> None:
-        """Do not complain: somebody else does, or it does not matter."""
+        """Do not complain: another part of the program does, or it does not matter."""
         self._bad = None
 
     def complain(self) -> None:
@@ -51,7 +51,7 @@ class LogLevel:
 
 
 def is_level(text: str) -> bool:
-    """Whether this is the name of a level, in whatever case."""
+    """Whether this is the name of a level, in upper or lower case."""
     return text.upper() in LEVELS
 
 

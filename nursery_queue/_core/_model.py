@@ -51,10 +51,10 @@ class NewTask:
 
 @attrs.frozen
 class Fence:
-    """Proof of tenancy: what is written for a claim lands only while it is still the claim.
+    """The name of a claim: a write for it takes effect only while the claim is held.
 
-    Not the attempt number: attempts are given back after an interruption, and a fence must
-    never be the same twice.
+    Not the attempt number: attempts are given back after an interruption, and a fence is never
+    handed out twice.
     """
 
     task_id: int
@@ -110,14 +110,13 @@ class Spot:
 class Claimed:
     """The answer to a claim.
 
-    *next_due*: seconds until a scheduled task is due (None: none is). *contended*: there are
-    more, which somebody else was just looking at. *held_back*: there are more of a queue whose
-    limit has been reached, or that would not have started at once. *unknown_types*: some queue has
-    tasks of a type that was not asked for. *more*: there are more where this claim looked, though
-    it took less than its limit. *resume*: there are more queues than one claim looks at, and the
-    next one is to begin here (None: it has come to the end).
-
-    What it says is of the queues it has looked at.
+    It speaks of the queues that the claim has looked at. *next_due*: seconds until a scheduled task
+    is due (None: none is). *contended*: there are more tasks, which another claim was taking at the
+    same time. *held_back*: there are more tasks of a queue whose limit has been reached, or that
+    would not have started at once. *unknown_types*: some queue has tasks of a type that was not
+    asked for. *more*: there are more tasks where this claim looked, though it took fewer than its
+    limit. *resume*: there are more queues than one claim looks at, and the next claim is to begin
+    here (None: it has come to the end).
     """
 
     claims: Sequence[Claim]
@@ -130,7 +129,7 @@ class Claimed:
 
 
 class Outcome(enum.StrEnum):
-    """What became of an attempt, as the attempt log has it."""
+    """How an attempt ended, as the attempt log has it."""
 
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -154,7 +153,7 @@ class ErrorRecord:
 
 @attrs.frozen(kw_only=True)
 class Settlement:
-    """What is to be written for a claim; decided by `settle()`, applied by a store."""
+    """The end of a claim, to be written; decided by `settle()`, applied by a store."""
 
     fence: Fence
     event: Event
@@ -176,14 +175,14 @@ class Settlement:
 class Refusal(enum.StrEnum):
     """Why a store did not apply a settlement."""
 
-    STALE = "stale"  # the claim is not ours any more; drop it
+    STALE = "stale"  # the claim is not held any more; drop it
     CANCEL_REQUESTED = "cancel_requested"  # it must not go round again; decide anew
-    LOCKED = "locked"  # somebody's open transaction is in the way; try again
+    LOCKED = "locked"  # an open transaction is in the way; try again
 
 
 @attrs.frozen(kw_only=True)
 class WorkerInfo:
-    """What a worker says of itself when it registers."""
+    """A worker, as it registers."""
 
     id: UUID
     name: str
@@ -199,7 +198,7 @@ class WorkerInfo:
 
 @attrs.frozen(kw_only=True)
 class CancelRequest:
-    """Somebody wants a running task stopped, or (interrupt False) not tried again."""
+    """A request to stop a running task, or (interrupt False) not to try it again."""
 
     fence: Fence
     interrupt: bool
@@ -207,7 +206,7 @@ class CancelRequest:
 
 @attrs.frozen(kw_only=True)
 class Held:
-    """A running position in the store: what a sweep or a reconciliation works on."""
+    """A running position in the store, as a sweep or a reconciliation reads it."""
 
     fence: Fence
     attempt: int
@@ -250,7 +249,7 @@ class TaskStatus:
     completes: int | None = None  # it tells how that one ended
     params: Any = attrs.field(default=None, repr=False)  # not for logs
     context: Any = attrs.field(default=None, repr=False)
-    completion_error: str | None = None  # why nobody could be told how it ended
+    completion_error: str | None = None  # why no task could tell how it ended
 
     @property
     def error(self) -> str | None:
@@ -262,7 +261,7 @@ class TaskStatus:
 class Attempt:
     """One execution of a task. Numbers count executions from 1, also refunded ones.
 
-    `final`: the task ended with it; it may have gone again since, if somebody asked for that.
+    `final`: the task ended with it; a `retry` may have made it go again since.
     """
 
     task_id: int
@@ -318,16 +317,16 @@ class UnknownTypeStats:
 
 @attrs.frozen(kw_only=True)
 class Stats:
-    """How many tasks there are, who works on them, and how it goes; properties add queues up.
+    """How many tasks there are, which workers are registered, and how attempts ended.
 
     Counted anew from what is stored, so tasks that have been deleted are not in it: a day
     after their end unless `keep_for` says otherwise.
 
     Attributes:
         queues: How many tasks are in each state, by queue.
-        workers: Everybody who is registered.
+        workers: The registered workers.
         unknown_task_types: Ready tasks whose type no live worker knows: they wait.
-        counters: What became of attempts, and what runs and is due, by queue.
+        counters: How attempts ended, and how many tasks run and are due, by queue.
     """
 
     queues: Mapping[str, Mapping[State, int]]
@@ -387,5 +386,5 @@ class Stats:
 
     @property
     def permanent_failure_rate(self) -> float:
-        """The part of those without a next attempt that failed; 0 if there are none."""
+        """The part of the attempts with no other to follow that failed; 0 if there are none."""
         return self.total.permanent_failure_rate

@@ -51,7 +51,7 @@ def _by_name(name: str) -> NewTask:
 
 
 def _text(task: NewTask) -> str:
-    """Return *task* without its params, and without what is as its code says or declares."""
+    """Return *task* without its params, and without the fields left to its code or declaration."""
     said: dict[str, Any] = {
         "queue": task.queue,
         "priority": task.priority,
@@ -65,6 +65,6 @@ def _text(task: NewTask) -> str:
     }
     asked: dict[str, Any] = {"task_type": task.task_type}
     asked.update((name, value) for name, value in said.items() if value is not None)
-    if task.on_complete != AS_DECLARED:  # null says that there is none, whatever is declared
+    if task.on_complete != AS_DECLARED:  # null says that there is none, also if one is declared
         asked["on_complete"] = task.on_complete and json.loads(task.on_complete)
     return to_text(asked, "on_complete", deep=False)

@@ -1,4 +1,4 @@
-"""What an outcome means for a task: one pure decision, `settle()`."""
+"""The decision about a task whose attempt has ended: one pure function, `settle()`."""
 
 from __future__ import annotations
 

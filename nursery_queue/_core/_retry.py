@@ -92,7 +92,7 @@ ONCE = RetryPolicy(max_attempts=1)
 
 @attrs.frozen(kw_only=True)
 class Backoff:
-    """How a failing sibling of the worker is restarted: ever more slowly, for ever.
+    """How a failing loop of the worker is restarted: ever more slowly, for ever.
 
     After failure n in a row the wait is t = min(maximum, initial * 2 ** (n - 1)) seconds,
     uniform in [0.75 * t, t]. Starts over once it has been healthy for *healthy_after* seconds.

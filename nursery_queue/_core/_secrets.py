@@ -1,4 +1,4 @@
-"""Passwords stay out of sight, whatever text they turn up in."""
+"""Keeps passwords out of sight in any text, such as logs and error messages."""
 
 from __future__ import annotations
 

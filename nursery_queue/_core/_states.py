@@ -3,7 +3,7 @@
 Rule 1: every change of state is an edge of `TRANSITIONS`. Both stores take the state they
 write from `transition()`, and the contract suite walks every edge on both.
 
-Rule 2: this module knows neither the time, nor who asks, nor where a task is kept.
+Rule 2: this module knows neither the time, nor the caller, nor where a task is kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class State(enum.StrEnum):
 
 
 class Event(enum.StrEnum):
-    """What happens to a task."""
+    """The events in the life of a task."""
 
     PROMOTE = "promote"  # its time has come
     CLAIM = "claim"  # a worker takes it
@@ -41,11 +41,11 @@ class Event(enum.StrEnum):
     RETRY = "retry"  # the attempt failed, and there will be another
     SNOOZE = "snooze"  # the handler asked to be called later
     FAIL = "fail"  # the attempt failed, and it was the last
-    CANCEL = "cancel"  # somebody asked for it
+    CANCEL = "cancel"  # a caller asked for it
     INTERRUPT = "interrupt"  # the worker gives it back, unharmed
     DEFER = "defer"  # the same, to be run again after a while
-    LOSE = "lose"  # its worker went away without a word
-    REVIVE = "revive"  # somebody wants it run again
+    LOSE = "lose"  # its worker is dead
+    REVIVE = "revive"  # a caller wants it run again
 
 
 TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {

@@ -34,7 +34,7 @@ def stream_name(name: object) -> str:
 
 
 class ChunkKind(enum.StrEnum):
-    """What a chunk's bytes are, so that a reader gets back what was written."""
+    """The type of a chunk, so that a reader gets back the value that was written."""
 
     BYTES = "b"
     TEXT = "t"
@@ -73,8 +73,8 @@ class Chunk:
 class StreamWrite:
     """Chunks to be stored for a claim, all or none, and perhaps the end of the stream.
 
-    The first of an attempt says what it does to what earlier attempts have written: *restart*
-    hides it. *most*: so many chunks the stream may have, those that are hidden not counted.
+    The first write of an attempt says whether the chunks of earlier attempts stay: *restart* hides
+    them. *most*: so many chunks the stream may have, hidden ones not counted.
     """
 
     fence: Fence
@@ -87,11 +87,11 @@ class StreamWrite:
 
 
 class WriteResult(enum.StrEnum):
-    """What became of a write."""
+    """How a write ended."""
 
     STORED = "stored"
     IGNORED = "ignored"  # an earlier attempt has closed the stream, and this one goes on with it
-    STALE = "stale"  # the claim is not ours any more
+    STALE = "stale"  # the claim is not held any more
     CLOSED = "closed"  # this attempt has closed the stream
     FULL = "full"  # it would have too many chunks
 
@@ -118,11 +118,11 @@ def insist_on(result: WriteResult, write: StreamWrite) -> None:
 
 @attrs.frozen(kw_only=True)
 class StreamRequest:
-    """A reader's question: what is there from *start* on?
+    """A reader's question: which chunks are there from *start* on?
 
-    Indices count what is not hidden: 0 is the first chunk since the last restart. *start*
-    below 0 counts from the end. *restarts*: the generation that *start* counts in (None: the
-    one it finds); of any other one chunks are returned only if *start* is 0.
+    Indices count the chunks that are not hidden: 0 is the first chunk since the last restart.
+    *start* below 0 counts from the end. *restarts*: the generation that *start* counts in (None:
+    the present one); chunks of any other generation are returned only if *start* is 0.
     """
 
     task_id: int
@@ -135,11 +135,11 @@ class StreamRequest:
 class StreamPage:
     """The answer: at most `PAGE` chunks and `PAGE_BYTES`, at least one if there is one.
 
-    A stream that nobody has written to has length 0 and was restarted 0 times.
+    A stream without a write has length 0 and was restarted 0 times.
     """
 
     start: int  # index of the first of the chunks, or of the one that is waited for
-    length: int  # chunks there are, those that are hidden not counted
+    length: int  # chunks there are, hidden ones not counted
     restarts: int
     closed: bool  # nothing comes after *length*, unless the task is made to go again
     chunks: Sequence[Chunk] = ()

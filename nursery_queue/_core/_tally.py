@@ -1,4 +1,4 @@
-"""Counts attempts by what became of them: in a worker as they are stored, in a store again."""
+"""Counts attempts by how they ended: in a worker as they are stored, in a store anew."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNLUCKY = (Outcome.FAILED, Outcome.TIMED_OUT)
 
 
 def counters_of(ways: Mapping[Way, int], *, running: int = 0, backlog: int = 0) -> Counters:
-    """Return what so many attempts that ended in these ways are counted as."""
+    """Return the counters for attempts that ended in these ways."""
 
     def count(*outcomes: Outcome, ends: tuple[bool, ...] = (True, False)) -> int:
         return sum(ways.get((outcome, end), 0) for outcome in outcomes for end in ends)
@@ -37,9 +37,9 @@ def counters_of(ways: Mapping[Way, int], *, running: int = 0, backlog: int = 0) 
 
 @attrs.define(eq=False)
 class Tally:
-    """What has been stored since somebody last took the count."""
+    """The attempts stored since the last `take`."""
 
-    # As they are in settlements: what that means can wait until somebody asks.
+    # As they are in settlements: what each counts as is worked out by `take`.
     _counted: dict[tuple[Outcome | None, Event], int] = attrs.field(
         factory=dict[tuple[Outcome | None, Event], int], init=False
     )

@@ -56,7 +56,7 @@ class Params:
 
     @classmethod
     def of_unknown(cls, owner: str) -> Params:
-        """Return the parameters of a task type whose code lives elsewhere: any will do."""
+        """Return the parameters of a task type whose code is not in this program: any will do."""
         return cls(owner, {}, others=Any)
 
     def dump(self, values: Mapping[str, Any]) -> str:
@@ -107,7 +107,7 @@ class Params:
     def _unstructure(self, name: str, value: Any) -> Any:
         try:
             return self._dumps.get(name, CONVERTER.unstructure)(value)
-        except Exception as error:  # hooks run the attributes of whatever they are given
+        except Exception as error:  # hooks run the attributes of values that are the user's
             wanted = named(self.hints.get(name, self.others))
             msg = (
                 f"{self.owner}: parameter {reasons(error, name)}: "
@@ -130,12 +130,12 @@ class Params:
 
 
 def dump_result(value: Any, hint: Any, owner: str) -> str | None:
-    """Return what a handler returned as JSON text; None for None.
+    """Return the value that a handler returned as JSON text; None for None.
 
     Raises:
         ResultError: It is not JSON, even after conversion: the message says where.
     """
-    # `-> None` says nothing about what came back all the same.
+    # `-> None` says nothing about a value that came back all the same.
     hint = None if hint is type(None) else hint
     try:
         return _dump(value, hint, "result")
@@ -145,7 +145,7 @@ def dump_result(value: Any, hint: Any, owner: str) -> str | None:
 
 
 def dump_context(value: Any) -> str | None:
-    """Return what a completion task is to be told besides, as JSON text; None for None.
+    """Return the context of a completion task as JSON text; None for None.
 
     Raises:
         ParamsError: It is not JSON, even after conversion: the message says where.
@@ -163,7 +163,7 @@ def _dump(value: Any, hint: Any, path: str) -> str | None:
     deep = type(value) not in SCALARS
     try:
         plain = CONVERTER.unstructure(value, hint) if deep else value
-    except Exception as error:  # hooks run the attributes of whatever they are given
+    except Exception as error:  # hooks run the attributes of values that are the user's
         why = reasons(error, path)
         msg = f"{why}: a {type(value).__qualname__} cannot be written as {named(hint)}"
         raise NotJsonError(msg) from error

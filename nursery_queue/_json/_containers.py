@@ -54,7 +54,7 @@ _EXACT = frozenset({str, int, float, bool, type(None)})
 
 
 def from_object(load: Load, hint: Any) -> Load:
-    """Return *load*, but refusing what is no JSON object."""
+    """Return *load*, but refusing values that are no JSON object."""
     expected = f"an object ({named(hint)})"
 
     def hook(value: Any, cls: Any) -> Any:
@@ -76,7 +76,7 @@ def _origin(hint: Any) -> Any:
 
 
 def is_fixed(hint: Any) -> bool:
-    """Whether this is a tuple whose items have a kind each."""
+    """Whether this is a tuple with an annotation for each item."""
     args = get_args(hint)
     return _is_namedtuple(hint) or (_origin(hint) is tuple and bool(args) and args[-1] is not ...)
 
@@ -94,7 +94,7 @@ def load_array(hint: Any, converter: cattrs.Converter) -> Load:
 
 
 def load_fixed(hint: Any, converter: cattrs.Converter) -> Load:
-    """Return the way back to a tuple whose items have a kind each."""
+    """Return the way back to a tuple with an annotation for each item."""
     build = hint._make if _is_namedtuple(hint) else tuple
     with _building(hint):
         return _array_hook(hint, converter, _kinds(hint), build=build, fixed=True)

@@ -104,7 +104,7 @@ class _Converter(cattrs.Converter):
         load: Load = super().get_structure_hook(type, cache_result)
         if load not in _OURS:
             return load
-        if is_enum(type) and not issubclass(type, str | int):  # those are built by their hooks
+        if is_enum(type) and not issubclass(type, str | int):  # hooks of ours build these
             return load_enum(type, self)
         refuse_subclass(type, load)
         return load
@@ -158,7 +158,7 @@ def _make() -> cattrs.Converter:
         converter.register_structure_hook(cls, load)
     for cls, dump in DUMPS.items():
         converter.register_unstructure_hook(cls, functools.partial(_dump_leaf, dump))
-    # By class, because cattrs before 25.2 has a hook by class itself, and those go first.
+    # By class, because cattrs before 25.2 has a hook by class itself, which goes first.
     converter.register_structure_hook(enum.Enum, _load_enum)
     converter.register_unstructure_hook(enum.Enum, lambda value: dump_member(value, converter))
     loads: list[tuple[Callable[[Any], bool], Callable[[Any, cattrs.Converter], Load]]] = [

@@ -90,7 +90,7 @@ def load_any_result(_hint: Any, converter: cattrs.Converter) -> Load:
     def hook(value: Any, _: Any) -> Any:
         try:
             return load(value, Result)
-        except Exception:  # noqa: BLE001  # whatever is wrong with it, it is something else
+        except Exception:  # noqa: BLE001  # a value that is no ending stays as it is
             return value
 
     return hook

@@ -1,4 +1,4 @@
-"""What a handler raised, as the attempt log keeps it."""
+"""The error of a handler, as the attempt log keeps it."""
 
 from __future__ import annotations
 

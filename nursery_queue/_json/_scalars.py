@@ -58,7 +58,7 @@ def named(hint: Any) -> str:
 
 
 def shortened(value: Any) -> str:
-    """Return *value* as Python writes it, in at most 100 characters, whatever its size."""
+    """Return *value* as Python writes it, cut to 100 characters."""
     text = _short.repr(value)
     return text if len(text) <= 100 else text[:99] + "…"
 

@@ -24,7 +24,7 @@ LONGEST_NAME = 255
 
 @attrs.frozen(kw_only=True)
 class Task:
-    """What was asked; never changes."""
+    """A task as it was asked for; never changes."""
 
     id: int
     asked: NewTask
@@ -99,7 +99,7 @@ class Worker:
         )
 
     def dead(self, now: dt.datetime, seen: Seen) -> bool:
-        """Whether it is, after what somebody has seen of it."""
+        """Whether it is dead, after what another worker has seen of it."""
         late = self.late(now)
         return seen.heartbeat_at == late.heartbeat_at and seen.seconds >= late.dead_after
 
@@ -131,7 +131,7 @@ def check_name(value: str, what: str) -> None:
 
 
 def check_names_in(on_complete: dict[str, Any] | None) -> None:
-    """Raise for what could not be stored as it asks when a task has ended."""
+    """Raise for a completion that could not be stored when its task has ended."""
     while on_complete is not None:
         check_name(on_complete["task_type"], "on_complete.task_type")
         check_name(on_complete.get("queue") or "default", "on_complete.queue")
@@ -161,7 +161,7 @@ def execution(task_id: int, number: int, place: Position, outcome: Outcome) -> A
 
 
 def completion(task: Task, ended: Position, why_cancelled: str) -> NewTask | None:
-    """Return the task that tells how *task* ended, if somebody asked for one."""
+    """Return the task that tells how *task* ended, if there is to be one."""
     if task.asked.on_complete is None:
         return None
     match ended.state:
@@ -197,7 +197,7 @@ def tells(task: Task) -> str | None:
 
 
 def fits(task: Task, which: CancelFilter) -> bool:
-    """Whether *task* is one of those that *which* describes."""
+    """Whether *task* fits *which*."""
     return (
         which.queue in (None, task.queue)
         and which.task_type in (None, task.asked.task_type)

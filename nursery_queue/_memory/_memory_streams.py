@@ -21,7 +21,7 @@ from nursery_queue._core._streams import (
 
 @attrs.define(eq=False)
 class Stream:
-    """What a task has written to one stream, without what a restart has hidden."""
+    """The chunks of one stream, without the ones that a restart has hidden."""
 
     epoch: int  # of the attempt that has written last
     close_on_finish: bool
@@ -55,7 +55,7 @@ class Stream:
 
 
 def page(stream: Stream | None, asked: StreamRequest, *, finished: bool) -> StreamPage:
-    """Return what a stream has for a reader; None: nobody has written to it."""
+    """Return the page of a stream that a reader asks for; None: it has no write yet."""
     if stream is None:
         start = max(0, asked.start)
         return StreamPage(start=start, length=0, restarts=0, closed=finished, chunks=[])

@@ -24,7 +24,7 @@ Step = Callable[[Tables], object]
 
 @attrs.define(eq=False)
 class Draft:
-    """What an open transaction has done so far."""
+    """The steps of an open transaction so far."""
 
     steps: list[Step] = attrs.field(factory=list[Step])
     settlements: dict[int, Settlement] = attrs.field(factory=dict[int, Settlement])
@@ -32,7 +32,7 @@ class Draft:
     waiting: dict[int, NewTask] = attrs.field(factory=dict[int, NewTask])  # its own new tasks
     ended: set[int] = attrs.field(factory=set[int])
     stopped: set[int] = attrs.field(factory=set[int])  # running, and not to go round again
-    written: set[int] = attrs.field(factory=set[int])  # have something new in a stream
+    written: set[int] = attrs.field(factory=set[int])  # with new chunks in a stream
 
     def copy(self) -> Draft:
         return Draft(
@@ -52,7 +52,7 @@ class MemoryTransaction:
 
     _tables: Tables
     _draft: Draft = attrs.field(factory=Draft, init=False)
-    rings: bool = attrs.field(default=False, init=False)  # the commit is news to others
+    rings: bool = attrs.field(default=False, init=False)  # the commit rings
 
     @property
     def connection(self) -> NoReturn:
@@ -138,7 +138,7 @@ class MemoryTransaction:
 
     @property
     def written(self) -> set[int]:
-        """The tasks whose streams have something new."""
+        """The tasks with new chunks in a stream."""
         return self._draft.written
 
     def _tried(self) -> Tables:

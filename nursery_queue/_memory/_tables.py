@@ -244,7 +244,7 @@ class Tables:
         return True
 
     def apply(self, settlement: Settlement, teller: int | None = None) -> bool:
-        """Move a running task on, and close its attempt; whether somebody has work by that.
+        """Move a running task on, and close its attempt; return whether that makes work.
 
         *teller*: as for `cancel`.
         """

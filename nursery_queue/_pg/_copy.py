@@ -15,7 +15,7 @@ from ._rows import backoff_text
 from ._sql import query
 
 
-AT_ONCE = 10_000  # tasks in one statement, where COPY is not for us
+AT_ONCE = 10_000  # tasks in one statement, where the role may not use COPY
 
 
 async def copy_tasks(conn: Connection, schema: str, tasks: Sequence[NewTask]) -> list[TaskRef]:

@@ -1,4 +1,4 @@
-"""What a handler is excused for when it fails because of its transaction."""
+"""Excuses for a handler that fails because of its transaction."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from nursery_queue._psycopg._database_errors import is_conflict, is_transient
 class Excuses:
     """Marks errors that leave the block of a transaction, COMMIT included; raises them as ever.
 
-    A conflict is nobody's fault, inside whatever error it comes. From when the attempt is being
-    settled its handler has returned, so nothing that passes with time is its fault.
+    A conflict excuses the handler, also as the cause of another error. Once the attempt is being
+    settled its handler has returned, so an error that passes with time excuses it as well.
     """
 
     settling: bool = False

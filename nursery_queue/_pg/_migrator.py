@@ -46,7 +46,7 @@ class Migration:
 
     @property
     def checksum(self) -> str:
-        """What tells an applied migration from an edited one."""
+        """A digest by which an applied migration is told from an edited one."""
         return hashlib.sha256(self.up.encode()).hexdigest()[:16]
 
 
@@ -96,7 +96,7 @@ async def check(conn: Connection, schema: str = DEFAULT_SCHEMA) -> None:
 def _refuse_others(conn: Connection, schema: str, have: Mapping[int, str]) -> None:
     """Raise `SchemaError`, saying what to do, if other code has made *schema*.
 
-    That is, if it has a version that this code does not know, or one with another checksum.
+    That is, if it has a version that this code does not know, or a version with another checksum.
     """
     need = {migration.version: migration.checksum for migration in migrations()}
     newest = max(need)
@@ -122,10 +122,10 @@ def _error(conn: Connection, schema: str, problem: str) -> SchemaError:
 
 
 async def _check_encoding(conn: Connection) -> None:
-    """Raise `SchemaError` in a database where one row may keep all others from being read.
+    """Raise `SchemaError` in a database that is not in UTF8 (tests/pg/test_encodings.py).
 
-    That is any but one in UTF8: others hold what cannot be told to a client, which then gets none
-    of the rows of a statement, and refuse what JSON and errors have.
+    Other encodings hold text that cannot be sent to a client, which then gets none of the rows of a
+    statement, and refuse text that JSON and errors have.
     """
     ((found,),) = await conn.fetch(query("encoding", DEFAULT_SCHEMA))
     if found != "UTF8":
@@ -198,7 +198,7 @@ async def down(conn: Connection, schema: str = DEFAULT_SCHEMA, *, to: int = 0) -
 
 
 def sql(schema: str = DEFAULT_SCHEMA) -> str:
-    """Return all of `up` as one script, for those who apply it by other means."""
+    """Return all of `up` as one script, to be applied by other means."""
     checked_schema(schema)
     parts = [query("begin_migration", schema), query("create_migration_table", schema)]
     for migration in migrations():
@@ -247,7 +247,7 @@ async def _up_once(dsn: str, schema: str) -> None:
 @contextlib.asynccontextmanager
 async def _locked(conn: Connection, schema: str) -> AsyncGenerator[None]:
     async with conn.transaction():
-        if conn.isolation != USUAL:  # who has waited for another's migration is to see it
+        if conn.isolation != USUAL:  # after waiting for another migration, see it
             await conn.execute(READ_COMMITTED)
         await conn.execute(query("begin_migration", schema))
         await conn.execute(query("lock_migrations", schema))

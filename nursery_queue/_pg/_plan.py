@@ -1,4 +1,4 @@
-"""What an application's verbs send to the database and how they read its answer: no I/O."""
+"""The statement of each application's verb, and how to read its answer. No I/O."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def status(
 ) -> Plan[list[TaskStatus | None]]:
     """Say where tasks are, in the order asked.
 
-    Each comes as text, so that it can be read wherever it comes from (`for_anybody`).
+    Each comes as text, so that it can be read from any connection (`for_any_connection`).
     """
 
     def read(rows: Sequence[Row]) -> list[TaskStatus | None]:
@@ -68,12 +68,12 @@ def status(
     return Plan(read, statement, {"ids": ids, "payloads": payloads})
 
 
-def for_anybody(plan: Plan[T]) -> Plan[T]:
-    """Return *plan* for a connection of somebody else's, whose settings and loaders are not ours.
+def for_any_connection(plan: Plan[T]) -> Plan[T]:
+    """Return *plan* for a connection of the application's, whose settings and loaders are not ours.
 
-    An application may have psycopg turn numbers, booleans, texts, JSON and so on into whatever it
-    likes, and may have another client encoding. So the whole answer comes as one text of digits,
-    which is the same in all encodings, as `str` or as `bytes`.
+    An application may have psycopg turn numbers, texts, JSON and so on into values of its own, and
+    may have another client encoding. So the whole answer comes as one text of hexadecimal digits,
+    which is the same in all encodings, as `str` or as `bytes` (tests/producers/test_settings.py).
     """
     if plan.statement is None:
         return plan

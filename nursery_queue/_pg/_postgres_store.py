@@ -57,13 +57,14 @@ BATCH = 1000
 COPY = 100_000  # tasks that are stored in the time of one call
 WALK = 5000  # tasks to look at in one statement
 PARK = 10_000  # positions to put aside in one statement
-# Queues that one claim looks at. For each it holds a lock, for those with a limit two: as many as
-# the server has room for in each of its sessions by default (max_locks_per_transaction, 64).
+# Queues that one claim looks at. It holds a lock for each, and a second one for each that has a
+# limit: as many as the server has room for in each of its sessions by default
+# (max_locks_per_transaction, 64; tests/pg/test_many_queues.py).
 QUEUES = 32
-PROBES = 500  # of the index, to find them among paused queues and types that nobody asked for
+PROBES = 500  # of the index, to find them among paused queues and types that were not asked for
 EACH = 1000  # tasks to move one by one in one statement
-ATTEMPTS = 10_000  # closed ones to delete in one statement, or those of so few tasks
-CHUNKS = 50_000  # of streams to delete in one statement, and those of one task
+ATTEMPTS = 10_000  # closed attempts to delete in one statement, or all of one task
+CHUNKS = 50_000  # of streams to delete in one statement, and all of one task
 VACUUM_AFTER = 10_000  # positions parked, once hardly any others are left to park
 
 
@@ -78,7 +79,7 @@ class PostgresStore(Sessions, Store):
 
     _gone: int = attrs.field(default=0, init=False)  # parked since the last vacuum
     _park_after: Spot = attrs.field(default=Spot(""), init=False)  # where parking goes on
-    # What was refused the last time, by what was done: it is told once, not in every round.
+    # The refusals of the last round, by statement and task: each is logged once.
     _refused: dict[str, dict[str, str]] = attrs.field(factory=dict[str, dict[str, str]], init=False)
     _sweeper: Sweeper = attrs.field(init=False)
 
@@ -94,7 +95,7 @@ class PostgresStore(Sessions, Store):
 
     async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[TaskRef]:
         calls = 1 + len(tasks) // COPY if copy else 1
-        # By COPY it is a transaction, which knows what a lost answer means.
+        # By COPY it is a transaction, and that says itself when an answer was lost.
         async with self._lent(self._for_statements, calls=calls, writes=not copy) as conn:
             return await insert_tasks(conn, self.schema, tasks, copy=copy)
 

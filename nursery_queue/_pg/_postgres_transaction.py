@@ -1,4 +1,4 @@
-"""What can be done on a connection the caller already has: alone, or in a transaction."""
+"""Verbs on a connection that the caller already has: alone, or in a transaction."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 async def carry_out(conn: Connection, plan: Plan[T]) -> T:
-    """Send what *plan* says and return what its answer means."""
+    """Send the statement of *plan* and return its answer, as read by the plan."""
     rows = await conn.fetch(plan.statement, plan.params) if plan.statement is not None else []
     return plan.read(rows)
 
@@ -46,7 +46,7 @@ async def insert_tasks(
 async def settle_rows(
     conn: Connection, schema: str, settlements: Sequence[Settlement]
 ) -> dict[Fence, Refusal]:
-    """Apply settlements in one statement; return those not applied, and why."""
+    """Apply settlements in one statement; return the ones not applied, and why."""
     if not settlements:
         return {}
     rows = await conn.fetch(query("settle", schema), settle_params(settlements))
@@ -82,8 +82,8 @@ class PostgresTransaction:
     async def status_many(
         self, task_ids: Sequence[int], *, payloads: bool = False
     ) -> list[TaskStatus | None]:
-        # For the while it lasts the connection is the user's, who may have set client_encoding.
-        plan = _plan.for_anybody(_plan.status(self._schema, task_ids, payloads=payloads))
+        # During a transaction the connection is the user's: client_encoding may be anything.
+        plan = _plan.for_any_connection(_plan.status(self._schema, task_ids, payloads=payloads))
         return await carry_out(self.connection, plan)
 
     async def settle(self, settlement: Settlement) -> None:

@@ -34,8 +34,9 @@ from nursery_queue._core._tally import Way, counters_of
 
 Row = tuple[Any, ...]
 NamedRow = dict[str, Any]  # by column: where an answer is read seldom enough to be read by name
-# In ASCII, which is the same in all client encodings: EUC_JP and SJIS write a yen sign as what the
-# server takes for a backslash, and LATIN1 has none at all for most characters.
+# In ASCII, which is the same in all client encodings: EUC_JP and SJIS write a yen sign as a byte
+# that the server takes for a backslash, and LATIN1 lacks most characters
+# (tests/producers/test_settings.py).
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 IDS = range(-(2**63), 2**63)  # no task has any other
 
@@ -221,7 +222,7 @@ def stats(
 
 
 def _backoff(stored: Mapping[str, Any]) -> RetryPolicy:
-    """Read what anybody may have written, as far as the table's check lets it in."""
+    """Read a backoff that plain SQL may have written, as far as the table's check lets it in."""
     names = ("initial", "maximum", "factor", "jitter")
     numbers: dict[str, Any] = {name: float(stored[name]) for name in names if name in stored}
     return RetryPolicy(**numbers)

@@ -48,8 +48,8 @@ log = logging.getLogger("nursery_queue")
 # (tests/engine/test_connections.py).
 APPLICATION = 10
 MOST_FOR_HANDLERS = 8
-# Of an explicit number, what the transactions of handlers leave to single statements, to
-# transactions within transactions and to the application: a quarter, within bounds.
+# Of an explicit number, the connections that the transactions of handlers leave to single
+# statements, to transactions within transactions and to the application: a quarter, within bounds.
 LEAST_KEPT = 2
 # For claiming and settling, besides: however many transactions handlers hold open, the worker
 # itself is never kept waiting. It has another one for its heartbeat, and one to listen.
@@ -60,7 +60,7 @@ CONTROL_CANCEL = 2.0  # seconds to cancel a statement of ours; then its connecti
 
 @attrs.define(eq=False)
 class Sessions:
-    """The connections of an application, at most *pool_size*, and those of its workers.
+    """The connections of an application, at most *pool_size*, and of its workers.
 
     None: 10, and as many more as workers run handlers at once, 8 at most for each. Workers add
     four: two to claim and settle, one for heartbeats, one to listen.
@@ -93,7 +93,7 @@ class Sessions:
     async def aclose(self) -> None:
         """Close the connections. Using the store afterwards raises `Closed`."""
         self._closed = True
-        with trio.CancelScope(shield=True):  # closing waits for nobody
+        with trio.CancelScope(shield=True):  # closing waits for no answer
             for pool in self._pools:
                 await pool.aclose()
 
@@ -164,13 +164,13 @@ class Sessions:
             pool.doubt()
 
     def _demoted(self, address: Address) -> None:
-        """It takes no writes any more: look for the one that does."""
+        """Leave a server that takes no writes any more, and look for the one that does."""
         self._hosts.failed(address)
         for pool in self._pools:
             pool.abandon(address, in_use=False)
 
     def _fell_silent(self, address: Address) -> None:
-        """It has fallen silent, and another one has become the primary."""
+        """Give up connections to a server that is silent, now that another one is the primary."""
         left = sum(pool.abandon(address, in_use=True) for pool in self._pools)
         if left:
             log.warning("gave up %d connections to %s: it is silent", left, ":".join(address))
@@ -270,10 +270,10 @@ class Sessions:
 
     @contextlib.asynccontextmanager
     async def _as_usual(self, conn: Connection) -> AsyncGenerator[None]:
-        """Let our own statements run as they do elsewhere, whatever the role has as default.
+        """Let our own statements run as they do elsewhere, also if the role has other defaults.
 
         In a session of our own that is set already. Behind a pooler it is set for one transaction:
-        a verb is more round trips then.
+        then a verb takes more round trips.
         """
         async with conn.transaction():
             await conn.execute(READ_COMMITTED)
@@ -289,7 +289,7 @@ def _no_answer(seconds: float, *, lost: bool) -> Exception:
 
 
 def _task_id(payload: bytes) -> int | None:
-    """Read what may have been sent by anybody: an id, or else nothing."""
+    """Read a payload that any session may have sent: an id, or else nothing."""
     return int(payload) if len(payload) < _LONGEST_ID and payload.isdigit() else None
 
 

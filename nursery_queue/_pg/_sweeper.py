@@ -1,4 +1,4 @@
-"""Rescues what dead workers hold: in small transactions, and row by row where a row is refused."""
+"""Settles what dead workers hold: in small transactions, and row by row where a row is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ log = logging.getLogger("nursery_queue")
 LOOK_AT = 10_000  # running positions in one statement
 BATCH = 500  # tasks in one transaction
 MOST = 5000  # tasks in one call
-_REFUSED = (psycopg.Error, DatabaseRefused)  # what passes with time has become a TransientError
+# An error that passes with time has become a TransientError by now.
+_REFUSED = (psycopg.Error, DatabaseRefused)
 
 
 Allowed = Callable[[Held], int]  # losses until a task fails
@@ -42,7 +43,7 @@ Settled = list[tuple[Held, Settlement]]
 class Walk:
     """A walk through all that runs, in the order of the tasks. It may take several calls.
 
-    *left*: what was not settled; as long as it holds that, a worker is not forgotten.
+    *left*: tasks that were not settled; a worker that holds one of them is not forgotten.
     """
 
     dead: Sequence[UUID]  # when it began
@@ -69,7 +70,7 @@ class Sweeper:
         self._trouble = None
         swept = tried = 0
         resumed = True
-        while resumed and tried < MOST:  # who died since that walk began has a walk, too
+        while resumed and tried < MOST:  # a worker that died since that walk began needs one, too
             resumed = self._walk is not None
             walk = self._walk = self._walk or Walk(await self._declare_dead(seen))
             more, tries = await self._go_on(walk, allowed, tell, MOST - tried)
@@ -140,7 +141,7 @@ class Sweeper:
         """Settle these at once; if that is refused, in halves, down to the row that is at fault."""
         try:
             return await self._settle_at_once(ids, allowed)
-        except (psycopg.Error, DatabaseRefused) as exc:
+        except _REFUSED as exc:
             if len(ids) == 1:
                 return await self._settle_bad_one(ids[0], exc, allowed)
         middle = len(ids) // 2
@@ -155,7 +156,7 @@ class Sweeper:
         return list(zip(held, settlements, strict=True))
 
     async def _settle_bad_one(self, task_id: int, exc: Exception, allowed: Allowed) -> Settled:
-        """Let a task fail whose row is refused, unless that may not be the row's fault."""
+        """Let a task fail whose row is refused, unless the refusal is not about the row."""
         if not is_of_the_rows(exc):
             self._trouble = exc
             log.error("task %d of a dead worker cannot be settled: %s", task_id, exc)
@@ -174,7 +175,7 @@ class Sweeper:
                         "error_message": settlement.error.message,
                     }
                     await conn.fetch(query("set_aside", self.schema), params)
-        except (psycopg.Error, DatabaseRefused) as worse:
+        except _REFUSED as worse:
             # Two lines say it all; a traceback of ours would say nothing more.
             log.error("task %d of a dead worker cannot be settled: %s; %s", task_id, exc, worse)  # noqa: TRY400
             return []

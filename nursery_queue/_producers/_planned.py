@@ -34,14 +34,14 @@ class Planner:
 
     def enqueue(self, requests: Sequence[TaskRequest]) -> Plan[list[TaskRef]]:
         tasks = new_tasks(requests, self.max_params_bytes, self.app, copy=False)
-        return _plan.for_anybody(_plan.enqueue(self.schema, tasks))
+        return _plan.for_any_connection(_plan.enqueue(self.schema, tasks))
 
     def cancel(self, task: TaskRef | int, *, running: bool) -> Plan[bool]:
-        return _plan.for_anybody(_plan.cancel(self.schema, task_id(task), running=running))
+        return _plan.for_any_connection(_plan.cancel(self.schema, task_id(task), running=running))
 
     def status(self, tasks: TaskIds, *, payloads: bool) -> Plan[list[TaskStatus | None]]:
         ids = [task_id(task) for task in tasks]
-        return _plan.for_anybody(_plan.status(self.schema, ids, payloads=payloads))
+        return _plan.for_any_connection(_plan.status(self.schema, ids, payloads=payloads))
 
 
 @attrs.define(eq=False)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 def expendable(conn: Connection) -> Generator[None]:
     """Close *conn* at once when a call in the block is cancelled, not after cancelling it.
 
-    For a connection that would not be kept then anyway.
+    For a connection that would not be kept anyway: to cancel its statement takes a connection more,
+    and up to `cancel_timeout` seconds if the server is gone.
     """
     usual, conn.cancel_timeout = conn.cancel_timeout, 0.0
     try:
@@ -35,13 +36,13 @@ def expendable(conn: Connection) -> Generator[None]:
 async def request_cancel(conn: psycopg.AsyncConnection[Any]) -> None:
     """Ask over a connection of its own; on return the server has been told.
 
-    So a request can never hit the statement after the one it was meant for. Bound it by a
-    cancel scope. Raises `OperationalError` if the server cannot be asked.
+    So a request can never hit the statement after the one it was meant for. Raises
+    `OperationalError` if the server cannot be asked. Bound it by a cancel scope.
     """
     with held():
         if capabilities.has_cancel_safe():
             await _request_cancel(conn)
-        else:  # libpq before 17
+        else:  # libpq before 17 can only block, so in a thread; and without TLS
             await trio.to_thread.run_sync(conn.cancel, abandon_on_cancel=True)
 
 
@@ -49,7 +50,8 @@ async def _request_cancel(conn: psycopg.AsyncConnection[Any]) -> None:
     request = conn.pgconn.cancel_conn()
     try:
         request.start()
-        await trio.lowlevel.wait_writable(request.socket)  # PQcancelPoll wants that first
+        # PQcancelPoll must not be called before that (psycopg#1335).
+        await trio.lowlevel.wait_writable(request.socket)
         while (status := request.poll()) != pq.PollingStatus.OK:
             if status == pq.PollingStatus.READING:
                 await trio.lowlevel.wait_readable(request.socket)

@@ -19,7 +19,10 @@ from ._database_errors import is_transient
 from ._hosts import Hosts, address_of, attempts, names_several, param, patience, share
 
 
-# A peer that is gone without a word is noticed within about 25 s.
+# A peer that is gone without a word is noticed within about 25 s; by Linux's defaults after two
+# hours. `tcp_user_timeout` alone does nothing for an idle connection, which sends nothing. Behind a
+# frozen middlebox, which answers the probes, only a question to the server helps (`Listener`,
+# `Pool`).
 KEEPALIVE: dict[str, ConnParam] = {
     "keepalives": 1,
     "keepalives_idle": 10,
@@ -28,9 +31,10 @@ KEEPALIVE: dict[str, ConnParam] = {
     "tcp_user_timeout": 20_000,
 }
 
-# libpq hands out the text of a refusal but not its SQLSTATE. These are the ones that no waiting
-# cures, and the one that asks for patience; one in words we do not know (another language)
-# counts as passing.
+# libpq gives the text of a refusal but not its SQLSTATE. These are the refusals that waiting does
+# not cure, and one that passes, but not soon. A refusal in other words (another language) counts as
+# passing with time: a worker that retries is better than one that gives up
+# (tests/pg/test_errors.py).
 _REFUSALS: tuple[tuple[re.Pattern[str], type[psycopg.Error]], ...] = (
     (re.compile(r"^invalid "), psycopg.ProgrammingError),  # the value of an option
     (re.compile(r"authentication failed for user"), errors.InvalidPassword),
@@ -40,7 +44,7 @@ _REFUSALS: tuple[tuple[re.Pattern[str], type[psycopg.Error]], ...] = (
     ),
     (re.compile(r'database ".*" does not exist'), errors.InvalidCatalogName),
     (re.compile(r'permission denied for database ".*"'), errors.InsufficientPrivilege),
-    # This one does pass, but not by trying at once; the last is a pooler's.
+    # This passes, but not by trying again at once: see `Pool`. The last text is a pooler's.
     (
         re.compile(
             r"too many clients already|connection slots are reserved"
@@ -52,17 +56,16 @@ _REFUSALS: tuple[tuple[re.Pattern[str], type[psycopg.Error]], ...] = (
 
 
 async def open_pgconn(conninfo: str, hosts: Hosts | None = None, /, **kwargs: ConnParam) -> PGconn:
-    """Connect to the first host that takes us, as libpq and psycopg do.
+    """Connect to the first host that accepts, as libpq and psycopg do.
 
-    `connect_timeout` bounds each attempt, 5 s by default; less where the caller has not so much
-    time for all of them. Several hosts have to take writes, unless `target_session_attrs` says
-    otherwise. *hosts* remembers which answered. Raises the psycopg error whose SQLSTATE says
-    why when the refusal is one that waiting does not cure; `OperationalError` otherwise.
-    Cancelling it leaves nothing open.
+    Cancelling it leaves nothing open. Raises the psycopg error with the SQLSTATE of the refusal if
+    waiting does not cure it; `OperationalError` otherwise. `connect_timeout` bounds each attempt,
+    5 s by default; less where the caller has less time for all of them. Several hosts have to take
+    writes, unless `target_session_attrs` says otherwise. *hosts* remembers which answered.
     """
     params = _with_defaults(conninfo_to_dict(conninfo, **kwargs))
     hosts, limit = hosts or Hosts(), patience(params)
-    with held():
+    with held():  # a name is looked up in a thread, which a virtual clock cannot see
         found, failures = await attempts(params, limit)
         if len(found) > 1 and param(params, "target_session_attrs") != "prefer-standby":
             shuffled = param(params, "load_balance_hosts") == "random"
@@ -87,17 +90,20 @@ async def open_pgconn(conninfo: str, hosts: Hosts | None = None, /, **kwargs: Co
 def _with_defaults(params: ConnDict) -> ConnDict:
     params.setdefault("fallback_application_name", "nursery_queue")
     if names_several(params) and not param(params, "target_session_attrs"):
-        params["target_session_attrs"] = "read-write"  # a standby would be of no use
-    # What a service file says stands behind the conninfo, so ours would override it.
+        params["target_session_attrs"] = "read-write"  # a standby takes no tasks
+    # A service file counts less than the conninfo, so our defaults would override it
+    # (tests/pg/test_connection.py, keepalive of a service).
     if "service" not in params and "PGSERVICE" not in os.environ:
         params = {**KEEPALIVE, **params}
-    # Our own affair, whatever is said: tasks have text that no other encoding can hold, and with
-    # SQL_ASCII psycopg would give us bytes (tests/pg/test_encodings.py).
+    # Also if the DSN says otherwise: tasks have text that no other encoding can hold, and with
+    # SQL_ASCII psycopg would return bytes (tests/pg/test_encodings.py).
     params["client_encoding"] = "UTF8"
     return params
 
 
 async def _attempt(conninfo: str) -> PGconn:
+    # Not by psycopg's generator for connecting: its signature has changed within 3.3, and it closes
+    # the socket only when it is collected (tests/pg/test_connection.py, cancelled connect).
     pgconn = pq.PGconn.connect_start(conninfo.encode())
     try:
         await _poll(pgconn)

@@ -1,6 +1,6 @@
 """A psycopg connection that waits with trio.
 
-psycopg's protocol code is generators that say what to wait for. What is replaced here is the
+psycopg's protocol code is generators that say which event to wait for. Replaced here are the
 waiting, the lock, connecting, cancelling and `notifies()`; cursors, COPY, pipelines and the
 rest are psycopg's own.
 
@@ -53,6 +53,8 @@ class ServerCursor(psycopg.AsyncServerCursor[TupleRow]):
     """psycopg's, with CLOSE shielded and bounded."""
 
     async def close(self) -> None:
+        # psycopg closes the cursor as its block is left. In a scope that is cancelled already a
+        # CLOSE without a shield would raise before it is sent, and leave the portal open.
         if isinstance(self.connection, Connection):
             with self.connection.finishing("CLOSE"):
                 await super().close()
@@ -68,13 +70,14 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
     call_timeout: float | None = None
     clock: SessionClock | None = None
     pooled = False  # another client has the session after each of our transactions
-    isolation = "read committed"  # of the role or the database, unless a transaction says
-    unusual = False  # they have settings that would break our own statements
+    isolation = "read committed"  # the default of the role or the database
+    unusual = False  # these have settings that would break our own statements
     cancel_timeout = 5.0  # seconds to cancel a statement and read its answer; then we close
     finish_timeout = 10.0  # seconds for BEGIN, COMMIT and ROLLBACK, else we close
 
     def __init__(self, pgconn: PGconn, *args: Any, **kwargs: Any) -> None:
         super().__init__(pgconn, *args, **kwargs)
+        # psycopg's own is an asyncio.Lock, which cannot be waited for under trio.
         self.lock = Lock()  # type: ignore[assignment]  # psycopg only enters and leaves it
         self.server_cursor_factory = ServerCursor
         self._turn = Turn()
@@ -138,12 +141,17 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         self.pgconn.finish()
 
     def _wake_waiters(self) -> None:
-        self._fetch_cursor = None  # it refers to us
+        self._fetch_cursor = None  # a cycle, which would keep the socket until the next collection
         if not self.closed:
+            # Before the socket is closed: epoll forgets a closed file without a word, and the task
+            # that waits for it would sleep for ever (tests/pg/test_connection.py, closing wakes).
             trio.lowlevel.notify_closing(self.pgconn.socket)
 
     def notice_loss(self) -> None:
-        """Find out, without waiting, whether the peer has hung up."""
+        """Find out, without waiting, whether the peer has hung up.
+
+        libpq notes it only when it reads: until then a dead connection counts as open.
+        """
         with contextlib.suppress(psycopg.OperationalError):
             while not self.closed and ready_now(self.pgconn.socket, READ):
                 self.pgconn.consume_input()
@@ -168,31 +176,38 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
     @trio.lowlevel.enable_ki_protection  # Ctrl-C comes where it waits, and nowhere between
     async def _wait(self, gen: PQGen[RV]) -> RV:
         if not self._in_flight():
-            await trio.lowlevel.checkpoint_if_cancelled()  # nothing sent yet: free to give up
+            # Nothing is sent yet, so `Cancelled` here is true. Between the rounds of a statement
+            # that has begun there is no such checkpoint: cancellation in trio is level-triggered,
+            # and psycopg's own clean-up runs in the cancelled scope
+            # (tests/pg/test_cancellation.py).
+            await trio.lowlevel.checkpoint_if_cancelled()
             if self.clock is not None:
                 gen = self.clock.before(self, gen)
         try:
             return await drive(gen, self.pgconn, self._turn)
         except QueryCanceled:
-            # Ours, if an earlier round of this COPY or stream was cancelled.
+            # The answer to our own request, if an earlier round of this COPY or stream was
+            # cancelled: the caller is to see `Cancelled`. Else an operator's, and an error.
             await trio.lowlevel.checkpoint_if_cancelled()
             raise
         except trio.Cancelled:
             if not self.closed and self._in_flight():
                 outcome = await self._resync(gen)
                 if outcome is not None:
-                    return outcome[0]  # it happened: Cancelled comes at the next checkpoint
+                    # It took effect, so it returns: `Cancelled` comes at the next checkpoint. With
+                    # asyncio's psycopg, 65 % of the INSERTs that were cancelled had been made.
+                    return outcome[0]
             raise
         except KeyboardInterrupt:
             if not self.closed and self._in_flight():
                 await self._resync(gen)
             raise
         except ClockStuck:
-            self.abort()
+            self.abort()  # a lock is waited for whose owner sleeps in virtual time: no answer comes
             raise
         finally:
-            # It has ended, or never began, or its connection is closed. In the last case its
-            # own clean-up can only fail, and should do so here.
+            # The generator has ended, or never began, or its connection is closed. In the last case
+            # its own clean-up can only fail: here, not when it is collected some time later.
             with contextlib.suppress(psycopg.Error):
                 gen.close()
 
@@ -201,10 +216,13 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         return self._pipeline is not None or self.pgconn.transaction_status == _ACTIVE
 
     async def _resync(self, gen: PQGen[RV]) -> tuple[RV] | None:
-        """Cancel the statement in flight; return what it gave if it completed all the same.
+        """Cancel the statement in flight; return its value if it completed all the same.
 
         Reads the server's answer in any case, or closes the connection.
         """
+        # The answer has to be read: else the next statement would get it as its own. Shielded,
+        # since the scope is cancelled already; bounded, since a dead server answers neither the
+        # request nor the statement (tests/pg/test_cancellation.py, without peer).
         patience = min(0.25, self.cancel_timeout)
         answered = False
         try:
@@ -220,7 +238,8 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
                             return None
                         answered = True
                         return (value,)
-                    # Not in time: the request may have hit the BEGIN or PREPARE before it.
+                    # Not in time: the request may have hit the BEGIN or PREPARE that psycopg sent
+                    # first, and the statement itself was sent afterwards. So ask again.
                     patience *= 2  # type: ignore[unreachable]  # mypy thinks the block ends here
         finally:
             if not answered:
@@ -230,6 +249,9 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
     @contextlib.contextmanager
     def finishing(self, what: str) -> Generator[None]:
         """Shield BEGIN, COMMIT or ROLLBACK; close the connection if it takes too long."""
+        # Level-triggered cancellation would keep a ROLLBACK from being sent at all. The time limit
+        # is its own: a short `call_timeout` must not make the outcome of a COMMIT unknown
+        # (tests/pg/test_cancellation.py, call timeout is not for commit).
         self._in_finishing += 1
         try:
             deadline = trio.current_time() + self.finish_timeout
@@ -254,6 +276,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
             msg = f"the server did not take the cancel request within {timeout:g} s"
             raise CancellationTimeout(msg)
 
+    # psycopg calls it when a stream or a COPY is left early, maybe in a cancelled scope.
     async def _try_cancel(self, *, timeout: float = 5.0) -> None:  # noqa: ASYNC109  # psycopg's signature
         with trio.CancelScope(shield=True):
             await self._ask_to_cancel(timeout)
@@ -306,12 +329,14 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         In autocommit mode, leaving the block by an exception undoes what was sent since the
         last sync.
         """
+        # Statements of a pipeline share one implicit transaction up to the next sync. psycopg syncs
+        # also when the block is left by an exception, which would commit them: so roll back first.
         undo = (
             self._pipeline is None and self._autocommit and self.pgconn.transaction_status == _IDLE
         )
         if self._pipeline is None and self.clock is not None:
             async with self.lock:
-                await self.wait(nothing())  # inside, nobody could tell the session the time
+                await self.wait(nothing())  # inside, the session could not be told the time
         try:
             async with super().pipeline() as pipeline:
                 try:
@@ -341,8 +366,10 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         with contextlib.suppress(psycopg.Error), self.finishing("DEALLOCATE"):
             async with lock:
                 if self._pipeline is None and not self.closed and self.pgconn.pipeline_status:
-                    self.abort()  # answers are missing: nobody could use it again
-                # psycopg may believe a statement prepared whose PREPARE the server skipped.
+                    self.abort()  # answers are missing: it could not be used again
+                # After an error the server skips the rest of a pipeline, PREPAREs too, and psycopg
+                # believes them made: the query would fail for ever, as its statement "does not
+                # exist" (tests/pg/test_connection.py, failed pipeline does not poison).
                 self._prepared.clear()
                 # A failed transaction takes no command; psycopg does this after its ROLLBACK.
                 if self.pgconn.transaction_status != _INERROR:
@@ -364,6 +391,8 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 
         A third cheaper than `execute()` for a small statement: the cursor, an own one, is kept.
         """
+        # No checkpoint from the answer to the rows: another task may use the cursor next
+        # (tests/pg/test_connection.py, fetch by many tasks).
         cursor = await self._ask(query, params)
         return [] if cursor is None else await cursor.fetchall()
 
@@ -388,8 +417,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
             await self.sync_pipeline()
         else:
             cursor = self._fetch_cursor = self._fetch_cursor or OwnAsyncCursor(self)
-            await cursor.execute(query, params, prepare=True)
-        # No checkpoint between the answer and here: another task may use the cursor next.
+            await cursor.execute(query, params, prepare=True)  # not if `prepare_threshold` is None
         if cursor.pgresult is None or cursor.pgresult.status != pq.ExecStatus.TUPLES_OK:
             return None
         return cursor
@@ -401,6 +429,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         stop_after: int | None = None,
     ) -> AsyncGenerator[psycopg.Notify]:
         """Yield notifications as they arrive."""
+        # psycopg's own polls, and by time.monotonic, of which a virtual clock knows nothing.
         deadline = float("inf") if timeout is None else trio.current_time() + timeout
         seen = 0
         while stop_after is None or seen < stop_after:

@@ -1,4 +1,4 @@
-"""Slots: the right to hold a connection of a pool, by what it is wanted for."""
+"""Slots: the right to hold a connection of a pool, by the purpose that it is wanted for."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from nursery_queue._core._errors import Closed
 from nursery_queue._trio._connection_use import noting_cancellation
 
 
-# What a connection is wanted for: a single statement, or a transaction of some level.
+# The purposes of a connection: a single statement, or a transaction of some level. Each
+# transaction that the same attempt or task has open already makes the level higher by one.
 SINGLE: Final = -1
 FIRST_OF_ATTEMPT, FIRST = 0, 1  # the first transaction of an attempt, or of an application
 
 
 @attrs.define(eq=False)
 class _Waiter:
-    """A call that waits for a slot; *number* says when it has come."""
+    """A call that waits for a slot; *number* is its place in the order of coming."""
 
     number: int
     slot: trio.Event = attrs.field(factory=trio.Event)
@@ -31,16 +32,16 @@ class _Waiter:
 class ConnectionSlots:
     """At most *max_size* slots, given in the order in which they were asked for.
 
-    A transaction never takes the last ones: those are for single statements, which give them
-    back soon, and for transactions within transactions, which the others may be waiting for. So
-    no number of open transactions that ask for more can bring each other to a stop. *kept*: how
-    many the first transactions of attempts leave. See `most`.
+    A transaction never takes the last slots: they are for single statements, which give them back
+    soon, and for transactions within transactions, which others may be waiting for. So open
+    transactions that ask for more, however many, cannot bring each other to a stop (failures.md
+    F10). *kept*: how many slots the first transactions of attempts leave. See `most`.
     """
 
     max_size: int
     kept: int
     in_use: int = attrs.field(default=0, init=False)
-    in_transactions: int = attrs.field(default=0, init=False)  # of those
+    in_transactions: int = attrs.field(default=0, init=False)  # of the slots in use
     # By what they want one for, in the order of their coming.
     _waiting: dict[int, dict[_Waiter, None]] = attrs.field(
         factory=dict[int, dict[_Waiter, None]], init=False
@@ -74,7 +75,9 @@ class ConnectionSlots:
     async def take(self, purpose: int) -> None:
         """Wait for a slot, and take it. Cancelled, it has taken none; raises `Closed`."""
         self.refuse_if_closed()
-        if self._may_have(purpose):  # then nobody is waiting who may have it
+        # If there is one for this purpose, no call waits that could have it: `_serve` runs whenever
+        # a slot becomes free. So taking it at once keeps the order of coming.
+        if self._may_have(purpose):
             self._take(purpose)
             return
         waiter = _Waiter(next(self._numbers))
@@ -83,6 +86,8 @@ class ConnectionSlots:
             with noting_cancellation():
                 await waiter.slot.wait()
         except BaseException:
+            # Cancelled in the moment in which it was served: the slot has to go on to the next call
+            # (tests/pg/test_pool.py, cancelled at every moment).
             if not self._still_waits(waiter, purpose):
                 self.give(purpose)
             raise
@@ -127,12 +132,12 @@ class ConnectionSlots:
         self.in_transactions += purpose != SINGLE
 
     def _still_waits(self, waiter: _Waiter, purpose: int) -> bool:
-        """Tell whether it has not been given a slot; then it waits no more."""
+        """Tell whether *waiter* has not been given a slot, and take it off the list."""
         waiters = self._waiting[purpose]
         return waiter in waiters and waiters.pop(waiter) is None
 
     def _serve(self) -> None:
-        """Give what is free to those who may have it, the first who has come first."""
+        """Give free slots to the calls that may have them, in the order of their coming."""
         while self.in_use < self.max_size:
             heads = [
                 (next(iter(waiters)).number, purpose)

@@ -1,8 +1,8 @@
-"""Cursors for our own statements, which nothing reaches that a program has registered.
+"""Cursors for our own statements, which ignore all adapters that a program has registered.
 
-A program may have psycopg turn JSON, instants, numbers or text into what it likes, for all
-connections or for one of its own; and a connection's cursors may be of any class, with rows of any
-kind. That is for its own statements.
+A program may have psycopg turn JSON, instants, numbers or text into values of its own, for all
+connections or for one; and a connection's cursors may be of any class, with rows of any kind.
+That is for the program's statements (tests/pg/test_adapters.py, tests/producers/test_settings.py).
 """
 
 from __future__ import annotations

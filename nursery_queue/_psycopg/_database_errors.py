@@ -1,4 +1,4 @@
-"""Which errors of the database pass with time, and which are nobody's in particular."""
+"""Which errors of the database pass with time, and which are about rows, rights or conflicts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _TRANSIENT = frozenset(
 )
 # The transaction was sound, and another one was in its way: to be repeated from its beginning.
 _CONFLICTS = frozenset({"40001", "40P01"})
-# About the rows that a statement was to write; somebody else's rows may do.
+# About the rows that a statement was to write: other rows may be accepted.
 _OF_THE_ROWS = frozenset(
     {
         "21",  # cardinality violation
@@ -50,12 +50,12 @@ _OF_THE_ROWS = frozenset(
         "23",  # constraint violation
         "44",  # a view's check option
         "54",  # program limit exceeded
-        "P0",  # raised on purpose, by somebody's trigger
+        "P0",  # raised on purpose, by a trigger of the user's
     }
 )
 
 
-# The server says so while it has nothing of ours to do.
+# Sent while the server has no statement of ours to run, so a write was not made.
 _BEFORE_THE_STATEMENT = frozenset({"57P05"})  # closed by idle_session_timeout
 
 
@@ -92,7 +92,7 @@ def is_transient(exc: BaseException) -> bool:
 
 
 def is_refusal(exc: BaseException) -> bool:
-    """Tell whether the database as such refuses, whatever the rows, until it is mended.
+    """Tell whether the database refuses any rows, until its rights or tables are mended.
 
     Rights that are missing or tables that are not as expected, for instance: all that has an
     SQLSTATE, does not pass with time and is not about the rows.

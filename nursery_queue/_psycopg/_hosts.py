@@ -42,8 +42,9 @@ def peer_of(pgconn: PGconn) -> Address:
 class Hosts:
     """What is known of the addresses of one DSN: which has answered last, and which have not.
 
-    *on_move* is called with an address that has fallen silent, once another one has answered
-    that has to be the primary: the connections to the first are worthless.
+    *on_move* is called with an address that has fallen silent, once another address has answered
+    that has to be the primary: the connections to the silent one are worthless, though no error
+    has told so (tests/faults/test_failover.py).
     """
 
     on_move: Callable[[Address], object] | None = None
@@ -55,8 +56,8 @@ class Hosts:
     def in_order(self, attempts: Sequence[ConnDict], *, shuffled: bool) -> list[ConnDict]:
         """Return attempts in the order in which to make them.
 
-        The address that has answered last comes first, unless connections are to be spread, and
-        those that have failed of late come last.
+        The address that has answered last comes first, unless connections are to be spread;
+        addresses that have failed within the last minute come last.
         """
         now, order = trio.current_time(), list(attempts)
         if shuffled:
@@ -76,7 +77,7 @@ class Hosts:
         if silent:
             self._silent.add(address)
         if self._last == address:
-            self._last = None
+            self._last = None  # else the next connection would wait for it once more
 
     def answered(self, address: Address, *, primary: bool) -> None:
         """Note that an address has answered, and whether it has to be the primary."""
@@ -121,10 +122,10 @@ def patience(params: ConnDict) -> float:
 
 
 def share(limit: float, left_to_try: int) -> float:
-    """Return the seconds for the next address, so that all get a turn before the call is over.
+    """Return the seconds for the next address, so that all are tried before the call is over.
 
     The caller may have less time than all of them together: a heartbeat has a third of the
-    lease. The last share is for what the connection is wanted for.
+    lease. The last share is for the statement that the connection is wanted for.
     """
     left = trio.current_effective_deadline() - trio.current_time()
     return min(limit, max(0.0, left) / (left_to_try + 1))
@@ -137,6 +138,7 @@ async def attempts(params: ConnDict, limit: float) -> tuple[list[ConnDict], list
     from the others.
     """
     wanted = param(params, "target_session_attrs")
+    # psycopg yields each address once; libpq tries all of them twice: for a standby, then for any.
     if wanted == "prefer-standby":
         params = {**params, "target_session_attrs": "any"}
     found: list[ConnDict] = []
@@ -158,6 +160,7 @@ async def _look_up(host: ConnDict, seconds: float) -> list[ConnDict]:
     if not _is_name(host):
         return conninfo_attempts(host)
     with trio.move_on_after(seconds):
+        # getaddrinfo blocks, for as long as the resolver likes, and cannot be stopped.
         return await trio.to_thread.run_sync(conninfo_attempts, host, abandon_on_cancel=True)
     msg = f"the name {param(host, 'host')!r} was not looked up within {seconds:.3g} s"
     raise psycopg.OperationalError(msg)

@@ -1,4 +1,4 @@
-"""What a transaction sees of others: how it is said."""
+"""Isolation levels, and the statements that set them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import LiteralString
 
 
-# The first statements of a transaction that is not as the session's default has it.
+# The first statement of a transaction whose level is not the default of its session. PostgreSQL
+# takes it only before the first query (tests/pg/test_isolation.py).
 ISOLATION: Mapping[str, LiteralString] = {
     level: f"set transaction isolation level {level}"
     for level in ("read uncommitted", "read committed", "repeatable read", "serializable")

@@ -42,7 +42,7 @@ class Listener:
         self._asked = 0  # questions sent and answered; at most one is under way
         self._answered = 0
         self._asked_at = -math.inf
-        self._news = trio.lowlevel.ParkingLot()
+        self._answers = trio.lowlevel.ParkingLot()  # calls that wait for one
         # Raw: psycopg's own handler decodes the payload, and would fail on one it cannot.
         conn.pgconn.notify_handler = self._hear
 
@@ -50,11 +50,12 @@ class Listener:
     async def open(cls, conninfo: str, channels: Iterable[str], hosts: Hosts | None = None) -> Self:
         """Connect and LISTEN; what is committed after this returns will be heard.
 
-        Raises `NotifyUnavailable` behind a pooler: the session that listened would be
-        somebody else's the next moment. Cancelled, it leaves nothing open.
+        Raises `NotifyUnavailable` behind a pooler: the session that listens would be another
+        client's the next moment. Cancelled, it leaves nothing open.
         """
         conn = await connect(conninfo, hosts)
-        conn.cancel_timeout = 0.0  # not worth keeping: a new one can be had
+        # Cancelled, it is closed at once: to open a new one costs less than to cancel and drain it.
+        conn.cancel_timeout = 0.0
         if conn.pooled:
             conn.abort()
             raise NotifyUnavailable(NO_NOTIFICATIONS)
@@ -65,7 +66,8 @@ class Listener:
                     sql.SQL("LISTEN {}").format(sql.Identifier(name))
                     for name in listener._names.values()
                 )
-                + sql.SQL("; SET idle_session_timeout = 0")  # silence is what there is to hear
+                # A listener says nothing for hours: a role's timeout would end it again and again.
+                + sql.SQL("; SET idle_session_timeout = 0")
             )
         except BaseException:
             conn.abort()
@@ -94,6 +96,9 @@ class Listener:
     async def _run(
         self, on_notify: Callable[[str, bytes], object], probe_every: float, probe_timeout: float
     ) -> None:
+        # A listener that has died without a word hears nothing, as one on a quiet night does
+        # (failures.md F1): so it asks when it was silent for `probe_every`. TCP keepalive does not
+        # see a middlebox that acknowledges and forwards nothing.
         async with self.connection.lock:
             due = trio.current_time() + probe_every
             while True:
@@ -116,6 +121,7 @@ class Listener:
         """
         pgconn = self.connection.pgconn
         if self._asked == self._answered:
+            # An empty query opens no transaction: the session stays idle, and pins no snapshot.
             pgconn.send_query(b"")
             if pgconn.flush():
                 msg = "the LISTEN connection takes no more data: the peer is gone"
@@ -130,18 +136,19 @@ class Listener:
             if self.connection.closed:
                 msg = "the LISTEN connection was closed"
                 raise psycopg.OperationalError(msg)
-            await self._news.park()
+            await self._answers.park()
 
     async def flushed(self) -> None:
         """Wait until every notification committed before this call has been heard, or cannot be."""
         with contextlib.suppress(psycopg.OperationalError):
-            await self.answered(self._asked)  # it may have been asked before that commit
+            # A question under way may have been asked before that commit, and proves nothing of it.
+            await self.answered(self._asked)
             await self.answered(self.ask())
 
     def close(self) -> None:
         """Close the connection; `run()` then raises. May be called again."""
         self.connection.abort()
-        self._news.unpark_all()
+        self._answers.unpark_all()
 
     def _hear(self, notify: PGnotify) -> None:
         name = self._names.get(notify.relname)
@@ -156,10 +163,11 @@ class Listener:
             if pgconn.get_result() is None:
                 self._deliver(on_notify)  # first: the answer vouches for them
                 self._answered = self._asked
-                self._news.unpark_all()
+                self._answers.unpark_all()
 
     def _deliver(self, on_notify: Callable[[str, bytes], object]) -> None:
         pgconn = self.connection.pgconn
+        # psycopg gives the ones that came along with an answer to the handler; these came alone.
         while notify := pgconn.notifies():
             self._hear(notify)
         heard, self._heard = self._heard, []

@@ -1,4 +1,4 @@
-"""Waiting for notifications, which come when they come."""
+"""Waiting for notifications."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ async def receive(
     batch = take()
     with trio.CancelScope(deadline=deadline):
         while not batch:
+            # Without waiting first: with a deadline in the past the wait would only raise.
             if ready_now(pgconn.socket, READ):
                 pgconn.consume_input()
             else:
@@ -48,7 +49,7 @@ async def receive(
 
 
 def take_backlog(conn: psycopg.AsyncConnection[Any]) -> list[psycopg.Notify]:
-    """Take what psycopg has kept of the notifications that came along with answers."""
+    """Take the notifications that psycopg has kept, since they came along with answers."""
     backlog = conn._notifies_backlog  # pyright: ignore[reportPrivateUsage]  # a test knows
     batch = list(backlog or ())
     if backlog:

@@ -71,8 +71,8 @@ class Pool:
     max_lifetime: float = attrs.field(default=3600.0, kw_only=True)
     max_idle: float = attrs.field(default=600.0, kw_only=True)
     spare: int = attrs.field(default=2, kw_only=True)  # this many may be idle for so long
-    # And the others so long: workers that fill the server between them must not keep from each
-    # other what they do not use (tests/processes/test_fleet.py, four at the defaults).
+    # And the others so long: workers that fill the server between them must not hold connections
+    # that they do not use (tests/processes/test_fleet.py, four at the defaults).
     max_spare_idle: float = attrs.field(default=5.0, kw_only=True)
     ping_after: float = attrs.field(default=30.0, kw_only=True)
     checkout_timeout: float = attrs.field(default=30.0, kw_only=True)
@@ -121,8 +121,10 @@ class Pool:
         Waits at most `checkout_timeout` and raises `PoolTimeout` then, `Closed` once the
         pool is closed. A failure to connect is raised at once, as `NotConnected` if it passes
         with time: trying again is up to the caller. But a server that takes no more
-        connections is asked again, and one of ours that comes back meanwhile is taken.
+        connections is asked again, and a connection that comes back meanwhile is taken.
         """
+        # Whether a statement was in flight when the block is left decides what happens to the
+        # connection, not whether the block failed: see `_as_new`.
         conn = await self._checkout(purpose)
         try:
             yield conn
@@ -147,8 +149,10 @@ class Pool:
                 yield conn
         finally:
             use.open[self] -= 1
+            # Outside of attempts the count belongs to this run of transactions: a task started from
+            # here later would else count as being within one.
             if not use.in_attempt and not use.open[self] and connection_use.get() is use:
-                connection_use.set(None)  # what this context does later is about something else
+                connection_use.set(None)
 
     def resize(self, max_size: int, kept: int) -> None:
         """From now on have other bounds; connections in use beyond them may finish."""
@@ -161,15 +165,18 @@ class Pool:
         return self.slots.most(FIRST_OF_ATTEMPT)
 
     def tend(self) -> None:
-        """Close what has been idle for too long. Neither blocks nor can be cancelled."""
+        """Close connections that have been idle for too long. Neither blocks nor can be cancelled.
+
+        For a pool that is not used at all; the others are tended whenever they lend.
+        """
         self._retire_stale()
 
     def doubt(self) -> None:
-        """Ask those that are idle now before they are lent: their server may be gone."""
+        """Ask the connections that are idle now before they are lent: their server may be gone."""
         self._doubted = trio.current_time()
 
     def abandon(self, address: Address, *, in_use: bool) -> int:
-        """Close the connections to *address*, those that are lent only with *in_use*.
+        """Close the connections to *address*; the lent ones only with *in_use*.
 
         Returns how many there were. A call on one of them raises `OperationalError`.
         """
@@ -183,7 +190,7 @@ class Pool:
         return len(leads_there)
 
     async def aclose(self) -> None:
-        """Close idle connections now and those in use when they come back.
+        """Close idle connections now, and the lent ones when they come back.
 
         A call that waits for a connection, or asks for one later, gets `Closed`. All is done
         before the first checkpoint; may be called again.
@@ -205,6 +212,8 @@ class Pool:
 
     async def _checkout(self, purpose: int) -> Connection:
         with trio.move_on_after(self.checkout_timeout):
+            # First the right to hold a connection, in the order of asking, then the connection
+            # itself: so a call that is cancelled while it connects gives back no more than a slot.
             await self.slots.take(purpose)
             try:
                 return await self._find(purpose)
@@ -230,6 +239,8 @@ class Pool:
             await trio.lowlevel.checkpoint_if_cancelled()
             self.slots.refuse_if_closed()
             pause = self._full_until - trio.current_time()
+            # There may be no room for another one in spite of the slot: the idle ones are kept for
+            # other purposes (`_leaves_enough`), or other calls are opening the last ones.
             if len(self._born) + self._opening >= self.max_size:
                 pause = math.inf  # one is about to come back, or to be there
             if pause > 0:
@@ -240,7 +251,9 @@ class Pool:
 
     async def _open(self) -> None:
         """Add a new connection to the idle ones, unless the server takes no more."""
-        if self._full_pause:  # one tries, the others wait for what comes of it
+        # A server with no room is asked by one call at a time, ever more slowly: a hundred workers
+        # that all try at once would keep it from serving the connections it has (failures.md F19).
+        if self._full_pause:
             self._full_until = trio.current_time() + self._full_pause
         self._opening += 1
         try:
@@ -258,10 +271,11 @@ class Pool:
             self._came_back.unpark_all()
 
     def _leaves_enough(self, purpose: int) -> bool:
-        """Tell whether an idle one may be had: not for a transaction that others will need it for.
+        """Tell whether an idle connection may be lent for *purpose*.
 
-        The server may take no more connections when they do: so what a transaction leaves, to a
-        single statement and to another transaction within it, has to be open before it begins.
+        The server may take no more connections later. So the connections that a transaction has to
+        leave, to a single statement and to a transaction within it, must be open before it begins:
+        else two handlers could each wait for the connection that the other one needs.
         """
         if purpose == SINGLE or not self._idle:
             return bool(self._idle)
@@ -276,7 +290,7 @@ class Pool:
                 if await self._answers(conn, since):
                     return conn
             except BaseException:
-                self._lose(conn)
+                self._lose(conn)  # cancelled while it was asked: its answer may still come
                 raise
             self._lose(conn)
         return None
@@ -307,22 +321,26 @@ class Pool:
             self._full_pause, self._full_until = 0.0, -math.inf
 
     async def _answers(self, conn: Connection, since: float) -> bool:
-        # An idle connection has nothing to say: if there is something, it is a goodbye.
+        # An idle connection has nothing to read: if there is something, the server has closed it.
+        # Found without a round trip (tests/pg/test_pool.py, dead connection is replaced).
         if conn.closed or ready_now(conn.pgconn.socket, READ):
             return False
         if since > self._doubted and trio.current_time() - since < self.ping_after:
             return True
+        # A network that drops packets leaves a connection looking open: only an answer proves it.
         with expendable(conn), trio.move_on_after(PING_TIMEOUT):
             try:
                 await conn.execute("")
             except psycopg.Error:
                 return False
             return True
-        while self._idle:  # they lead to where it is silent, and have been idle for longer
+        while self._idle:  # these have been idle for longer, and their server is the silent one
             self._lose(self._idle.pop()[1])
         return False
 
     async def _checkin(self, conn: Connection, purpose: int) -> None:
+        # Runs in a scope that may be cancelled: without a checkpoint that is not shielded, or the
+        # connection would neither come back nor be closed (tests/pg/test_pool.py, chaos).
         try:
             self._lent_to_transactions.discard(conn)
             if conn.pgconn.transaction_status in _OPEN_TRANSACTION:

@@ -1,4 +1,4 @@
-"""Tells a session which instant it is, when the clock of a test rules."""
+"""Tells a session the time, when a test's clock rules."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ class SessionClock:
 
     def _tell(self, conn: AsyncConnection[Any], now: dt.datetime, gen: PQGen[T]) -> PQGen[T]:
         status = conn.pgconn.transaction_status
-        # A rollback takes the variable back, to a savepoint too: in a transaction nothing is sure.
+        # A rollback, to a savepoint too, takes the variable back: so in a transaction it is set
+        # before every statement. Outside of one a SET costs a round trip only when the time has
+        # moved.
         if status == _INTRANS or (status == _IDLE and now != self._told):
             self._told = None
             command = f"set {self.variable} = '{now.isoformat()}'".encode()

@@ -36,6 +36,7 @@ class TransactionBlock(psycopg.AsyncTransaction):
     _outermost = False
 
     async def __aenter__(self) -> Self:
+        # The last moment at which giving up is free: from BEGIN on all is shielded.
         await trio.lowlevel.checkpoint_if_cancelled()
         self._outermost = self.pgconn.transaction_status == _IDLE
         with self._owner.finishing("BEGIN"):
@@ -50,6 +51,9 @@ class TransactionBlock(psycopg.AsyncTransaction):
         if exc_type is not None or self.force_rollback:
             return await self._finish("ROLLBACK", exc_type, exc_val, exc_tb)
         try:
+            # COMMIT of a failed transaction rolls back and reports success: a block that swallowed
+            # the error would end as if it had committed (tests/pg/test_commit.py, failed
+            # transaction).
             check_committable(self._owner)
         except InFailedSqlTransaction as failed:
             await self._finish("ROLLBACK", type(failed), failed, None)
@@ -72,7 +76,9 @@ class TransactionBlock(psycopg.AsyncTransaction):
     ) -> bool:
         with self._owner.finishing(what):
             swallow = await super().__aexit__(exc_type, exc_val, exc_tb)
-            await self._owner.sync_pipeline()  # in a pipeline it was only queued
+            # In a pipeline the COMMIT was only queued: without its answer the block could end as
+            # committed while the server is still to refuse it.
+            await self._owner.sync_pipeline()
         return swallow
 
 
@@ -93,6 +99,8 @@ def check_committable(conn: Connection) -> None:
 @contextlib.contextmanager
 def truthful_commit() -> Generator[None]:
     """Raise `CommitOutcomeUnknown` for a COMMIT the server did not answer."""
+    # The server may have committed and died before its answer got through. Only an ERROR is an
+    # answer; a retry after anything else might do the work twice (tests/pg/test_commit.py).
     try:
         yield
     except (psycopg.OperationalError, psycopg.InternalError) as exc:

@@ -1,4 +1,4 @@
-"""Waiting for PostgreSQL with trio: psycopg's generators say what for, this waits."""
+"""Waiting for PostgreSQL with trio: psycopg's generators name the event, this waits for it."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ LONGEST_TURN = 0.005  # seconds a generator that never has to wait may keep othe
 
 
 class Lock:
-    """One user at a time; no scheduler pass when nobody is in the way.
+    """One user at a time; no scheduler pass when it is free.
 
     Unlike `trio.Lock` it may be released by another task than the one that took it, as
-    happens when an async generator is closed elsewhere. Whoever holds it will wait for
-    the database anyway, so taking it needs no checkpoint of its own.
+    happens when an async generator is closed elsewhere. Its holder waits for the database
+    anyway, so taking it needs no checkpoint of its own.
     """
 
     def __init__(self) -> None:
@@ -46,24 +46,26 @@ class Lock:
 
     async def __aenter__(self) -> None:
         if self._held:
-            await self._waiting.park()  # whoever wakes us leaves the lock to us, still held
+            await self._waiting.park()  # the task that wakes us leaves us the lock, still held
         self._held = True
 
     async def __aexit__(self, *exc: object) -> None:
         if self._waiting:
-            self._waiting.unpark()
+            self._waiting.unpark()  # the lock stays held: no third task can come in between
         else:
             self._held = False
 
 
 def ready_now(fd: int, want: int) -> int:
     """Return what of *want* the socket can do this instant; an error counts as both."""
-    claimer = select.poll()
-    claimer.register(
+    # Not `select.select`, which takes no file numbers above 1023: a process with many connections
+    # has them.
+    poll = select.poll()
+    poll.register(
         fd, (select.POLLIN if want & READ else 0) | (select.POLLOUT if want & WRITE else 0)
     )
     ready = 0
-    for _, events in claimer.poll(0):
+    for _, events in poll.poll(0):
         if events & ~select.POLLOUT:
             ready |= READ
         if events & ~select.POLLIN:
@@ -100,7 +102,7 @@ async def wait_ready(fd: int, want: int) -> int:
 
 
 def _foremost(group: BaseException) -> BaseException:
-    """Return the one error of a group that asks most: Ctrl-C, else any that is no `Cancelled`."""
+    """Return the error of a group that matters most: Ctrl-C, else any that is no `Cancelled`."""
 
     def rank(error: BaseException) -> int:
         return 2 * isinstance(error, trio.Cancelled) - isinstance(error, KeyboardInterrupt)
@@ -109,7 +111,11 @@ def _foremost(group: BaseException) -> BaseException:
 
 
 class Turn:
-    """Since when a connection has kept other tasks waiting."""
+    """Since when a connection has kept other tasks waiting.
+
+    A COPY whose buffers never fill waits for nothing: without a bound it stalled the loop for 45 ms
+    (tests/pg/test_connection.py, a busy connection lets others run).
+    """
 
     def __init__(self) -> None:
         self.began = 0.0
@@ -135,7 +141,8 @@ async def drive(gen: PQGen[T], pgconn: PGconn, turn: Turn, *, begun: bool = Fals
         want = gen.send(NOTHING_YET) if begun else next(gen)
         fd = pgconn.socket
         while True:
-            # The generators may call back into user code: only the waiting is guarded here.
+            # Only the waiting is guarded: a generator may call user code, such as a loader, and an
+            # OSError of that is not the loss of the connection.
             try:
                 if want == Wait.R:
                     with _NOTHING if keeper is None else keeper.hold():
@@ -151,6 +158,7 @@ async def drive(gen: PQGen[T], pgconn: PGconn, turn: Turn, *, begun: bool = Fals
             want = gen.send(ready)
     except StopIteration as stop:
         if turn.over():  # rows or buffers were there all along
+            # Shielded: the statement has taken effect, so the call has to return.
             await trio.lowlevel.cancel_shielded_checkpoint()
             turn.renew()
         result: T = stop.value
