@@ -22,8 +22,9 @@ from nursery_queue._psycopg import _connection
 from nursery_queue._psycopg._connection import Connection
 
 
-PACKAGE = Path(_connection.__file__).parent
-MODULES = sorted(PACKAGE.glob("*.py"))
+ROOM = Path(_connection.__file__).parent
+MODULES = sorted(ROOM.glob("*.py"))
+ELSEWHERE = sorted(set(ROOM.parent.rglob("*.py")) - set(MODULES))
 
 # Attributes of psycopg's connection that begin with an underscore.
 PRIVATE = {
@@ -79,7 +80,7 @@ def used(tree: ast.AST) -> set[str]:
 
 
 def test_no_other_private_name_is_used() -> None:
-    """Every underscored attribute used in `_pg` is defined there or listed above."""
+    """Every underscored attribute used in `_psycopg` is defined there or listed above."""
     trees = [ast.parse(module.read_text()) for module in MODULES]
     ours = {name for tree in trees for name in defined_here(tree)} - PRIVATE
     found = {name for tree in trees for name in used(tree) if private(name)}
@@ -87,9 +88,15 @@ def test_no_other_private_name_is_used() -> None:
     assert found - ours == PRIVATE - {"_try_cancel"}  # only psycopg calls that one
 
 
+def test_no_private_name_is_used_elsewhere() -> None:
+    """Outside of `_psycopg` nothing uses a private attribute of psycopg's connection."""
+    for module in ELSEWHERE:
+        assert not used(ast.parse(module.read_text())) & PRIVATE, module
+
+
 def test_no_private_module_is_imported() -> None:
     """Nothing is imported from psycopg's private modules, nor a private name from any."""
-    for module in MODULES:
+    for module in [*MODULES, *ELSEWHERE]:
         for node in ast.walk(ast.parse(module.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("psycopg"):
                 names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
