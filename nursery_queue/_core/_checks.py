@@ -17,15 +17,19 @@ def duration(value: object, name: str, *, positive: bool = False) -> float:
     """
     if isinstance(value, dt.timedelta):
         value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        msg = f"{name} must be a number of seconds or a timedelta, not {value!r}"
-        raise TypeError(msg)
+    value = _number(value, f"{name} must be a number of seconds or a timedelta, not {value!r}")
     # NaN fails the comparison, too, and an int that is too large for a float does not overflow.
     if not 0 <= value <= LONGEST or (positive and value == 0):
         bounds = "more than 0" if positive else "0 or more"
         msg = f"{name} must be {bounds} seconds and at most 100 years, not {value!r}"
         raise ValueError(msg)
     return float(value)
+
+
+def _number(value: object, complaint: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(complaint)
+    return value
 
 
 def limit(value: object, name: str, *, positive: bool = False) -> float:
@@ -48,9 +52,7 @@ def whole(value: object, name: str, *, minimum: int, maximum: int = 2**31 - 1) -
 
 def real(value: object, name: str, *, minimum: float, maximum: float) -> float:
     """Return *value*, a finite number within the bounds, or raise naming it."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        msg = f"{name} must be a number, not {value!r}"
-        raise TypeError(msg)
+    value = _number(value, f"{name} must be a number, not {value!r}")
     if not minimum <= value <= maximum:  # NaN fails this comparison too
         msg = f"{name} must be between {minimum:g} and {maximum:g}, not {value!r}"
         raise ValueError(msg)

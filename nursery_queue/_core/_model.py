@@ -316,11 +316,11 @@ class UnknownTypeStats:
 
 
 @attrs.frozen(kw_only=True)
-class Stats:
+class Stats(Counters):
     """How many tasks there are, which workers are registered, and how attempts ended.
 
-    Counted anew from what is stored, so tasks that have been deleted are not in it: a day
-    after their end unless `keep_for` says otherwise.
+    Counted anew from what is stored, so tasks that have been deleted are not in it: a day after
+    their end unless `keep_for` says otherwise. As `Counters` it is those of all queues together.
 
     Attributes:
         queues: How many tasks are in each state, by queue.
@@ -334,57 +334,11 @@ class Stats:
     unknown_task_types: Mapping[str, UnknownTypeStats]
     counters: Mapping[str, Counters] = attrs.field(factory=dict[str, Counters])
 
+    def __attrs_post_init__(self) -> None:
+        for name, number in attrs.asdict(self.total).items():
+            object.__setattr__(self, name, number)  # as attrs does itself
+
     @property
     def total(self) -> Counters:
         """The counters of all queues together."""
         return sum(self.counters.values(), Counters())
-
-    @property
-    def completed(self) -> int:
-        """Attempts that succeeded, failed, were cancelled, or are to be retried."""
-        return self.total.completed
-
-    @property
-    def succeeded(self) -> int:
-        """Attempts whose handler returned."""
-        return self.total.succeeded
-
-    @property
-    def failed(self) -> int:
-        """Attempts that failed, timed out or were lost, and no other was to follow."""
-        return self.total.failed
-
-    @property
-    def cancelled(self) -> int:
-        """Attempts that were cancelled while they ran."""
-        return self.total.cancelled
-
-    @property
-    def retries(self) -> int:
-        """Attempts that failed or timed out, and another was to follow."""
-        return self.total.retries
-
-    @property
-    def lost(self) -> int:
-        """Attempts whose worker died or lost its lease."""
-        return self.total.lost
-
-    @property
-    def running(self) -> int:
-        """Tasks that run now."""
-        return self.total.running
-
-    @property
-    def backlog(self) -> int:
-        """Tasks that are due and wait for a worker."""
-        return self.total.backlog
-
-    @property
-    def failure_rate(self) -> float:
-        """The part of `completed` that failed, whether for good or not; 0 if there are none."""
-        return self.total.failure_rate
-
-    @property
-    def permanent_failure_rate(self) -> float:
-        """The part of the attempts with no other to follow that failed; 0 if there are none."""
-        return self.total.permanent_failure_rate

@@ -7,15 +7,11 @@ import math
 
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import attrs
-
 from ._checks import label
 from ._declaration import AS_DECLARED
 from ._json_text import to_text
 from ._model import NewTask
-
-
-_WAITS = attrs.filters.exclude("max_attempts", "_asked")
+from ._retry import waits
 
 
 @runtime_checkable
@@ -56,7 +52,7 @@ def _text(task: NewTask) -> str:
         "queue": task.queue,
         "priority": task.priority,
         "max_attempts": task.max_attempts,
-        "backoff": task.backoff and attrs.asdict(task.backoff, filter=_WAITS),
+        "backoff": task.backoff and waits(task.backoff),
         # JSON has no infinity; the database reads this word as one.
         "timeout": "infinity" if task.timeout == math.inf else task.timeout,
         "keep_for": task.keep_for,

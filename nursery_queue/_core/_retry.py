@@ -87,6 +87,11 @@ class RetryPolicy:
         return rng.uniform(t * (1 - self.jitter), t)
 
 
+def waits(policy: RetryPolicy) -> dict[str, float]:
+    """Return the part of *policy* that says how long to wait, as a task's row has it."""
+    return {name: getattr(policy, name) for name in ("initial", "maximum", "factor", "jitter")}
+
+
 ONCE = RetryPolicy(max_attempts=1)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
+import contextlib
+
+from collections.abc import Generator
 
 import attrs
 
@@ -21,19 +22,15 @@ class Excuses:
 
     settling: bool = False
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if exc is None:
-            return
-        for each in causes(exc):
-            if is_conflict(each):
-                excuse(each, Excuse.CONFLICT)
-        if self.settling and is_transient(exc) and not is_conflict(exc):
-            excuse(exc, Excuse.NOT_SETTLED)
+    @contextlib.contextmanager
+    def marking(self) -> Generator[None]:
+        """Mark the error that leaves the block."""
+        try:
+            yield
+        except BaseException as exc:
+            for each in causes(exc):
+                if is_conflict(each):
+                    excuse(each, Excuse.CONFLICT)
+            if self.settling and is_transient(exc) and not is_conflict(exc):
+                excuse(exc, Excuse.NOT_SETTLED)
+            raise

@@ -108,7 +108,8 @@ class PostgresStore(Sessions, Store):
     async def _transaction(self, isolation: Isolation | None) -> AsyncGenerator[StoreTransaction]:
         async with contextlib.AsyncExitStack() as stack:
             # Further on and at COMMIT, errors are for the application to judge: not translated.
-            excuses = stack.enter_context(Excuses())
+            excuses = Excuses()
+            stack.enter_context(excuses.marking())
             with translated():
                 conn = await stack.enter_async_context(self._pool.for_transaction())
                 await stack.enter_async_context(conn.transaction())

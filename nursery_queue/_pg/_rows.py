@@ -27,7 +27,7 @@ from nursery_queue._core._model import (
     WorkerInfo,
     WorkerStatus,
 )
-from nursery_queue._core._retry import RetryPolicy
+from nursery_queue._core._retry import RetryPolicy, waits
 from nursery_queue._core._states import State
 from nursery_queue._core._tally import Way, counters_of
 
@@ -239,12 +239,4 @@ def _plain(values: Iterable[float | str | None]) -> str:
 
 def backoff_text(policy: RetryPolicy | None) -> str | None:
     """Return *policy* as a task's row has it."""
-    if policy is None:
-        return None
-    numbers = {
-        "initial": policy.initial,
-        "maximum": policy.maximum,
-        "factor": policy.factor,
-        "jitter": policy.jitter,
-    }
-    return json.dumps(numbers)
+    return None if policy is None else json.dumps(waits(policy))

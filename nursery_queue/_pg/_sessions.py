@@ -266,7 +266,7 @@ class Sessions:
             if limit.cancelled_caught and not lent:
                 raise unconnected(f"no connection within {seconds:g} s: {pool.shortage()}")
             if limit.cancelled_caught:
-                raise _no_answer(seconds, lost=writes and sent)
+                raise _no_answer(seconds, unsure=writes and sent)
 
     @contextlib.asynccontextmanager
     async def _as_usual(self, conn: Connection) -> AsyncGenerator[None]:
@@ -281,9 +281,9 @@ class Sessions:
             yield
 
 
-def _no_answer(seconds: float, *, lost: bool) -> Exception:
+def _no_answer(seconds: float, *, unsure: bool) -> Exception:
     msg = f"the database gave no answer within {seconds:g} s"
-    if lost:
+    if unsure:
         return unknown(CallTimeout(f"{msg}; it was closed"))
     return TransientError(msg)
 

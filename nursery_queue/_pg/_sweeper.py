@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 from uuid import UUID
 
 import attrs
@@ -114,21 +115,16 @@ class Sweeper:
             "heartbeats": None if seen is None else [one.heartbeat_at for one in seen],
             "seconds": None if seen is None else [float(one.seconds) for one in seen],
         }
-        async with self.lent() as conn:
-            return [row[0] for row in await conn.fetch(query("declare_dead", self.schema), params)]
+        return [row[0] for row in await self._ask("declare_dead", params)]
 
     async def _look(self, after: int) -> tuple[int | None, list[int]]:
-        async with self.lent() as conn:
-            params = {"after": after, "look_at": LOOK_AT}
-            ((upto, ids),) = await conn.fetch(query("abandoned", self.schema), params)
+        ((upto, ids),) = await self._ask("abandoned", {"after": after, "look_at": LOOK_AT})
         return upto, ids
 
     async def _forget(self, walk: Walk) -> None:
         if not (walk.dead or walk.left):
             return
-        async with self.lent() as conn:
-            params = {"dead": walk.dead, "left": walk.left}
-            ((left,),) = await conn.fetch(query("forget_workers", self.schema), params)
+        ((left,),) = await self._ask("forget_workers", {"dead": walk.dead, "left": walk.left})
         if left:
             log.warning(
                 "%d tasks of dead workers cannot be settled yet (open transactions, or the errors"
@@ -136,6 +132,10 @@ class Sweeper:
                 len(left),
                 ", ".join(map(str, left[:10])),
             )
+
+    async def _ask(self, name: str, params: Mapping[str, Any]) -> list[_rows.Row]:
+        async with self.lent() as conn:
+            return await conn.fetch(query(name, self.schema), params)
 
     async def _settle(self, ids: Sequence[int], allowed: Allowed) -> Settled:
         """Settle these at once; if that is refused, in halves, down to the row that is at fault."""

@@ -44,7 +44,7 @@ class PoolStats:
     """What a pool has done so far and holds now."""
 
     opened: int
-    lost: int  # found dead, or came back unusable
+    dead: int  # found dead, or came back unusable
     retired: int  # too old or idle for too long
     idle: int
     in_use: int
@@ -97,7 +97,7 @@ class Pool:
     _rng: random.Random = attrs.field(factory=new_rng, init=False)
     _closed: bool = attrs.field(default=False, init=False)
     _opened: int = attrs.field(default=0, init=False)
-    _lost: int = attrs.field(default=0, init=False)
+    _dead: int = attrs.field(default=0, init=False)
     _retired: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -107,7 +107,7 @@ class Pool:
     def stats(self) -> PoolStats:
         return PoolStats(
             opened=self._opened,
-            lost=self._lost,
+            dead=self._dead,
             retired=self._retired,
             idle=len(self._idle),
             in_use=self.slots.in_use,
@@ -383,7 +383,7 @@ class Pool:
         self._forget(conn)
 
     def _lose(self, conn: Connection) -> None:
-        self._lost += 1
+        self._dead += 1
         self._forget(conn)
         if self.on_loss is not None:
             self.on_loss()

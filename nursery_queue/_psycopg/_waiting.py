@@ -38,22 +38,22 @@ class Lock:
     """
 
     def __init__(self) -> None:
-        self._held = False
+        self._taken = False
         self._waiting = trio.lowlevel.ParkingLot()
 
     def locked(self) -> bool:
-        return self._held
+        return self._taken
 
     async def __aenter__(self) -> None:
-        if self._held:
+        if self._taken:
             await self._waiting.park()  # the task that wakes us leaves us the lock, still held
-        self._held = True
+        self._taken = True
 
     async def __aexit__(self, *exc: object) -> None:
         if self._waiting:
             self._waiting.unpark()  # the lock stays held: no third task can come in between
         else:
-            self._held = False
+            self._taken = False
 
 
 def ready_now(fd: int, want: int) -> int:

@@ -281,7 +281,7 @@ async def test_dead_connection_is_replaced(pool: Pool, conn: Connection) -> None
     async with pool.connection() as fresh:
         assert fresh.info.backend_pid != pid
         assert await fresh.fetch("select 1") == [(1,)]
-    assert pool.stats.lost == 1
+    assert pool.stats.dead == 1
 
 
 async def test_silent_connection_is_replaced(virtual_time: VirtualTime, dsn: str) -> None:
@@ -303,7 +303,7 @@ async def test_silent_connection_is_replaced(virtual_time: VirtualTime, dsn: str
 
     assert pids != [pid]
     assert took == PING_TIMEOUT
-    assert pool.stats.lost == 1
+    assert pool.stats.dead == 1
 
 
 async def test_broken_connection_is_dropped(pool: Pool, conn: Connection) -> None:
@@ -312,7 +312,7 @@ async def test_broken_connection_is_dropped(pool: Pool, conn: Connection) -> Non
         await kill(conn, broken.info.backend_pid)
         with pytest.raises(psycopg.OperationalError):
             await broken.fetch("select 1")
-    assert pool.stats.lost == 1
+    assert pool.stats.dead == 1
     async with pool.connection() as fresh:
         assert fresh is not broken
 
@@ -326,7 +326,7 @@ async def test_open_transaction_is_rolled_back(pool: Pool, conn: Connection) -> 
     async with pool.connection() as again:
         assert again is lent
         assert await again.fetch("select i from t") == []
-    assert pool.stats.lost == 0
+    assert pool.stats.dead == 0
 
 
 async def test_unfinished_connection_is_dropped(pool: Pool) -> None:
@@ -335,7 +335,7 @@ async def test_unfinished_connection_is_dropped(pool: Pool) -> None:
         lent.pgconn.send_query(b"select pg_sleep(60)")
 
     assert lent.closed
-    assert pool.stats.lost == 1
+    assert pool.stats.dead == 1
 
 
 async def test_changed_autocommit(pool: Pool) -> None:
@@ -353,7 +353,7 @@ async def test_demoted_primary_is_dropped(pool: Pool) -> None:
             await lent.execute("set default_transaction_read_only = on")
             await lent.execute("create table t (i int)")
 
-    assert pool.stats.lost == 1
+    assert pool.stats.dead == 1
 
 
 async def test_idle_and_old_connections_are_retired(
@@ -374,7 +374,7 @@ async def test_idle_and_old_connections_are_retired(
         autojump_clock.jump(90)
         assert await pid_of(pool) != second
         assert pool.stats.retired == 2
-        assert pool.stats.lost == 0
+        assert pool.stats.dead == 0
 
 
 async def test_connect_failure_is_raised_at_once(dsn: str) -> None:
@@ -475,7 +475,7 @@ async def test_chaos(dsn: str, conn: Connection) -> None:
 
         stats = pool.stats
         assert (stats.in_use, stats.waiting) == (0, 0)
-        assert stats.lost > 0
+        assert stats.dead > 0
         async with contextlib.AsyncExitStack() as stack:
             for _ in range(4):
                 each = await stack.enter_async_context(pool.connection())
