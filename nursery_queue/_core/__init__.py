@@ -1,1 +1,1 @@
-"""Decisions: states, models, what an outcome means, retry. No I/O, no clock, no trio."""
+"""Decisions: states, models, the meaning of an outcome, retry. No I/O, no clock, no trio."""

@@ -1,4 +1,4 @@
-"""How many attempts ended in which way, and what there is to do."""
+"""How many attempts ended in which way, and how many tasks run and are due."""
 
 from __future__ import annotations
 

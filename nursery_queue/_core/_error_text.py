@@ -24,7 +24,7 @@ _CHAIN_LIMIT = 100  # exceptions; the standard formatter takes them all, however
 
 
 def cut(text: str, limit: int) -> str:
-    """Return *text*, at most *limit* characters of it, with a note of what is missing."""
+    """Return *text*, at most *limit* characters of it, with a note of how much is missing."""
     if len(text) <= limit:
         return text
     note = f"… ({len(text) - limit + 40} more characters)"
@@ -100,7 +100,7 @@ def _is_long(error: BaseException) -> bool:
 
 
 def _trim(text: traceback.TracebackException, error: BaseException) -> None:
-    """Let the tracebacks of *error*, and of what led to it, begin at the user's code."""
+    """Let the tracebacks of *error* and its causes begin at the user's code."""
     about_values = _is_about_values(error)
     pairs: list[tuple[traceback.TracebackException | None, BaseException | None]] = [(text, error)]
     while pairs:

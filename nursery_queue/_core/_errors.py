@@ -70,7 +70,7 @@ class CommitOutcomeUnknown(NurseryQueueError):
 class StaleClaim(NurseryQueueError):
     """This attempt no longer holds its task: another worker may be running it.
 
-    Raised before COMMIT, so what the transaction wrote is gone.
+    Raised before COMMIT, so the writes of the transaction are gone.
     """
 
 
@@ -91,7 +91,7 @@ class StreamFull(NurseryQueueError):
 
 
 class StreamRestarted(NurseryQueueError):
-    """A new attempt has begun the stream anew: what you read counts no more, read from 0."""
+    """A new attempt has begun the stream anew: chunks read so far do not count; read from 0."""
 
 
 class ParamsError(NurseryQueueError, ValueError):

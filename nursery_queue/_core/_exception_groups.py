@@ -31,7 +31,7 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def connected(error: BaseException, *, hidden: bool = True) -> Iterator[BaseException]:
-    """Yield *error*, and what it holds, was caused by or was raised while handling; each once.
+    """Yield *error*, the errors inside it, and the causes and contexts of these; each once.
 
     *hidden* False: without contexts that `raise ... from` hides.
     """

@@ -32,7 +32,7 @@ def excuse(error: BaseException, why: Excuse) -> None:
 
 
 def excused(error: BaseException) -> Excuse | None:
-    """Return what an attempt that ended with *error* is excused for; None: it counts.
+    """Return the excuse of an attempt that ended with *error*; None: it counts.
 
     In a group every error must be excused: one that is not would have failed the attempt
     without the others. An error is excused if it is marked or has come of one that is.

@@ -28,7 +28,7 @@ class LogLevel:
         self._bad = asked if asked and not is_level(asked) else None
 
     def overrule(self, level: str | None) -> None:
-        """Set *level* if there is one: then it does not matter what the environment asks for."""
+        """Set *level* if there is one: then it counts, and not the environment."""
         if level is not None:
             log.setLevel(level)
             self.forgive()
@@ -38,7 +38,7 @@ class LogLevel:
         self._bad = None
 
     def complain(self) -> None:
-        """Warn, once, if the environment asks for what is no level."""
+        """Warn, once, if the environment asks for a level that does not exist."""
         bad, self._bad = self._bad, None
         if bad is not None:
             log.warning(

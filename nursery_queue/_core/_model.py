@@ -44,7 +44,7 @@ class NewTask:
     keep_for: float | None = None
     dedup_key: str | None = None
     # A JSON object, as text: the task to be stored when this one has ended. Task type, queue,
-    # priority, and what else was said of it.
+    # priority, and the options given with it.
     on_complete: str | None = attrs.field(default=None, repr=False)
     context: str | None = attrs.field(default=None, repr=False)  # JSON text, for that task
 
@@ -192,7 +192,7 @@ class WorkerInfo:
     lease: float
     heartbeat: float = attrs.Factory(lambda self: self.lease / 10, takes_self=True)  # seconds
     queues: Sequence[str] | None = None  # None: all
-    declared: Sequence[Declaration] = ()  # takes the place of what is stored of these types
+    declared: Sequence[Declaration] = ()  # replaces the stored declarations of these types
     max_lost: Mapping[str, int] = attrs.field(factory=dict[str, int])  # by task type, if said
 
 
@@ -319,8 +319,8 @@ class UnknownTypeStats:
 class Stats(Counters):
     """How many tasks there are, which workers are registered, and how attempts ended.
 
-    Counted anew from what is stored, so tasks that have been deleted are not in it: a day after
-    their end unless `keep_for` says otherwise. As `Counters` it is those of all queues together.
+    Counted anew from the stored tasks, so deleted ones are not in it: a day after their end unless
+    `keep_for` says otherwise. Its own counters are those of all queues together.
 
     Attributes:
         queues: How many tasks are in each state, by queue.

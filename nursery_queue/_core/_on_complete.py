@@ -22,7 +22,7 @@ class _Completer(Protocol):
 
 
 def as_on_complete(value: Any) -> str | Literal[False]:
-    """Return what is to be stored for `on_complete=value`; False for None: nothing.
+    """Return the text to be stored for `on_complete=value`; False for None: nothing.
 
     Raises:
         TypeError: It is neither a task type nor a name, or its handler cannot be told.

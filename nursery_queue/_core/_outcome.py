@@ -10,7 +10,8 @@ from typing import assert_never
 
 import attrs
 
-from ._model import Claim, ErrorRecord, Held, Outcome, Settlement
+from ._errors import ClaimLocked, StaleClaim, TransientError
+from ._model import Claim, ErrorRecord, Held, Outcome, Refusal, Settlement
 from ._retry import RetryPolicy
 from ._states import Event
 
@@ -40,7 +41,7 @@ class TimedOut:
     """The handler was cancelled at its time limit, in seconds."""
 
     limit: float
-    error: ErrorRecord | None = None  # what it raised while being cancelled
+    error: ErrorRecord | None = None  # raised while it was being cancelled
 
 
 @attrs.frozen
@@ -80,7 +81,7 @@ AttemptOutcome = Succeeded | Failed | TimedOut | Cancelled | Interrupted | NotSt
 
 @attrs.frozen(kw_only=True)
 class Policy:
-    """What applies to one claim: the code's defaults, with the row's overrides."""
+    """The policy for one claim: the code's defaults, with the row's overrides."""
 
     retry: RetryPolicy
     timeout: float  # seconds; math.inf: no limit
@@ -95,7 +96,7 @@ def settle(
     rng: random.Random,
     cancel_requested: bool = False,
 ) -> Settlement:
-    """Decide what *outcome* means for the task. No I/O, no clock.
+    """Decide how *outcome* moves the task on. No I/O, no clock.
 
     *cancel_requested*: a cancel was asked for, so the task does not go round again; a task that
     has ended for good ends as it would have.
@@ -113,7 +114,7 @@ def allowed_losses(
 
 
 def settle_lost(held: Held, *, max_lost: int = MAX_LOST) -> Settlement:
-    """Decide what becomes of a task whose worker is gone. Losses have a budget of their own.
+    """Decide how a task goes on whose worker is dead. Losses have a budget of their own.
 
     A claim that was held ahead is no loss: it goes back as it was.
     """
@@ -161,6 +162,20 @@ def _settlement(
     )
 
 
+def insist_on_settling(settlement: Settlement, refusal: Refusal | None) -> None:
+    """Raise for a settlement that was refused."""
+    if refusal is not None:
+        msg = f"{settlement.fence} cannot be settled: {refusal}"
+        raise _REFUSALS[refusal](msg)
+
+
+_REFUSALS = {
+    Refusal.STALE: StaleClaim,
+    Refusal.LOCKED: ClaimLocked,
+    Refusal.CANCEL_REQUESTED: TransientError,
+}
+
+
 def _decide(  # noqa: PLR0911  # one return a case
     claim: Claim, outcome: AttemptOutcome, policy: Policy, rng: random.Random
 ) -> Settlement:
@@ -202,5 +217,5 @@ def _stopped(decided: Settlement) -> Settlement:
     """Turn a settlement that would bring the task back into one that cancels it."""
     if decided.state.is_final:
         return decided
-    # What is logged and counted stays: the attempt was lost, or interrupted, all the same.
+    # The log and the counts stay: the attempt was lost, or interrupted, all the same.
     return attrs.evolve(decided, event=Event.CANCEL, delay=0.0)

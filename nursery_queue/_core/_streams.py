@@ -59,7 +59,7 @@ class Chunk:
 
     @property
     def value(self) -> Any:
-        """What was written."""
+        """The value that was written."""
         match self.kind:
             case ChunkKind.BYTES:
                 return self.data

@@ -39,7 +39,7 @@ def counters_of(ways: Mapping[Way, int], *, running: int = 0, backlog: int = 0) 
 class Tally:
     """The attempts stored since the last `take`."""
 
-    # As they are in settlements: what each counts as is worked out by `take`.
+    # As they are in settlements: `take` works out as what each counts.
     _counted: dict[tuple[Outcome | None, Event], int] = attrs.field(
         factory=dict[tuple[Outcome | None, Event], int], init=False
     )

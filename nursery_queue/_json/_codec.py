@@ -86,7 +86,7 @@ class Params:
 
         Raises:
             ParamsError: Missing, unknown or ill-typed ones: the message names them, says
-                what was expected and what came.
+                the expected type and the value.
         """
         try:
             values = object_from_text(text)

@@ -113,7 +113,7 @@ def dump_fixed(hint: Any, converter: cattrs.Converter) -> Dump:
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
-    """Return what the items of a tuple are, one by one."""
+    """Return the annotations of the items of a tuple, one by one."""
     if not _is_namedtuple(hint):
         return get_args(hint)
     hints = get_type_hints(hint, include_extras=True)
@@ -143,7 +143,7 @@ def _array_hook(
 def _load_items(
     values: Iterable[tuple[Any, Any]], loads: Iterable[tuple[Load, Any]], hint: Any
 ) -> list[Any]:
-    """Load what *values* has by index or name; report all that do not fit, not just the first."""
+    """Load *values*, by index or name; report all that do not fit, not just the first."""
     items: list[Any] = []
     errors: list[Exception] = []
     for (i, item), (load, kind) in zip(values, loads, strict=False):
@@ -235,7 +235,7 @@ def _is_class(hint: Any) -> bool:
 
 
 def load_union(hint: Any, converter: cattrs.Converter) -> Load:
-    """Take what is exactly there first; then the first member that fits, in the order written."""
+    """Take the exact type first; then the first member that fits, in the order written."""
     members = get_args(hint)
     exact = _EXACT.intersection(arg for arg in members if arg in _EXACT)
     classes = tuple(arg for arg in members if _is_class(arg))
@@ -264,10 +264,10 @@ def load_union(hint: Any, converter: cattrs.Converter) -> Load:
 
 
 def resolve_fields(cls: Any) -> None:
-    """Look up what the fields of an attrs class or dataclass name in quotes, itself for instance.
+    """Look up quoted annotations in the fields of an attrs class or dataclass, itself for instance.
 
-    cattrs does so only for annotations that are in quotes as a whole. What cannot be found stays
-    as it is.
+    cattrs does so only for annotations that are in quotes as a whole. A name that cannot be found
+    stays as it is.
     """
     cls = get_origin(cls) or cls
     with contextlib.suppress(NameError):

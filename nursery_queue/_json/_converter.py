@@ -62,7 +62,7 @@ from ._scalars import (
 
 
 def reasons(error: BaseException, path: str) -> str:
-    """Say in one line what did not fit, and where: *path*, or what is below it."""
+    """Say in one line which values did not fit, and where: *path*, or a path below it."""
     found: list[str] = []
     for line in cattrs.transform_error(error, path, _reason):
         what, _, where = line.rpartition(" @ ")
@@ -100,7 +100,7 @@ class _Converter(cattrs.Converter):
     """cattrs, where an object is structured from a JSON object and from nothing else."""
 
     def get_structure_hook(self, type: Any, cache_result: bool = True) -> Load:  # noqa: A002  # as cattrs has it
-        """Return the way back to *type*; by class it would be that of what an enum is made of."""
+        """Return the way back to *type*; by class it would be that of the values of an enum."""
         load: Load = super().get_structure_hook(type, cache_result)
         if load not in _OURS:
             return load
@@ -136,7 +136,7 @@ def _load_anything(_hint: Any, _converter: cattrs.Converter) -> Load:
 
 
 def _dump_anything(_hint: Any, converter: cattrs.Converter) -> Dump:
-    # What is nothing but an object would come back here.
+    # A plain `object()` would come back here, for ever.
     return lambda value: value if type(value) is object else converter.unstructure(value)
 
 

@@ -84,7 +84,7 @@ def is_any_result(hint: Any) -> bool:
 
 
 def load_any_result(_hint: Any, converter: cattrs.Converter) -> Load:
-    """Return the way back to what may be an ending, and else is what JSON has."""
+    """Return the way back to an ending, or else to the JSON value as it is."""
     load = converter.get_structure_hook(Result)
 
     def hook(value: Any, _: Any) -> Any:

@@ -51,7 +51,7 @@ def _details(error: BaseException) -> str | None:
 
 
 def _cut_details(length: int, notes: object) -> str:
-    """Return what there is room for of details that are too long: notes, cut, and a mark."""
+    """Return as much as fits of details that are too long: notes, cut, and a mark."""
     listed = cast("list[object]", notes) if isinstance(notes, list) else []
     strings = [exact(each) for each in listed if isinstance(each, str)]
     mark = f"{length} characters of details; more than {DETAILS_LIMIT} are not stored"

@@ -40,7 +40,7 @@ _short.maxstring = _short.maxother = _short.maxlong = 100
 
 
 class MisfitError(ValueError):
-    """A value is not what its annotation says."""
+    """A value does not fit its annotation."""
 
     __module__ = "nursery_queue"  # what users read in tracebacks
 
@@ -78,7 +78,7 @@ def exactly(cls: type[Any]) -> Load:
 
 
 def members(hint: Any) -> str:
-    """Return what an enum, a Literal or some other class takes."""
+    """Return the values that an enum, a Literal or some other class takes."""
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(repr, get_args(hint)))}"
     if isinstance(hint, enum.EnumType):

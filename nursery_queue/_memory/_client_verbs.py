@@ -25,7 +25,7 @@ PAGE = 5000  # tasks that one call of `cancel_some` looks at
 
 @attrs.define(eq=False)
 class ClientVerbs(MemoryVerbs):
-    """What the client asks for."""
+    """The verbs of `ClientStore`."""
 
     async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[TaskRef]:
         del copy

@@ -90,7 +90,7 @@ class Worker:
         return abs(now - self.heartbeat_at) > 2 * dt.timedelta(seconds=self.info.heartbeat)
 
     def late(self, now: dt.datetime) -> Late:
-        """Say what others need to know to find out whether it is dead."""
+        """Return it as other workers are told of it, so that they find out whether it is dead."""
         lease = self.info.lease
         return Late(
             id=self.info.id,
@@ -105,7 +105,7 @@ class Worker:
 
 
 def as_stored(asked: NewTask) -> NewTask:
-    """Return *asked* with what is JSON in it as a database would give it back."""
+    """Return *asked* with its JSON as a database would give it back."""
     return attrs.evolve(
         asked,
         params=as_jsonb(asked.params),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, NoReturn
@@ -10,8 +11,9 @@ from typing import Any, NoReturn
 import attrs
 import trio
 
-from nursery_queue._core._errors import StaleClaim, TransientError
+from nursery_queue._core._errors import TransientError
 from nursery_queue._core._model import NewTask, Refusal, Settlement, TaskRef, TaskStatus
+from nursery_queue._core._outcome import insist_on_settling
 from nursery_queue._core._states import State
 from nursery_queue._core._streams import StreamWrite, insist_on
 
@@ -35,15 +37,7 @@ class Draft:
     written: set[int] = attrs.field(factory=set[int])  # with new chunks in a stream
 
     def copy(self) -> Draft:
-        return Draft(
-            list(self.steps),
-            dict(self.settlements),
-            dict(self.keys),
-            dict(self.waiting),
-            set(self.ended),
-            set(self.stopped),
-            set(self.written),
-        )
+        return Draft(*map(copy.copy, attrs.astuple(self, recurse=False)))
 
 
 @attrs.define(eq=False)
@@ -68,7 +62,7 @@ class MemoryTransaction:
         raise TypeError(msg)
 
     async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[TaskRef]:
-        del copy
+        del copy  # it is stored in one way here
         await trio.lowlevel.checkpoint()
         for task in tasks:
             check_task(task)
@@ -115,10 +109,10 @@ class MemoryTransaction:
         await trio.lowlevel.checkpoint()
         check_settlement(settlement)
         draft, task_id = self._draft, settlement.fence.task_id
-        _insist(settlement, Refusal.STALE if task_id in draft.settlements else None)
-        _insist(settlement, self._tables.refusal(settlement))
+        insist_on_settling(settlement, Refusal.STALE if task_id in draft.settlements else None)
+        insist_on_settling(settlement, self._tables.refusal(settlement))
         if task_id in draft.stopped and not settlement.state.is_final:
-            _insist(settlement, Refusal.CANCEL_REQUESTED)
+            insist_on_settling(settlement, Refusal.CANCEL_REQUESTED)
         draft.settlements[task_id] = settlement
         self.rings, teller = True, None
         if settlement.state.is_final:
@@ -169,18 +163,12 @@ class MemoryTransaction:
     def commit(self) -> None:
         """Apply everything, or raise and apply nothing."""
         for settlement in self._draft.settlements.values():
-            _insist(settlement, self._tables.refusal(settlement))
+            insist_on_settling(settlement, self._tables.refusal(settlement))
         for key in self._draft.keys:
             if self._tables.dedup.get(key, 0) not in {0, *self._draft.ended}:
                 msg = f"dedup key {key!r} was taken while the transaction was open"
                 raise TransientError(msg)
         if self._draft.written:
-            self._tried()  # raises if a claim or a stream is not any more what it was
+            self._tried()  # raises if a claim is stale or a stream has been closed
         for step in self._draft.steps:
             step(self._tables)
-
-
-def _insist(settlement: Settlement, refusal: Refusal | None) -> None:
-    if refusal is not None:
-        msg = f"{settlement.fence} cannot be settled: {refusal}"
-        raise (StaleClaim if refusal is Refusal.STALE else TransientError)(msg)

@@ -1,4 +1,4 @@
-"""What all verbs of `MemoryStore` share: the tables, the bells, and one checkpoint each."""
+"""The base of all verbs of `MemoryStore`: the tables, the bells, and one checkpoint each."""
 
 from __future__ import annotations
 

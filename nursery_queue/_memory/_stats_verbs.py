@@ -1,4 +1,4 @@
-"""The verbs of `MemoryStore` that count what is in its tables."""
+"""The verbs of `MemoryStore` that count rows of its tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ._tables import Tables
 
 @attrs.define(eq=False)
 class StatsVerbs(MemoryVerbs):
-    """How much there is of what. Each verb reads everything."""
+    """The counts of the store. Each verb reads everything."""
 
     async def queues(self) -> list[QueueStatus]:
         await self._begin()
@@ -81,7 +81,7 @@ class StatsVerbs(MemoryVerbs):
 
 
 def _due(tables: Tables) -> Iterator[Task]:
-    """Yield what waits for a worker: ready, or about to be."""
+    """Yield the tasks that wait for a worker: ready, or about to be."""
     now = tables.now()
     for task_id, place in tables.places.items():
         late = place.due_at is not None and place.due_at <= now

@@ -111,7 +111,7 @@ class Tables:
         return self.setting(queue).max_running is not None
 
     def as_declared(self, asked: NewTask) -> NewTask:
-        """Return *asked* with what it leaves out as its type is declared."""
+        """Return *asked*, with the fields left out as its type is declared."""
         declared = self.declared.get(asked.task_type) or Declaration(name=asked.task_type)
         said = asked.on_complete != AS_DECLARED
         return attrs.evolve(
@@ -135,7 +135,7 @@ class Tables:
         ]
 
     def holds(self, fence: Fence) -> bool:
-        """Whether a claim is still what it was."""
+        """Whether a claim is still held."""
         place = self.places.get(fence.task_id)
         return place is not None and place.state is State.RUNNING and place.epoch == fence.epoch
 

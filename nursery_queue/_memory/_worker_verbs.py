@@ -41,7 +41,7 @@ BATCH = 1000
 
 @attrs.define(eq=False)
 class WorkerVerbs(MemoryVerbs):
-    """What the worker asks for."""
+    """The verbs of `WorkerStore`."""
 
     def room_for(self, handlers: int) -> AbstractContextManager[int]:
         return contextlib.nullcontext(handlers)

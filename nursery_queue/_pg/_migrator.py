@@ -137,7 +137,7 @@ async def _check_encoding(conn: Connection) -> None:
 
 
 async def up(conn: Connection, schema: str = DEFAULT_SCHEMA) -> list[Migration]:
-    """Apply what is missing and return it. Any number of processes may do so at once.
+    """Apply the missing migrations and return them. Any number of processes may do so at once.
 
     Raises `SchemaError`, and applies nothing, where other code has made the schema.
     """
@@ -235,7 +235,7 @@ def roles(schema: str = DEFAULT_SCHEMA, prefix: str | None = None) -> str:
 
 
 def up_sync(dsn: str, schema: str = DEFAULT_SCHEMA) -> None:
-    """Apply what is missing, outside of trio: for fixtures and scripts."""
+    """Apply the missing migrations, outside of trio: for fixtures and scripts."""
     trio.run(_up_once, dsn, schema)
 
 

@@ -91,7 +91,7 @@ class PostgresStore(Sessions, Store):
         async with self._lent(self._for_statements) as conn:
             await _migrate.check(conn, self.schema)
 
-    # -- what applications do ----------------------------------------------------
+    # -- for the client ----------------------------------------------------------
 
     async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[TaskRef]:
         calls = 1 + len(tasks) // COPY if copy else 1
@@ -184,7 +184,7 @@ class PostgresStore(Sessions, Store):
         rows = await self._run(self._for_statements, "read_streams", asked)
         return _streams.pages(rows, len(requests))
 
-    # -- what a worker does ------------------------------------------------------
+    # -- for the worker ----------------------------------------------------------
 
     async def register(self, worker: WorkerInfo) -> None:
         await self._run(self._heartbeat, "register", _rows.register_params(worker))

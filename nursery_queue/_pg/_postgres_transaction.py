@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import attrs
 import psycopg
 
-from nursery_queue._core._errors import ClaimLocked, StaleClaim, TransientError
 from nursery_queue._core._model import Fence, NewTask, Refusal, Settlement, TaskRef, TaskStatus
+from nursery_queue._core._outcome import insist_on_settling
 from nursery_queue._core._streams import StreamWrite
 from nursery_queue._psycopg._connection import Connection
 
@@ -89,10 +89,7 @@ class PostgresTransaction:
     async def settle(self, settlement: Settlement) -> None:
         self._excuses.settling = True
         refused = await settle_rows(self.connection, self._schema, [settlement])
-        if refused:
-            refusal = refused[settlement.fence]
-            msg = f"{settlement.fence} cannot be settled: {refusal}"
-            raise _REFUSALS[refusal](msg)
+        insist_on_settling(settlement, refused.get(settlement.fence))
 
     async def write_stream(self, write: StreamWrite) -> None:
         await _streams.write(self.connection, self._schema, write)
@@ -101,10 +98,3 @@ class PostgresTransaction:
     async def savepoint(self) -> AsyncGenerator[None]:
         async with self.connection.transaction():
             yield
-
-
-_REFUSALS = {
-    Refusal.STALE: StaleClaim,
-    Refusal.LOCKED: ClaimLocked,
-    Refusal.CANCEL_REQUESTED: TransientError,
-}

@@ -98,7 +98,7 @@ def fence_params(fences: Collection[Fence]) -> dict[str, list[int]]:
 
 
 def register_params(worker: WorkerInfo) -> dict[str, Any]:
-    """Return *worker* as a row, and what it declares as one array a column."""
+    """Return *worker* as a row, and its declarations as one array a column."""
     return {
         "id": worker.id,
         "name": worker.name,
@@ -231,7 +231,7 @@ def _backoff(stored: Mapping[str, Any]) -> RetryPolicy:
 def _plain(values: Iterable[float | str | None]) -> str:
     """Return numbers, booleans and words of our own as PostgreSQL writes an array of them.
 
-    psycopg looks into each for what has to be quoted: 1 us a value, 5 us a settlement.
+    psycopg looks in each for characters to be quoted: 1 us a value, 5 us a settlement.
     """
     texts = ["NULL" if value is None else str(value) for value in values]
     return "{" + ",".join(texts) + "}"

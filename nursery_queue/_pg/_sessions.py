@@ -114,7 +114,7 @@ class Sessions:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Call *ring* for each of *bells* when there may be news, until cancelled.
+        """Listen as the protocol says, on a connection of its own.
 
         Raises `NotifyUnavailable` behind a pooler.
         """
@@ -186,7 +186,7 @@ class Sessions:
         return conn
 
     async def _connect_to_control(self) -> Connection:
-        """Not for the application's own statements: plans are kept to what suits ours."""
+        """Connect for our own statements alone: plans are kept to the ones that suit them."""
         conn = await self._connect()
         conn.cancel_timeout = CONTROL_CANCEL
         if not conn.pooled:

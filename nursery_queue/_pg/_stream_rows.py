@@ -26,7 +26,7 @@ _FURTHEST = 2**62  # no stream is that long, and it can be added to
 
 
 async def write(conn: Connection, schema: str, asked: StreamWrite) -> None:
-    """Store chunks, or raise for what keeps them from being stored."""
+    """Store chunks, or raise for a refusal."""
     params = {
         "task_id": asked.fence.task_id,
         "epoch": asked.fence.epoch,

@@ -1,4 +1,4 @@
-"""Settles what dead workers hold: in small transactions, and row by row where a row is refused."""
+"""Settles the claims of dead workers, in small transactions; row by row where one is refused."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Walk:
 
 @attrs.define(eq=False)
 class Sweeper:
-    """Settles what no living worker holds. Each step is a short transaction of its own.
+    """Settles claims that no live worker holds. Each step is a short transaction of its own.
 
     A call that is cancelled or fails has settled some, or none; the next one goes on from there.
     A row that the database refuses costs the others nothing: its task fails with the reason, or

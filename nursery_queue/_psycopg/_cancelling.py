@@ -1,4 +1,4 @@
-"""Asking the server to cancel what a connection is doing."""
+"""Asking the server to cancel the statement of a connection."""
 
 from __future__ import annotations
 

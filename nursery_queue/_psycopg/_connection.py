@@ -267,7 +267,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
     # -- cancelling --------------------------------------------------------------------
 
     async def cancel_safe(self, *, timeout: float = 30.0) -> None:  # noqa: ASYNC109  # psycopg's signature
-        """Ask the server to cancel what this connection is doing."""
+        """Ask the server to cancel the statement of this connection."""
         if self.closed:
             return
         with trio.move_on_after(timeout or float("inf")) as scope:
@@ -326,7 +326,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
     async def pipeline(self) -> AsyncGenerator[psycopg.AsyncPipeline]:
         """Send statements without waiting for each answer.
 
-        In autocommit mode, leaving the block by an exception undoes what was sent since the
+        In autocommit mode, leaving the block by an exception undoes all statements since the
         last sync.
         """
         # Statements of a pipeline share one implicit transaction up to the next sync. psycopg syncs

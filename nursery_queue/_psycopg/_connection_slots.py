@@ -42,7 +42,7 @@ class ConnectionSlots:
     kept: int
     in_use: int = attrs.field(default=0, init=False)
     in_transactions: int = attrs.field(default=0, init=False)  # of the slots in use
-    # By what they want one for, in the order of their coming.
+    # By purpose, in the order of their coming.
     _waiting: dict[int, dict[_Waiter, None]] = attrs.field(
         factory=dict[int, dict[_Waiter, None]], init=False
     )
@@ -62,7 +62,7 @@ class ConnectionSlots:
     def most(self, level: int) -> int:
         """Return how many connections transactions may hold once one of *level* is open.
 
-        Each level leaves a third of what the one below it leaves: at least one to single
+        Each level leaves a third of the slots that the one below it leaves: at least one to single
         statements, and the first ones another to a transaction within theirs. With one or two
         connections in all there is not enough for that, and the last one may be taken.
         """

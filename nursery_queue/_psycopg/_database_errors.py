@@ -111,7 +111,7 @@ def is_answer(exc: BaseException) -> bool:
     """Tell whether this is how the server answered a statement: then that had no effect.
 
     Severity ERROR is an answer: rolled back. FATAL is not: it may come after the commit.
-    Nor is what the client notices by itself, such as a lost connection.
+    Nor is an error that the client notices itself, such as a lost connection.
     """
     return _severity(exc) == "ERROR"
 
@@ -149,7 +149,7 @@ def is_of_the_rows(exc: BaseException) -> bool:
 
 @contextlib.contextmanager
 def translated_for_workers() -> Generator[None]:
-    """Do what `translated` does, and raise `DatabaseRefused` for a refusal."""
+    """Translate as `translated` does, and raise `DatabaseRefused` for a refusal."""
     try:
         with translated():
             yield
@@ -181,7 +181,7 @@ def translated() -> Generator[None]:
 
 
 def unconnected(why: str) -> NoConnection:
-    """Return what tells a caller, and excuses a handler, that there is no connection."""
+    """Return the error for a caller without a connection; it excuses a handler."""
     error = NoConnection(why)
     excuse(error, Excuse.NO_CONNECTION)
     return error

@@ -27,20 +27,20 @@ Address = tuple[str, str]  # of a host, or the folder of a socket; and a port
 
 
 def address_of(attempt: ConnDict) -> Address:
-    """Return what an attempt to connect leads to."""
+    """Return the address that an attempt to connect leads to."""
     host = attempt.get("hostaddr") or attempt.get("host") or ""
     return str(host), str(attempt.get("port") or os.environ.get("PGPORT") or "5432")
 
 
 def peer_of(pgconn: PGconn) -> Address:
-    """Return what an open connection leads to."""
+    """Return the address that an open connection leads to."""
     host = pgconn.hostaddr or pgconn.host
     return host.decode(), pgconn.port.decode()
 
 
 @attrs.define(eq=False)
 class Hosts:
-    """What is known of the addresses of one DSN: which has answered last, and which have not.
+    """The addresses of one DSN: which has answered last, and which have failed.
 
     *on_move* is called with an address that has fallen silent, once another address has answered
     that has to be the primary: the connections to the silent one are worthless, though no error
@@ -92,7 +92,7 @@ class Hosts:
 
 
 def param(params: ConnDict, name: str) -> str:
-    """Return a parameter; what a DSN leaves out comes from the environment."""
+    """Return a parameter; one that the DSN leaves out comes from the environment."""
     value = params.get(name)
     if value is None:
         value = os.environ.get(_VARIABLES[name], "")
@@ -132,7 +132,7 @@ def share(limit: float, left_to_try: int) -> float:
 
 
 async def attempts(params: ConnDict, limit: float) -> tuple[list[ConnDict], list[psycopg.Error]]:
-    """List what to try, one address each, and say which names could not be looked up.
+    """List the attempts to make, one address each, and the names that could not be looked up.
 
     Each name has a share of the time, so one that no name server answers for does not keep us
     from the others.

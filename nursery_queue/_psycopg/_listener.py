@@ -48,7 +48,7 @@ class Listener:
 
     @classmethod
     async def open(cls, conninfo: str, channels: Iterable[str], hosts: Hosts | None = None) -> Self:
-        """Connect and LISTEN; what is committed after this returns will be heard.
+        """Connect and LISTEN; a notification committed after this returns will be heard.
 
         Raises `NotifyUnavailable` behind a pooler: the session that listens would be another
         client's the next moment. Cancelled, it leaves nothing open.
@@ -175,7 +175,7 @@ class Listener:
             on_notify(name, payload)
 
     async def _readable(self, deadline: float) -> bool:
-        """Read what arrives until *deadline*; tell whether something did."""
+        """Read until *deadline*, and return as soon as something came; tell whether it did."""
         left = deadline - trio.current_time()
         if self._asked == self._answered:
             # A test's clock asks before it moves, if there is a reason to: it need not for this.

@@ -31,7 +31,7 @@ async def receive(
 ) -> list[psycopg.Notify]:
     """Return the notifications *take* finds, waiting until *deadline* for the first.
 
-    What has arrived already is found even if the deadline has passed.
+    Notifications that have arrived are found even if the deadline has passed.
     """
     batch = take()
     with trio.CancelScope(deadline=deadline):

@@ -41,7 +41,7 @@ FULL_PAUSE = (0.05, 1.0)  # seconds between attempts to connect to a server that
 
 @attrs.frozen
 class PoolStats:
-    """What a pool has done so far and holds now."""
+    """The connections of a pool: how many so far, and now."""
 
     opened: int
     dead: int  # found dead, or came back unusable

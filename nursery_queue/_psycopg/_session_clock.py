@@ -31,7 +31,7 @@ class SessionClock:
     _told: dt.datetime | None = attrs.field(default=None, init=False)
 
     def before(self, conn: AsyncConnection[Any], gen: PQGen[T]) -> PQGen[T]:
-        """Return what to run instead of *gen*."""
+        """Return the generator to run instead of *gen*."""
         keeper = timekeeper.get()
         return gen if keeper is None else self._tell(conn, keeper.now(), gen)
 

@@ -57,7 +57,7 @@ class Lock:
 
 
 def ready_now(fd: int, want: int) -> int:
-    """Return what of *want* the socket can do this instant; an error counts as both."""
+    """Return the part of *want* that the socket is ready for now; an error counts as both."""
     # Not `select.select`, which takes no file numbers above 1023: a process with many connections
     # has them.
     poll = select.poll()
@@ -74,9 +74,9 @@ def ready_now(fd: int, want: int) -> int:
 
 
 async def wait_ready(fd: int, want: int) -> int:
-    """Wait until the socket can do something of *want*; return what.
+    """Wait until the socket is ready for a part of *want*, and return that.
 
-    Raises what waiting for one thing raises, also where it waits for both: no group.
+    Raises the error of one wait, also where it waits for both: no group.
     """
     if want == READ:
         await trio.lowlevel.wait_readable(fd)

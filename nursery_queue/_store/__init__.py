@@ -1,4 +1,4 @@
-"""The one boundary: what the client and the worker need of the place where tasks are kept.
+"""The one boundary: the verbs that the client and the worker need of a store of tasks.
 
 `ClientStore` and `WorkerStore` are the two roles; a `Store` plays both. Promises are made here:
 an implementation of a verb has a docstring only where it promises more.
@@ -39,7 +39,7 @@ from nursery_queue._core._streams import StreamPage, StreamRequest, StreamWrite
 
 
 class Bell(enum.Enum):
-    """What a store can ring for. A ring is a hint; the tables are the truth."""
+    """The reasons for which a store rings. A ring is a hint; the tables are the truth."""
 
     WORK = enum.auto()  # there may be something to claim, or a new due time
     CANCEL = enum.auto()  # a running task is to be cancelled, or a queue has been changed
@@ -48,12 +48,12 @@ class Bell(enum.Enum):
 
 
 class Ring(Protocol):
-    """Called when a bell rings. *task_id*: only this task's streams have news; None: any."""
+    """Called when a bell rings. *task_id*: only the streams of this task; None: any."""
 
     def __call__(self, bell: Bell, task_id: int | None = None, /) -> object: ...
 
 
-# Called with each attempt that a sweep has settled, and with what was decided.
+# Called with each attempt that a sweep has settled, and with the decision.
 TellLost = Callable[[Held, Settlement], object]
 
 
@@ -61,7 +61,7 @@ def tell_nobody(held: Held, settlement: Settlement) -> None:
     """Ignore a loss: the default of `WorkerStore.sweep`."""
 
 
-# What a transaction sees of others, as PostgreSQL calls it.
+# How much a transaction sees of others, in PostgreSQL's words.
 Isolation = Literal["read committed", "repeatable read", "serializable"]
 
 
@@ -134,10 +134,10 @@ class _CommonStore(Protocol):
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Call *ring* for each of *bells* when there may be news, until cancelled.
+        """Call *ring* when one of *bells* rings, until cancelled.
 
         Rings are hints: they may be late, merged or missing. All bells ring as soon as the store
-        listens, for what was missed before. Only `Bell.STREAM` may name a task. Raises
+        listens, for rings missed before. Only `Bell.STREAM` may name a task. Raises
         `NotifyUnavailable` if no ring will ever come.
         """
         ...
@@ -154,7 +154,7 @@ class _CommonStore(Protocol):
         seen: Sequence[Seen] | None = None,
         tell: TellLost = tell_nobody,
     ) -> int:
-        """Settle a batch of what dead workers hold; return how many, *tell* of each loss.
+        """Settle a batch of the claims of dead workers; return how many, *tell* of each loss.
 
         A worker is dead when its lease has run out by the store's clock. That clock may have
         jumped: with *seen*, a worker is newly taken for dead only if it has sent no heartbeat
@@ -175,7 +175,7 @@ class _CommonStore(Protocol):
 
 
 class ClientStore(_CommonStore, Protocol):
-    """What the client needs.
+    """The verbs of the client.
 
     A write whose answer was lost with the connection raises `CommitOutcomeUnknown`. A verb raises
     `TransientError` when trying again may help, and lets every other error through. A cancelled
@@ -268,7 +268,7 @@ class ClientStore(_CommonStore, Protocol):
 
 
 class WorkerStore(_CommonStore, Protocol):
-    """What the worker needs.
+    """The verbs of the worker.
 
     A verb raises `TransientError` when trying again may help, also when its answer was lost: each
     bears being repeated. It raises `DatabaseRefused` when the database would refuse any worker,
@@ -308,7 +308,7 @@ class WorkerStore(_CommonStore, Protocol):
 
         Cancelled or failed, it may have taken some: reconcile with `give_back_all_but`.
 
-        A store may look at only some of the queues: those that come *after* (None: the first).
+        A store may look at only some of the queues: the ones that come *after* (None: the first).
         `Claimed.resume` says where the next claim is to go on; *queue_slots* then has the queues
         that come after it, beginning with its queue, in their order. Of the queues it looks at,
         the store takes the best tasks: highest priority first, oldest first. It takes no more than
@@ -317,7 +317,7 @@ class WorkerStore(_CommonStore, Protocol):
         ...
 
     async def settle(self, settlements: Sequence[Settlement]) -> dict[Fence, Refusal]:
-        """Write what became of claims; return the settlements not applied, and why.
+        """Write the ends of claims; return the settlements not applied, and why.
 
         Cancelled or failed, it may have had its effect: a settlement that is stale afterwards may
         have been written by that very call. `outcomes` tells.
@@ -338,7 +338,7 @@ class WorkerStore(_CommonStore, Protocol):
     async def closed_queues(self, queues: Sequence[str]) -> set[str]:
         """Return which of these queues are paused, or have more tasks running than they may.
 
-        The caller gives back what it has claimed of them and not started.
+        The caller gives back the claims on them that it has not started.
         """
         ...
 
@@ -375,7 +375,7 @@ class Store(ClientStore, WorkerStore, Protocol):
     """Verbs of the domain, not of SQL. Batches in, batches out."""
 
     async def check(self) -> None:
-        """Raise `SchemaError` if the tables are not what this code needs."""
+        """Raise `SchemaError` if the tables do not fit this code."""
         ...
 
     async def aclose(self) -> None:
