@@ -92,8 +92,7 @@ class AfterCommit:
     async def __aenter__(self) -> Self:
         self._check_open()
         if self._block is not None:
-            msg = "this AfterCommit has been entered before: make another one"
-            raise RuntimeError(msg)
+            raise RuntimeError("this AfterCommit has been entered before: make another one")
         self._block = self._in_nursery()
         await self._block.__aenter__()
         return self
@@ -253,8 +252,7 @@ class AfterCommitBatch:
     def registering(self) -> AbstractContextManager[Pending]:
         """Take the callbacks of one transaction, if it is committed when the block ends."""
         if self.over:
-            msg = "this batch is over: open another one with after.batch()"
-            raise Closed(msg)
+            raise Closed("this batch is over: open another one with after.batch()")
         return self._whole.taking(self._take)
 
     def _take(self, callbacks: list[Callback]) -> None:
@@ -270,6 +268,5 @@ def _ended(counts: CallbackCounts) -> int:
 
 def _checked_nursery(nursery: object) -> trio.Nursery | None:
     if nursery is not None and not isinstance(nursery, trio.Nursery):
-        msg = f"nursery must be a trio.Nursery or None, not {nursery!r:.100}"
-        raise TypeError(msg)
+        raise TypeError(f"nursery must be a trio.Nursery or None, not {nursery!r:.100}")
     return nursery

@@ -58,8 +58,7 @@ class Pending:
     def add(self, fn: object, args: Sequence[object]) -> Callback:
         """Note a call. Raises `TypeError` for what cannot be called, `Closed` if it is too late."""
         if not callable(fn):
-            msg = f"after() takes something to call, and its arguments, not {fn!r:.100}"
-            raise TypeError(msg)
+            raise TypeError(f"after() takes something to call, and its arguments, not {fn!r:.100}")
         if self.refusal is not None:
             raise Closed(self.refusal)
         self.callbacks.append(callback := Callback(fn, args))

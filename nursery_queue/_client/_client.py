@@ -269,11 +269,9 @@ class Client(QueueAdministration):
         status = await self._final(task, math.inf if timeout is None else limit(timeout, "timeout"))
         match status.state:
             case State.FAILED:
-                msg = f"task {status.id} ({status.task_type}) failed: {status.error}"
-                raise TaskFailed(msg)
+                raise TaskFailed(f"task {status.id} ({status.task_type}) failed: {status.error}")
             case State.CANCELLED:
-                msg = f"task {status.id} ({status.task_type}) was cancelled"
-                raise TaskCancelled(msg)
+                raise TaskCancelled(f"task {status.id} ({status.task_type}) was cancelled")
             case _:
                 return status.result
 

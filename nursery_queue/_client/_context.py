@@ -165,10 +165,9 @@ class TaskContext:
         if (writer := self._streams.get(name)) is None:
             writer = self._streams[name] = StreamWriter(name, options, self.fence, self._send)
         if writer.options != options:
-            msg = (
+            raise ValueError(
                 f"this attempt has opened the stream {name!r} with other options: {writer.options}"
             )
-            raise ValueError(msg)
         return writer
 
     @contextlib.asynccontextmanager

@@ -209,8 +209,7 @@ _METHODS = ("task_enqueued", "task_started", "task_completed", "report")
 
 def _check(instrument: object) -> None:
     if isinstance(instrument, type):
-        msg = f"instruments must be objects: write {instrument.__qualname__}()"
-        raise TypeError(msg)
+        raise TypeError(f"instruments must be objects: write {instrument.__qualname__}()")
     if not any(callable(getattr(instrument, name, None)) for name in _METHODS):
         msg = f"an instrument has at least one of the methods {', '.join(_METHODS)}; not so: "
         raise TypeError(f"{msg}{instrument!r}")

@@ -57,11 +57,10 @@ class QueueAdministration:
             before=None if before is None else instant(before, "before"),
         )
         if everything == (which != CancelFilter()):
-            msg = (
+            raise ValueError(
                 "cancel_all of everything must be asked for: give a queue, a task_type or an"
                 " instant (before), or else everything=True alone"
             )
-            raise ValueError(msg)
         newest = await self.store.list_tasks(TaskFilter(limit=1))
         last, total = (BELOW_ALL, 0) if newest else (None, 0)
         while last is not None:
@@ -151,8 +150,7 @@ class QueueAdministration:
 
 def _truth(given: object, name: str) -> bool:
     if not isinstance(given, bool):
-        msg = f"{name} must be True or False, not {given!r:.100}"
-        raise TypeError(msg)
+        raise TypeError(f"{name} must be True or False, not {given!r:.100}")
     return given
 
 

@@ -195,11 +195,10 @@ class StreamReader:
 
     def _turn_to(self, page: StreamPage) -> None:
         if self._restarts not in {None, page.restarts} and self._position > 0:
-            msg = (
+            raise StreamRestarted(
                 f"stream {self.name!r} of task {self.task_id} has been begun anew by a later"
                 f" attempt: the {self._position} chunks before count no more, read again from 0"
             )
-            raise StreamRestarted(msg)
         self._restarts, self._position = page.restarts, page.start
         self._chunks.extend(page.chunks)
         self._more = bool(page.chunks) and self._position + len(page.chunks) < page.length
@@ -224,5 +223,4 @@ class StreamReader:
 
     def _check_open(self) -> None:
         if self._closed:
-            msg = "this reader has been closed: open another one with client.read_stream()"
-            raise Closed(msg)
+            raise Closed("this reader has been closed: open another one with client.read_stream()")

@@ -35,8 +35,7 @@ class StreamOptions:
 
     def __attrs_post_init__(self) -> None:
         if self.on_retry not in {"continue", "restart"}:
-            msg = f'on_retry must be "continue" or "restart", not {self.on_retry!r}'
-            raise ValueError(msg)
+            raise ValueError(f'on_retry must be "continue" or "restart", not {self.on_retry!r}')
         if self.max_chunks is not None:
             whole(self.max_chunks, "max_chunks", minimum=1, maximum=2**63 - 1)
 
@@ -109,22 +108,20 @@ class StreamWriter:
     def _chunk(self, data: Any) -> Chunk:
         chunk = Chunk.of(data)
         if len(chunk.data) > MAX_CHUNK:
-            msg = (
+            raise PayloadTooLarge(
                 f"a chunk for the stream {self.name!r} of task {self._fence.task_id} has"
                 f" {len(chunk.data)} bytes, and {MAX_CHUNK} is the limit: write it in parts, or"
                 " write where it can be found"
             )
-            raise PayloadTooLarge(msg)
         return chunk
 
     async def _put(self, write: _Write, tx: Transaction | None) -> None:
         if self._tx is not None and self._tx.is_open and self._tx is not tx:
             # It holds the stream until its commit, which may be waiting for this write.
-            msg = (
+            raise RuntimeError(
                 f"the stream {self.name!r} has been written to in a transaction that is still"
                 " open: pass that as tx, or write when it has ended"
             )
-            raise RuntimeError(msg)
         if tx is None:
             await self._batcher.call(write)
         else:

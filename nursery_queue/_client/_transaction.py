@@ -194,11 +194,10 @@ def opened(
 def check_options(after: object, isolation: object) -> None:
     """Raise for what `client.transaction` cannot be given."""
     if after is not None and not isinstance(after, AfterCommit | AfterCommitBatch):
-        msg = (
+        raise TypeError(
             f"transaction(after=...) takes an AfterCommit or a batch of one, not {after!r:.100}: a "
             f"function to call after the commit goes to tx.after() within the block"
         )
-        raise TypeError(msg)
     if isolation is not None and isolation not in (levels := get_args(Isolation)):
         msg = f"isolation must be one of {', '.join(levels)}, or None, not {isolation!r:.100}"
         raise ValueError(msg)
@@ -217,11 +216,10 @@ def new_tasks(
     tasks = [each.to_new_task(max_params_bytes) for each in asked]
     for task in tasks if copy else ():
         if task.dedup_key is not None:
-            msg = (
+            raise ValueError(
                 f"copy=True cannot look for tasks with the same dedup_key, and a {task.task_type}"
                 f" has the dedup_key {task.dedup_key!r}: enqueue those that have one without it"
             )
-            raise ValueError(msg)
     return tasks
 
 
@@ -232,8 +230,7 @@ def task_id(task: TaskRef | int) -> int:
 
 def _whole(given: object) -> int:
     if isinstance(given, bool) or not isinstance(given, int):
-        msg = f"a task is named by its id or what enqueue returned, not {given!r:.100}"
-        raise TypeError(msg)
+        raise TypeError(f"a task is named by its id or what enqueue returned, not {given!r:.100}")
     return given
 
 

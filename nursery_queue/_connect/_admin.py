@@ -42,11 +42,10 @@ def readable_dsn(dsn: str) -> str:
         except ValueError as exc:
             wrong = str(exc)
     if wrong is not None:
-        msg = (
+        raise psycopg.ProgrammingError(
             "the DSN is neither a URL (postgresql://user@host/database) nor keywords"
             f" (host=... dbname=...): {wrong}"
         )
-        raise psycopg.ProgrammingError(msg)
     return dsn
 
 
@@ -146,8 +145,7 @@ async def _connected(dsn: str) -> AsyncGenerator[Connection]:
             with trio.fail_after(CONNECT_TIMEOUT):
                 connection = await connect(readable_dsn(dsn))
         except trio.TooSlowError as exc:
-            msg = f"no answer within {CONNECT_TIMEOUT:g} s"
-            raise TransientError(msg) from exc
+            raise TransientError(f"no answer within {CONNECT_TIMEOUT:g} s") from exc
         async with connection:
             yield connection
 

@@ -134,8 +134,7 @@ class App:
         except KeyError:
             close = difflib.get_close_matches(str(name), self._task_types, n=3)
             hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-            msg = f"this app has no task type {name!r}{hint}"
-            raise UnknownTaskType(msg) from None
+            raise UnknownTaskType(f"this app has no task type {name!r}{hint}") from None
 
     def declared(self, request: TaskRequest) -> TaskRequest:
         """Return *request*, made by name, with what it leaves out as this app declares it.
@@ -279,11 +278,10 @@ class App:
         task_type.signature.check()
         other = self._task_types.setdefault(name, task_type)
         if other is not task_type:
-            msg = (
+            raise ValueError(
                 f"there are two task types {name!r}: {_where(other.handler)} and "
                 f"{_where(handler)}; give one of them another name=..."
             )
-            raise ValueError(msg)
         return task_type
 
 
@@ -314,24 +312,20 @@ def _check_handler(handler: Any) -> None:
         msg = f"{handler.name} is a task type already: write app.task({handler.name}.handler)"
         raise TypeError(msg)
     if isinstance(handler, str):
-        msg = f"app.task takes its name as a keyword: write @app.task(name={handler!r})"
-        raise TypeError(msg)
+        raise TypeError(f"app.task takes its name as a keyword: write @app.task(name={handler!r})")
     if isinstance(handler, type):
-        msg = f"app.task takes a function, not the class {handler.__qualname__}"
-        raise TypeError(msg)
+        raise TypeError(f"app.task takes a function, not the class {handler.__qualname__}")
     if not callable(handler):
-        msg = (
+        raise TypeError(
             f"app.task takes a function, not {handler!r}: write @app.task above "
             f"`async def ...`, and options as keywords"
         )
-        raise TypeError(msg)
     code = _code_of(handler)
     if inspect.isasyncgenfunction(code) or inspect.isgeneratorfunction(code):
-        msg = (
+        raise TypeError(
             f"{_where(handler)} yields, and a task has one result: return it, "
             f"or write parts of it to a stream"
         )
-        raise TypeError(msg)
 
 
 def _default_name(handler: Any) -> str:

@@ -60,8 +60,7 @@ def as_retry(value: Any) -> RetryPolicy:
     if value is None or value is False:
         return ONCE
     if not isinstance(value, RetryPolicy):
-        msg = f"retry must be a RetryPolicy, None or False, not {value!r}"
-        raise TypeError(msg)
+        raise TypeError(f"retry must be a RetryPolicy, None or False, not {value!r}")
     return value
 
 
@@ -93,11 +92,9 @@ def as_max_lost(value: Any) -> int:
 def as_dedup_key(value: Any) -> str:
     """Return *value*, a key that an index takes."""
     if not isinstance(value, str):
-        msg = f"dedup_key must be a string, not {value!r}"
-        raise TypeError(msg)
+        raise TypeError(f"dedup_key must be a string, not {value!r}")
     if not 1 <= len(value) <= 255 or not value.isprintable():
-        msg = f"dedup_key must be 1 to 255 printable characters, not {value!r}"
-        raise ValueError(msg)
+        raise ValueError(f"dedup_key must be 1 to 255 printable characters, not {value!r}")
     return value
 
 
@@ -143,17 +140,15 @@ class Overrides:
             ValueError: A value out of its bounds; `run_at` and `run_after` at once.
         """
         if options.get("run_at") is not None and options.get("run_after") is not None:
-            msg = (
+            raise ValueError(
                 "give run_at or run_after, not both: "
                 f"run_at={options['run_at']!r}, run_after={options['run_after']!r}"
             )
-            raise ValueError(msg)
         changes: dict[str, Any] = {}
         for name, value in options.items():
             check = _CHECKS.get(name)
             if check is None:
-                msg = f"unknown option {name!r}; there are: {', '.join(_CHECKS)}"
-                raise TypeError(msg)
+                raise TypeError(f"unknown option {name!r}; there are: {', '.join(_CHECKS)}")
             cleared = value is None and name in _CLEARED_BY_NONE
             changes[name] = None if cleared else check(value)
         return attrs.evolve(self, **(_superseded(changes) | changes))

@@ -60,16 +60,14 @@ class Signature:
         try:
             raw = inspect.signature(self.handler)
         except ValueError as error:  # some builtins have none
-            msg = f"cannot make {self.handler!r} a task: {error}"
-            raise TypeError(msg) from None
+            raise TypeError(f"cannot make {self.handler!r} a task: {error}") from None
         parameters = list(raw.parameters.values())
         for position, parameter in enumerate(parameters):
             if parameter.kind is _KINDS.VAR_POSITIONAL:
-                msg = (
+                raise TypeError(
                     f"{self.owner} takes *{parameter.name}, but params are a JSON object: "
                     f"give each parameter a name, or take a list"
                 )
-                raise TypeError(msg)
             if _looks_like_context(parameter.annotation) and self._is_context(parameter):
                 _check_context(self.owner, parameter, position)
         object.__setattr__(self, "_raw", raw)
@@ -106,13 +104,11 @@ class Signature:
         try:
             values = resolved.call.bind(*args, **kwargs).arguments
         except TypeError as error:
-            msg = f"{self.owner}() {_as_python_words_it(str(error))}"
-            raise TypeError(msg) from None
+            raise TypeError(f"{self.owner}() {_as_python_words_it(str(error))}") from None
         if resolved.var_keyword is not None:
             for name, value in values.pop(resolved.var_keyword, {}).items():
                 if name in values:
-                    msg = f"{self.owner}() got multiple values for argument {name!r}"
-                    raise TypeError(msg)
+                    raise TypeError(f"{self.owner}() got multiple values for argument {name!r}")
                 values[name] = value
         return values
 
@@ -179,11 +175,10 @@ class Signature:
         try:
             return self._look_up(annotation)
         except UnresolvedError as error:
-            msg = (
+            raise ParamsError(
                 f"{self.owner}: the annotation {annotation!r} of {what} cannot be resolved: "
                 f"{error}. It is needed at run time: import it outside `if TYPE_CHECKING`"
-            )
-            raise ParamsError(msg) from error
+            ) from error
 
     def _look_up(self, annotation: Any) -> Any:
         if annotation is _NOTHING:

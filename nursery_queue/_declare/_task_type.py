@@ -118,11 +118,10 @@ class TaskRequest:
 
     def _check_size(self, what: str, text: str, limit: int) -> None:
         if (size := _size(text)) > limit:
-            msg = (
+            raise PayloadTooLarge(
                 f"{what.format(self.task_type)} {size} bytes, the limit is {limit}: "
                 f"store large data elsewhere and pass a reference"
             )
-            raise PayloadTooLarge(msg)
 
 
 def _size(text: str) -> int:
@@ -221,12 +220,11 @@ class TaskType(Generic[P, R]):
             raise TypeError(msg)
         for option in ("dedup_key", "run_at"):
             if (value := getattr(self.overrides, option)) is not None:
-                msg = (
+                raise ValueError(
                     f"on_complete: {self.name} has {option}={value!r}, but each task that ends "
                     f"has one of its own to tell of it, stored then; queue, priority, retry, "
                     f"max_attempts, timeout, keep_for and run_after make sense"
                 )
-                raise ValueError(msg)
         return self._request("{}").to_new_task(sys.maxsize)  # its size counts where it goes
 
     def _request(self, params: str) -> TaskRequest:
@@ -269,12 +267,11 @@ class TaskType(Generic[P, R]):
         result = self.signature.call(context, values)
         if not self.is_async and inspect.iscoroutine(result):
             result.close()
-            msg = (
+            raise TypeError(
                 f"{self.name} is a `def` that returned a coroutine, so nothing of it has run: a"
                 f" decorator between app.task and an `async def`, for instance, has to be an"
                 f" `async def` itself and await what it wraps"
             )
-            raise TypeError(msg)
         return result
 
     def dump_result(self, value: Any, max_bytes: int = MAX_RESULT_BYTES) -> str | None:
@@ -288,11 +285,10 @@ class TaskType(Generic[P, R]):
             return None
         text = dump_result(value, self.signature.resolve().returns, self.name)
         if text is not None and (size := _size(text)) > max_bytes:
-            msg = (
+            raise ResultTooLarge(
                 f"the result of {self.name} is {size} bytes, the limit is {max_bytes}: "
                 f"store large data elsewhere and return a reference"
             )
-            raise ResultTooLarge(msg)
         return text
 
     def _policy_of_the_code(self) -> Policy:
@@ -331,16 +327,14 @@ def as_request(task: object, /, *args: Any, **kwargs: Any) -> TaskRequest:
         return task.bind(*args, **kwargs)
     if isinstance(task, TaskRequest):
         if args or kwargs:
-            msg = f"this call of {task.task_type} has its arguments already: pass none"
-            raise TypeError(msg)
+            raise TypeError(f"this call of {task.task_type} has its arguments already: pass none")
         return task
     if isinstance(task, str):
         if args:
             msg = f"params of a task type given by name are keywords: {task!r} got {args!r:.100}"
             raise TypeError(msg)
         return TaskRequest.by_name(task, kwargs)
-    msg = (
+    raise TypeError(
         f"enqueue takes a task type, what its bind() returned, or a name, not {task!r:.100}: "
         f"is the function decorated with @app.task?"
     )
-    raise TypeError(msg)

@@ -58,11 +58,10 @@ def account_for(data: Path) -> Account | None:
     for name in _CANDIDATES:
         if name in known:
             return _account(known[name])
-    msg = (
+    raise RuntimeError(
         "PostgreSQL does not run as root, and there is no unprivileged user for it here "
         f"(looked for {' and '.join(_CANDIDATES)}): create one, or run as an ordinary user"
     )
-    raise RuntimeError(msg)
 
 
 def admit(account: Account | None, home: Path) -> None:
@@ -81,12 +80,11 @@ def admit(account: Account | None, home: Path) -> None:
             with contextlib.suppress(OSError, AttributeError):
                 _let_pass(account, each)
     if not can_enter(account, home):
-        msg = (
+        raise PermissionError(
             f"PostgreSQL does not run as root, and as user {account.name!r} it cannot enter "
             f"{home}: choose a path which that user can reach, or run chmod o+x on "
             f"{', '.join(str(each) for each in closed)}"
         )
-        raise PermissionError(msg)
 
 
 def can_enter(account: Account, directory: Path) -> bool:

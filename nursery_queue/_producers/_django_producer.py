@@ -30,11 +30,10 @@ def made_for(connection: Any, planner: Planner) -> Producer | None:
     if alias is None:  # the proxy of a cache, perhaps
         return None
     if vendor != "postgresql":
-        msg = (
+        raise TypeError(
             f"tasks are in PostgreSQL, and Django's database {alias!r} is {vendor}: give the "
             f"connections[alias] of one whose ENGINE is django.db.backends.postgresql"
         )
-        raise TypeError(msg)
     return DjangoProducer(planner, alias)
 
 

@@ -24,11 +24,10 @@ def made_for(connection: object, planner: Planner) -> AsyncProducer | None:
     if not isinstance(connection, Transaction):
         return None
     if planner != Planner(DEFAULT_SCHEMA, MAX_PARAMS_BYTES):
-        msg = (
+        raise TypeError(
             "a Transaction has its client's schema, max_params_bytes and app:"
             " give them to connect()"
         )
-        raise TypeError(msg)
     return TransactionProducer(connection)
 
 

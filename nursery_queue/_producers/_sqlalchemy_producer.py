@@ -50,11 +50,10 @@ def fetch(
     """Run *statement*; if it fails, the transaction is as it was before."""
     dialect = connection.dialect
     if dialect.driver != "psycopg":
-        msg = (
+        raise TypeError(
             f"tasks are enqueued with psycopg, and this engine's driver is {dialect.name}+"
             f"{dialect.driver}: create it with a URL that begins with postgresql+psycopg://"
         )
-        raise TypeError(msg)
     driver: Any = connection.connection.driver_connection
     if is_alone(driver):
         with _truthful(driver) if writes else contextlib.nullcontext():

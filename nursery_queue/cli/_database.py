@@ -72,11 +72,10 @@ class Database:
             except ValueError as exc:
                 wrong = str(exc)
         if wrong is not None:
-            msg = (
+            raise click.UsageError(
                 f"the DSN that comes from {dsn.origin} is neither a URL"
                 " (postgresql://user@host/database) nor keywords (host=... dbname=...): " + wrong
             )
-            raise click.UsageError(msg)
         return cls(dsn=text, schema=schema_name(schema), origin=dsn.origin, params=params)
 
     def __str__(self) -> str:
@@ -132,8 +131,7 @@ class Database:
                     client = await stack.enter_async_context(connecting)
                 if client is None:
                     await check_schema(self.dsn, self.schema)  # asks once, and says what is wrong
-                    msg = f"no connection within {patience:g} s"
-                    raise TransientError(msg)
+                    raise TransientError(f"no connection within {patience:g} s")
             try:
                 yield client
             except DatabaseError as exc:

@@ -73,8 +73,7 @@ def _attribute(module: ModuleType, path: str) -> Any:
         try:
             found = getattr(found, name)
         except AttributeError as exc:
-            msg = f"module {module.__name__!r} has no {path!r}"
-            raise _problem(msg, _apps_in(module)) from exc
+            raise _problem(f"module {module.__name__!r} has no {path!r}", _apps_in(module)) from exc
     return found
 
 

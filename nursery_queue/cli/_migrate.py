@@ -52,11 +52,10 @@ def down(database: Database, to: int | None, yes: bool, as_json: bool) -> None:
     Tasks in the tables that go are deleted with them, so say how far: --to N or --yes.
     """
     if to is None and not yes:
-        msg = (
+        raise click.UsageError(
             f"this deletes tables with all their tasks in schema {database.schema!r} of"
             f" {database}: say --to N, or --yes for all of it"
         )
-        raise click.UsageError(msg)
     done = database.run(migrate_down, to or 0)
     _show(done, as_json=as_json)
     if not done:
@@ -90,8 +89,7 @@ def sql(roles: bool, prefix: str | None, schema: str) -> None:
     """
     if not roles:
         if prefix is not None:
-            msg = "--prefix is for names of roles: say --roles"
-            raise click.UsageError(msg)
+            raise click.UsageError("--prefix is for names of roles: say --roles")
         write(migration_sql(schema_name(schema)))
         return
     try:

@@ -61,8 +61,7 @@ class Setting(click.Option):
         try:
             self.type_cast_value(ctx, value)
         except click.BadParameter as exc:
-            msg = f"{where}: {exc.message}"
-            raise click.UsageError(msg, ctx) from exc
+            raise click.UsageError(f"{where}: {exc.message}", ctx) from exc
 
     def check_kind(self, ctx: click.Context, value: Any, where: str) -> None:
         """Raise `click.UsageError` if *value* from TOML is of a wrong type, or will not do."""
@@ -70,8 +69,7 @@ class Setting(click.Option):
         if any(type(each) not in self.kinds for each in values):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]  # as above
             wanted = " or ".join(_IN_WORDS[kind] for kind in self.kinds)
             wanted = f"a list of {wanted}s" if self.multiple else wanted
-            msg = f"{where} must be {wanted}, not {value!r}"
-            raise click.UsageError(msg, ctx)
+            raise click.UsageError(f"{where} must be {wanted}, not {value!r}", ctx)
         self.checked(ctx, values if self.multiple else value, where)
 
 
@@ -188,13 +186,11 @@ def project_settings(directory: Path) -> ProjectSettings:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, ValueError) as exc:
-            msg = f"{file} cannot be read: {exc}"
-            raise click.UsageError(msg) from exc
+            raise click.UsageError(f"{file} cannot be read: {exc}") from exc
         table = document.get("tool", {}).get("nursery_queue")
         if isinstance(table, dict):
             named = {str(key).replace("-", "_"): value for key, value in table.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]  # whatever TOML holds
             return ProjectSettings(file, named)  # pyright: ignore[reportUnknownArgumentType]  # as above
         if table is not None:
-            msg = f"{file}: {TABLE} must be a table, not {table!r}"
-            raise click.UsageError(msg)
+            raise click.UsageError(f"{file}: {TABLE} must be a table, not {table!r}")
     return ProjectSettings(None, {})

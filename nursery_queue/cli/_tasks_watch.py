@@ -106,11 +106,10 @@ class _Watching:
                         self.display.restarted()
                         self.position = 0
         except* UnknownTask as exc:
-            msg = (
+            raise ProblemError(
                 f"task {self.task_id} has ended and is not kept: how it ended, and what it"
                 " wrote last, nobody can say"
-            )
-            raise ProblemError(msg) from exc
+            ) from exc
 
     async def _begun_anew(self, client: Client) -> bool:
         """Show what comes until the stream ends, or a new attempt begins it anew."""

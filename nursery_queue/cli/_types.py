@@ -213,5 +213,4 @@ class JsonObject(Json):
 
 
 def _refuse_constant(name: str) -> None:
-    msg = f"it has no {name}"
-    raise ValueError(msg)
+    raise ValueError(f"it has no {name}")

@@ -140,8 +140,7 @@ def worker_settings(
     """Return keywords of `Worker`. Raises `click.UsageError`."""
     limits = {name: limit or settings["concurrency"] for name, limit in queue}
     if len(limits) < len(queue):
-        msg = f"a queue is named twice: {', '.join(name for name, _ in queue)}"
-        raise click.UsageError(msg)
+        raise click.UsageError(f"a queue is named twice: {', '.join(name for name, _ in queue)}")
     return {**settings, "queues": limits or None, "listen": not no_listen}
 
 

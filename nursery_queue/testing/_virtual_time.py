@@ -79,8 +79,7 @@ class VirtualTime(trio.abc.Clock):
 
     def __attrs_post_init__(self) -> None:
         if self.start.utcoffset() is None:
-            msg = f"start must have a time zone, not {self.start!r}"
-            raise ValueError(msg)
+            raise ValueError(f"start must have a time zone, not {self.start!r}")
         duration(self.max_hold, "max_hold", positive=True)
 
     # -- for tests -------------------------------------------------------------------
@@ -103,11 +102,10 @@ class VirtualTime(trio.abc.Clock):
         finally:
             self._dirty = True
         if held.cancelled_caught:
-            msg = (
+            raise ClockStuck(
                 f"virtual time stood still for {seconds:g} s (real): what this waits for has not"
                 " come, and may need time to move on"
             )
-            raise ClockStuck(msg)
 
     def advance(self, seconds: float) -> None:
         """Move time on at once, whatever is going on: what is due happens at the next checkpoint.
