@@ -7,7 +7,7 @@ import math
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import nullcontext
-from typing import Any, ParamSpec, Self, overload
+from typing import Any, Self
 
 import attrs
 
@@ -26,26 +26,23 @@ from nursery_queue._declare._task_type import (
     MAX_RESULT_BYTES,
     TaskRequest,
     TaskType,
-    as_request,
 )
 from nursery_queue._store import Isolation
 from nursery_queue._trio._lifetime import Lifetime
 
 from ._after_commit import AfterCommit, AfterCommitBatch
 from ._callbacks import CallbackCounts, Pending, Tally, call_all
+from ._enqueuer import Enqueuer, new_tasks, task_id
 from ._instruments import Audience, Instrument, LogEvents
 from ._notifier import Notifier
 from ._queue_administration import QueueAdministration, name_of
 from ._result_waiter import ResultWaiter
 from ._stream_reader import FURTHEST, POLL, StreamInfo, StreamReader, Streams, poll_interval
-from ._transaction import Transaction, check_options, new_tasks, opened, task_id
-
-
-P = ParamSpec("P")
+from ._transaction import Transaction, check_options, opened
 
 
 @attrs.define(eq=False)
-class Client(QueueAdministration):
+class Client(QueueAdministration, Enqueuer):
     """Enqueues tasks and asks about them. `connect()` makes one on PostgreSQL.
 
     Every method raises `TransientError` if the database cannot be reached or does not
@@ -117,35 +114,6 @@ class Client(QueueAdministration):
         await self._notifier.ended()
 
     # -- enqueuing ----------------------------------------------------------------
-
-    @overload
-    async def enqueue(
-        self, task: TaskType[P, Any], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskRef: ...
-
-    @overload
-    async def enqueue(self, task: TaskRequest, /) -> TaskRef: ...
-
-    @overload
-    async def enqueue(self, task: str, /, **params: Any) -> TaskRef: ...
-
-    async def enqueue(self, task: object, /, *args: Any, **kwargs: Any) -> TaskRef:
-        """Store one task and return its id; what is not said of it is as declared.
-
-        Args:
-            task: A task type, followed by the handler's arguments; or what `bind()` returned;
-                or the name of a task type whose code lives elsewhere, with its params by name.
-            args: The handler's positional arguments.
-            kwargs: The handler's arguments by name.
-
-        Raises:
-            TypeError: The arguments do not fit the handler.
-            ParamsError: An argument cannot be written as JSON.
-            PayloadTooLarge: They are larger than `max_params_bytes`.
-            CommitOutcomeUnknown: The answer was lost: it may or may not be stored.
-        """
-        (ref,) = await self.enqueue_many([as_request(task, *args, **kwargs)])
-        return ref
 
     async def enqueue_many(
         self, requests: Sequence[TaskRequest], *, copy: bool = False
@@ -221,17 +189,9 @@ class Client(QueueAdministration):
 
     # -- asking -------------------------------------------------------------------
 
-    async def status(self, task: TaskRef | int, *, payloads: bool = False) -> TaskStatus | None:
-        """Say where a task is. None: it never existed, or has been pruned.
-
-        *payloads*: with its params and its context.
-        """
-        return (await self.status_many([task], payloads=payloads))[0]
-
     async def status_many(
         self, tasks: Sequence[TaskRef | int], *, payloads: bool = False
     ) -> list[TaskStatus | None]:
-        """Say where tasks are, in the order asked, all at one moment; see `status`."""
         self._check_open()
         ids = [task_id(task) for task in tasks]
         return await self.store.status_many(ids, payloads=payloads)
@@ -359,11 +319,6 @@ class Client(QueueAdministration):
     # -- steering -----------------------------------------------------------------
 
     async def cancel(self, task: TaskRef | int, *, running: bool = True) -> bool:
-        """Cancel a task. False: unknown, or it has ended already.
-
-        A waiting task never starts. A running one has its scope cancelled, on whatever worker
-        it runs; with *running* False it may finish, but is not tried again.
-        """
         self._check_open()
         return await self.store.cancel(task_id(task), running=running)
 

@@ -5,30 +5,30 @@ from __future__ import annotations
 import contextlib
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import Any, ParamSpec, TypeVarTuple, get_args, overload
+from typing import Any, TypeVarTuple, get_args
 
 import attrs
 import trio
 
 from nursery_queue._core._errors import TransactionEnded
 from nursery_queue._core._events import Enqueued, enqueued
-from nursery_queue._core._model import NewTask, Settlement, TaskRef, TaskStatus
+from nursery_queue._core._model import Settlement, TaskRef, TaskStatus
 from nursery_queue._core._streams import StreamWrite
 from nursery_queue._declare._app import App
-from nursery_queue._declare._task_type import TaskRequest, TaskType, as_request
+from nursery_queue._declare._task_type import TaskRequest
 from nursery_queue._store import Isolation, StoreTransaction
 
 from ._after_commit import AfterCommit, AfterCommitBatch
 from ._callbacks import Callback, Pending
+from ._enqueuer import Enqueuer, new_tasks, task_id
 from ._instruments import Audience
 
 
-P = ParamSpec("P")
 Ts = TypeVarTuple("Ts")
 
 
 @attrs.define(eq=False)
-class Transaction:
+class Transaction(Enqueuer):
     """One open transaction: the application's writes and the tasks commit together.
 
     Use after the block has ended raises `TransactionEnded`. Not to be used by two tasks at
@@ -67,22 +67,6 @@ class Transaction:
         """Run a statement of your own and return psycopg's cursor; errors are psycopg's."""
         return await (await self._current()).execute(query, params)
 
-    @overload
-    async def enqueue(
-        self, task: TaskType[P, Any], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskRef: ...
-
-    @overload
-    async def enqueue(self, task: TaskRequest, /) -> TaskRef: ...
-
-    @overload
-    async def enqueue(self, task: str, /, **params: Any) -> TaskRef: ...
-
-    async def enqueue(self, task: object, /, *args: Any, **kwargs: Any) -> TaskRef:
-        """Store a task with this transaction; see `Client.enqueue`."""
-        (ref,) = await self.enqueue_many([as_request(task, *args, **kwargs)])
-        return ref
-
     async def enqueue_many(
         self, requests: Sequence[TaskRequest], *, copy: bool = False
     ) -> list[TaskRef]:
@@ -96,11 +80,6 @@ class Transaction:
     async def cancel(self, task: TaskRef | int, *, running: bool = True) -> bool:
         """Cancel a task with this transaction; see `Client.cancel`."""
         return await (await self._current()).cancel(task_id(task), running=running)
-
-    async def status(self, task: TaskRef | int, *, payloads: bool = False) -> TaskStatus | None:
-        """Say where a task is, as this transaction sees it; see `Client.status`."""
-        (status,) = await self.status_many([task], payloads=payloads)
-        return status
 
     async def status_many(
         self, tasks: Sequence[TaskRef | int], *, payloads: bool = False
@@ -201,37 +180,6 @@ def check_options(after: object, isolation: object) -> None:
     if isolation is not None and isolation not in (levels := get_args(Isolation)):
         msg = f"isolation must be one of {', '.join(levels)}, or None, not {isolation!r:.100}"
         raise ValueError(msg)
-
-
-def new_tasks(
-    requests: Sequence[TaskRequest], max_params_bytes: int, app: App | None, *, copy: bool
-) -> list[NewTask]:
-    """Return what a store stores, or raise for one that cannot be, or not by *copy*.
-
-    What is declared in *app* counts where a request was made by name.
-    """
-    asked = [as_request(each) for each in requests]
-    if app is not None:
-        asked = [app.declared(each) for each in asked]
-    tasks = [each.to_new_task(max_params_bytes) for each in asked]
-    for task in tasks if copy else ():
-        if task.dedup_key is not None:
-            raise ValueError(
-                f"copy=True cannot look for tasks with the same dedup_key, and a {task.task_type}"
-                f" has the dedup_key {task.dedup_key!r}: enqueue those that have one without it"
-            )
-    return tasks
-
-
-def task_id(task: TaskRef | int) -> int:
-    """Return the id of a task named either way. Raises `TypeError` for anything else."""
-    return _whole(task.id if isinstance(task, TaskRef) else task)
-
-
-def _whole(given: object) -> int:
-    if isinstance(given, bool) or not isinstance(given, int):
-        raise TypeError(f"a task is named by its id or what enqueue returned, not {given!r:.100}")
-    return given
 
 
 _UNOPENED = "nothing has been done in this transaction yet: await its begin() first"

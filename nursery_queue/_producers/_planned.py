@@ -9,7 +9,7 @@ from typing import Any, LiteralString, TypeVar
 
 import attrs
 
-from nursery_queue._client._transaction import new_tasks, task_id
+from nursery_queue._client._enqueuer import new_tasks, task_id
 from nursery_queue._core._model import TaskRef, TaskStatus
 from nursery_queue._declare._app import App
 from nursery_queue._declare._task_type import TaskRequest

@@ -1,4 +1,4 @@
-"""What is said to every world alike; how it gets to the database is a subclass's to say."""
+"""What producers on every connection do alike; how a call gets to the database, subclasses say."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVarTuple, overload
 import attrs
 
 from nursery_queue._client._callbacks import CallbackCounts, Tally
+from nursery_queue._client._enqueuer import Enqueuer
 from nursery_queue._core._model import TaskRef, TaskStatus
 from nursery_queue._declare._task_type import TaskRequest, TaskType, as_request
 
@@ -21,20 +22,51 @@ Ts = TypeVarTuple("Ts")
 
 
 @attrs.define(eq=False)
-class Producer(abc.ABC):
+class _WithCallbacks:
+    """The part of a producer that is about `after`."""
+
+    _tally: Tally = attrs.field(factory=Tally, init=False)
+
+    @property
+    def callbacks(self) -> CallbackCounts:
+        """How many of the callbacks that this producer was given have ended, by their outcome.
+
+        Those of a `Transaction` are counted by its client.
+        """
+        return self._tally.counts
+
+    def after(self, fn: Callable[[*Ts], object], /, *args: *Ts) -> None:
+        """Call *fn* once the transaction is committed, and not at all if it is rolled back.
+
+        On Django's connection this is its `on_commit`. On a SQLAlchemy session they are called
+        in order, in the thread that commits, when the transaction is over; an error is logged
+        and counted, the others are called all the same. They may use the session itself, unless
+        it is in a `with session.begin():`, which SQLAlchemy wants to be left first.
+
+        On an `AsyncSession` *fn* may be async, and the callbacks run within `commit()`: they
+        start in order, at most 10 at once, each for at most 30 s. On a `Transaction` this is its
+        own `after`. In a session that is part of a transaction of its connection they are
+        dropped, with a warning, as its `commit()` commits nothing.
+
+        Raises:
+            TypeError: *fn* cannot be called, or is async where the producer is not; or this is a
+                connection of psycopg or of SQLAlchemy's Core: those do not tell when they commit.
+        """
+        del fn, args
+        raise TypeError(_NO_HOOK)
+
+    def _call(self, fn: Callable[..., object], args: Sequence[object]) -> Call:
+        return Call.of(fn, args, self._tally)
+
+
+@attrs.define(eq=False)
+class Producer(_WithCallbacks, abc.ABC):
     """Enqueues tasks in the transaction of a sync connection or session; see `producer`.
 
     Nothing is committed here. A call that fails raises the library's own error and leaves the
     transaction as it was before the call. Where each statement commits by itself (autocommit), a
     write whose answer is lost raises `CommitOutcomeUnknown`.
     """
-
-    _tally: Tally = attrs.field(factory=Tally, init=False)
-
-    @property
-    def callbacks(self) -> CallbackCounts:
-        """What became of the callbacks that this producer was given, and have ended."""
-        return self._tally.counts
 
     @overload
     def enqueue(self, task: TaskType[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> TaskRef: ...
@@ -69,29 +101,9 @@ class Producer(abc.ABC):
     ) -> list[TaskStatus | None]:
         """Say where tasks are, in the order asked; see `Client.status`."""
 
-    def after(self, fn: Callable[[*Ts], object], /, *args: *Ts) -> None:
-        """Call *fn* once the transaction is committed, and not at all if it is rolled back.
-
-        On Django's connection this is its `on_commit`. On a SQLAlchemy session they are called
-        in order, in the thread that commits, when the transaction is over; an error is logged
-        and counted, the others are called all the same. They may use the session itself, unless
-        it is in a `with session.begin():`, which SQLAlchemy wants to be left first. In a session
-        that is part of a transaction of its connection they are dropped, with a warning, as its
-        `commit()` commits nothing.
-
-        Raises:
-            TypeError: *fn* cannot be called, or is async; or this is a connection of psycopg or
-                of SQLAlchemy's Core: those do not tell when they commit.
-        """
-        del fn, args
-        raise TypeError(_NO_HOOK)
-
-    def _call(self, fn: Callable[..., object], args: Sequence[object]) -> Call:
-        return Call.of(fn, args, self._tally)
-
 
 @attrs.define(eq=False)
-class AsyncProducer(abc.ABC):
+class AsyncProducer(_WithCallbacks, Enqueuer):
     """Enqueues tasks in the transaction of an async connection or session; see `producer`.
 
     Nothing is committed here. A call that fails raises the library's own error and leaves the
@@ -100,70 +112,6 @@ class AsyncProducer(abc.ABC):
     (autocommit), a write whose answer is lost raises `CommitOutcomeUnknown`. Tasks may use one
     connection at the same time: their calls take turns.
     """
-
-    _tally: Tally = attrs.field(factory=Tally, init=False)
-
-    @property
-    def callbacks(self) -> CallbackCounts:
-        """What became of the callbacks that this producer was given, and have ended.
-
-        Those of a `Transaction` its client counts.
-        """
-        return self._tally.counts
-
-    @overload
-    async def enqueue(
-        self, task: TaskType[P, Any], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskRef: ...
-
-    @overload
-    async def enqueue(self, task: TaskRequest, /) -> TaskRef: ...
-
-    @overload
-    async def enqueue(self, task: str, /, **params: Any) -> TaskRef: ...
-
-    async def enqueue(self, task: object, /, *args: Any, **kwargs: Any) -> TaskRef:
-        """Store one task with the transaction and return its id; see `Client.enqueue`."""
-        (ref,) = await self.enqueue_many([as_request(task, *args, **kwargs)])
-        return ref
-
-    @abc.abstractmethod
-    async def enqueue_many(self, requests: Sequence[TaskRequest]) -> list[TaskRef]:
-        """Store tasks with the transaction, all or none; their ids come back in order."""
-
-    @abc.abstractmethod
-    async def cancel(self, task: TaskRef | int, *, running: bool = True) -> bool:
-        """Cancel a task with the transaction; see `Client.cancel`."""
-
-    async def status(self, task: TaskRef | int, *, payloads: bool = False) -> TaskStatus | None:
-        """Say where a task is, as the transaction sees it; see `Client.status`."""
-        (status,) = await self.status_many([task], payloads=payloads)
-        return status
-
-    @abc.abstractmethod
-    async def status_many(
-        self, tasks: Sequence[TaskRef | int], *, payloads: bool = False
-    ) -> list[TaskStatus | None]:
-        """Say where tasks are, in the order asked; see `Client.status`."""
-
-    def after(self, fn: Callable[[*Ts], object], /, *args: *Ts) -> None:
-        """Call *fn* once the transaction is committed, and not at all if it is rolled back.
-
-        *fn* may be async. On an `AsyncSession` the callbacks run within `commit()`: they start
-        in order, at most 10 at once, each for at most 30 s; an error is logged and counted, the
-        others run all the same. In a session that is part of a transaction of its connection
-        they are dropped, with a warning, as its `commit()` commits nothing. On a `Transaction`
-        this is its own `after`.
-
-        Raises:
-            TypeError: *fn* cannot be called; or this is a connection of psycopg or of
-                SQLAlchemy's Core: those do not tell when they commit.
-        """
-        del fn, args
-        raise TypeError(_NO_HOOK)
-
-    def _call(self, fn: Callable[..., object], args: Sequence[object]) -> Call:
-        return Call.of(fn, args, self._tally)
 
 
 _NO_HOOK = (
