@@ -139,6 +139,15 @@ class Database:
                     raise self.refused(exc) from exc
                 raise
 
+    def ask(self, question: Callable[[Client], Awaitable[R]]) -> R:
+        """Run an async function of a client, and return its answer."""
+
+        async def call() -> R:
+            async with self.client() as client:
+                return await question(client)
+
+        return trio.run(call)
+
     def run(
         self,
         function: Callable[Concatenate[str, str, P], Awaitable[R]],

@@ -32,7 +32,6 @@ from ._worker_process import Shift, stop_signals, work
 @setting(
     "--data",
     default=".nursery_queue",
-    show_default=True,
     metavar="DIRECTORY",
     help="Where the server keeps its data.",
 )

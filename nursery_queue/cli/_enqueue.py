@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
-import trio
 
-from nursery_queue._core._model import TaskRef
 from nursery_queue._declare._options import LOWEST_PRIORITY
 from nursery_queue._declare._task_type import TaskRequest
 
@@ -17,38 +15,30 @@ from ._load import load_app
 from ._output import plain, write, write_json
 from ._settings import setting
 from ._shared_options import database, json_lines
-from ._types import Duration, Instant, Json, JsonObject, Label, Whole
+from ._types import INSTANT, JSON, JSON_OBJECT, LABEL, integer, seconds
 
 
 @click.command()
 @click.argument("name")
-@click.argument("params", metavar="[JSON]", type=JsonObject(), default="{}")
+@click.argument("params", metavar="[JSON]", type=JSON_OBJECT, default="{}")
 @click.option("--queue", metavar="NAME", help="The queue.")
-@click.option("--priority", type=Whole(LOWEST_PRIORITY), metavar="N", help="Higher goes first.")
-@click.option(
-    "--run-at", type=Instant(), metavar="INSTANT", help="Not before it: 2030-01-31T08:00Z."
-)
-@click.option(
-    "--run-after", type=Duration(), metavar="SECONDS", help="Not before so long from now."
-)
-@click.option("--max-attempts", type=Whole(1), metavar="N", help="Attempts in all.")
+@click.option("--priority", type=integer(LOWEST_PRIORITY), help="Higher goes first.")
+@click.option("--run-at", type=INSTANT, help="Not before it: 2030-01-31T08:00Z.")
+@click.option("--run-after", type=seconds(), help="Not before so long from now.")
+@click.option("--max-attempts", type=integer(1), help="Attempts in all.")
 @click.option(
     "--timeout",
-    type=Duration(positive=True, endless=True),
-    metavar="SECONDS",
+    type=seconds(positive=True, endless=True),
     help="Limit of one attempt, or none.",
 )
-@click.option(
-    "--keep-for", type=Duration(), metavar="SECONDS", help="Keep the finished task; 0: no."
-)
+@click.option("--keep-for", type=seconds(), help="Keep the finished task; 0: no.")
 @click.option("--dedup-key", metavar="KEY", help="Only one live task has it.")
 @click.option(
     "--on-complete",
-    type=Label(),
-    metavar="NAME",
+    type=LABEL,
     help="Task type that is told how the task ended: task_id, context, result.",
 )
-@click.option("--context", type=Json(), metavar="JSON", help="What it is told besides.")
+@click.option("--context", type=JSON, help="What it is told besides.")
 @setting(
     "--app",
     default=None,
@@ -89,18 +79,13 @@ def enqueue(
         request.to_new_task()
     except (TypeError, ValueError) as exc:
         raise click.UsageError(str(exc)) from exc
-    ref = trio.run(_enqueue, database, request)
+    ref = database.ask(lambda client: client.enqueue(request))
     if as_json:
         write_json(plain(ref))
     else:
         write(str(ref.id))
     if not ref.created:
         say(f"task {ref.id} with this dedup key is live already: nothing was stored")
-
-
-async def _enqueue(database: Database, request: TaskRequest) -> TaskRef:
-    async with database.client() as client:
-        return await client.enqueue(request)
 
 
 def _was_given(ctx: click.Context, name: str) -> bool:

@@ -18,7 +18,7 @@ from ._database import Database, schema_name
 from ._failures import say
 from ._output import plain, write, write_json, write_rows
 from ._shared_options import database, json_lines, schema, verbose
-from ._types import Whole
+from ._types import integer
 
 
 @click.group()
@@ -42,7 +42,7 @@ def up(database: Database, as_json: bool) -> None:
 
 
 @migrate.command()
-@click.option("--to", type=Whole(0), metavar="N", help="Undo all above version N.")
+@click.option("--to", type=integer(0), help="Undo all above version N.")
 @click.option("--yes", is_flag=True, help="Undo everything: the schema's tasks are deleted.")
 @database
 @json_lines

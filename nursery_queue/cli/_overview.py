@@ -25,8 +25,8 @@ class Overview:
         held_back = {
             each.name: each for each in known if each.paused or each.max_running is not None
         }
-        usual = {name: _usual(name) for name in stats.queues}
-        return cls(stats, dict(sorted((usual | held_back).items())))
+        unset = {name: unset_queue(name) for name in stats.queues}
+        return cls(stats, dict(sorted((unset | held_back).items())))
 
     def count(self, queue: str, state: State) -> int:
         """Return how many tasks of *queue* are in *state*."""
@@ -38,7 +38,8 @@ async def overview(client: Client) -> Overview:
     return Overview.of(await client.stats(), await client.queues())
 
 
-def _usual(name: str) -> QueueStatus:
+def unset_queue(name: str) -> QueueStatus:
+    """Return a queue without tasks, as it is before anything is set for it."""
     return QueueStatus(name=name, paused=False, max_running=None, scheduled=0, ready=0, running=0)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import click
-import trio
 
 from nursery_queue._client._client import Client
 from nursery_queue._core._model import QueueStatus
@@ -13,15 +12,15 @@ from nursery_queue._core._model import QueueStatus
 from ._database import Database
 from ._failures import say
 from ._output import on_terminal, plain, write_json, write_rows
-from ._overview import limit_of, open_or_paused
+from ._overview import limit_of, open_or_paused, unset_queue
 from ._shared_options import database, json_lines
-from ._types import Label, Whole
+from ._types import LABEL, integer
 
 
 _COLUMNS = ("queue", "state", "#limit", "#scheduled", "#ready", "#running", "notify")
 
-_name = click.argument("name", type=Label())
-_names = click.argument("names", metavar="NAME...", nargs=-1, required=True, type=Label())
+_name = click.argument("name", type=LABEL)
+_names = click.argument("names", metavar="NAME...", nargs=-1, required=True, type=LABEL)
 
 
 @click.group()
@@ -38,12 +37,7 @@ def list_(database: Database, as_json: bool) -> None:
     Without a terminal: name, whether it is paused, limit (empty: none), scheduled, ready and
     running tasks, whether enqueues wake the workers, separated by tabs, one queue a line.
     """
-
-    async def fetch() -> Sequence[QueueStatus]:
-        async with database.client() as client:
-            return await client.queues()
-
-    if found := trio.run(fetch):
+    if found := database.ask(Client.queues):
         _show(found, as_json=as_json)
     elif on_terminal() and not as_json:
         say("no queues")
@@ -58,7 +52,7 @@ def pause(database: Database, names: Sequence[str], as_json: bool) -> None:
 
     What runs is not touched. Tasks can be enqueued all the same.
     """
-    _set(database, names, lambda client, name: client.pause(name), as_json=as_json)
+    _set(database, names, Client.pause, as_json=as_json)
 
 
 @queues.command()
@@ -67,12 +61,12 @@ def pause(database: Database, names: Sequence[str], as_json: bool) -> None:
 @json_lines
 def resume(database: Database, names: Sequence[str], as_json: bool) -> None:
     """Let tasks of these queues start again, at once, and print each one as it is now."""
-    _set(database, names, lambda client, name: client.resume(name), as_json=as_json)
+    _set(database, names, Client.resume, as_json=as_json)
 
 
 @queues.command()
 @_name
-@click.argument("limit", metavar="N|none", type=Whole(0, endless=True))
+@click.argument("limit", metavar="N|none", type=integer(0, endless=True))
 @database
 @json_lines
 def limit(database: Database, name: str, limit: int | None, as_json: bool) -> None:
@@ -82,8 +76,8 @@ def limit(database: Database, name: str, limit: int | None, as_json: bool) -> No
     0 lets nothing start; "none" takes the limit away.
     """
 
-    async def ask(client: Client, name: str) -> None:
-        await client.configure_queue(name, max_running=limit)
+    def ask(client: Client, name: str) -> Awaitable[None]:
+        return client.configure_queue(name, max_running=limit)
 
     _set(database, [name], ask, as_json=as_json)
 
@@ -100,8 +94,8 @@ def notify(database: Database, name: str, switch: str, as_json: bool) -> None:
     its tasks when they poll: within 5 seconds, unless they were given a --poll-interval.
     """
 
-    async def ask(client: Client, name: str) -> None:
-        await client.configure_queue(name, notify=switch == "on")
+    def ask(client: Client, name: str) -> Awaitable[None]:
+        return client.configure_queue(name, notify=switch == "on")
 
     _set(database, [name], ask, as_json=as_json)
 
@@ -116,19 +110,13 @@ def _set(
     """Do something to each queue, then show them."""
     wanted = list(dict.fromkeys(names))
 
-    async def change() -> Sequence[QueueStatus]:
-        async with database.client() as client:
-            for name in wanted:
-                await ask(client, name)
-            return await client.queues()
+    async def change(client: Client) -> Sequence[QueueStatus]:
+        for name in wanted:
+            await ask(client, name)
+        return await client.queues()
 
-    found = {queue.name: queue for queue in trio.run(change)}
-    _show([found.get(name) or _untouched(name) for name in wanted], as_json=as_json)
-
-
-def _untouched(name: str) -> QueueStatus:
-    """Return what a queue is like that is in no list."""
-    return QueueStatus(name=name, paused=False, max_running=None, scheduled=0, ready=0, running=0)
+    found = {queue.name: queue for queue in database.ask(change)}
+    _show([found.get(name) or unset_queue(name) for name in wanted], as_json=as_json)
 
 
 def _show(found: Sequence[QueueStatus], *, as_json: bool) -> None:

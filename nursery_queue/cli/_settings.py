@@ -17,7 +17,7 @@ from click.core import ParameterSource
 
 from nursery_queue._core._log_level import is_level
 
-from ._types import ParamType
+from ._types import Checked
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,13 +33,16 @@ _known: dict[str, Setting] = {}
 class Setting(click.Option):
     """An option with a twin in the environment and one in pyproject.toml.
 
-    *kinds* are the types its twin in pyproject.toml may have.
+    Its default is shown in help.
     """
 
-    def __init__(self, *args: Any, kinds: tuple[type, ...] = (str,), **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **({"show_default": True} | kwargs))
         assert self.name is not None
-        self.kinds = kinds
+        # The types that its twin in pyproject.toml may have.
+        self.kinds: tuple[type, ...] = (bool,) if self.is_flag else (str,)
+        if isinstance(self.type, Checked):
+            self.kinds = self.type.kinds
         self.envvar = f"{ENVIRONMENT}{self.name.upper()}"
         _known.setdefault(self.name, self)
 
@@ -126,21 +129,6 @@ class Dsn:
 
     text: str = attrs.field(repr=False)
     origin: str
-
-
-class DsnType(ParamType):
-    """Leaves a DSN as it is: what it means is for the database side to say."""
-
-    name = "dsn"
-
-    def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,  # noqa: ARG002  # click's signature
-        ctx: click.Context | None,  # noqa: ARG002  # click's signature
-    ) -> Any:
-        """Return *value*."""
-        return value
 
 
 def setting(*flags: str, cls: type[Setting] = Setting, **kwargs: Any) -> Callable[[F], F]:

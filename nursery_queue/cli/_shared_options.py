@@ -14,8 +14,8 @@ from nursery_queue._connect._admin import DEFAULT_SCHEMA
 from ._database import Database
 from ._failures import Session
 from ._logging import be_verbose
-from ._settings import DsnSetting, DsnType, setting
-from ._types import Whole
+from ._settings import DsnSetting, setting
+from ._types import integer
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,7 +35,6 @@ def verbose(command: F) -> F:
         "-v",
         "--verbose",
         is_flag=True,
-        kinds=(bool,),
         expose_value=False,
         callback=_note_verbose,
         help="Say more; tracebacks with errors.",
@@ -47,7 +46,6 @@ def schema(command: F) -> F:
     return setting(
         "--schema",
         default=DEFAULT_SCHEMA,
-        show_default=True,
         metavar="NAME",
         help="Where the tables are.",
     )(command)
@@ -67,7 +65,7 @@ def some_ids(*, required: bool) -> Callable[[F], F]:
     """Return the decorator that gives a command ids of tasks."""
     metavar = "ID..." if required else "[ID...]"
     return click.argument(
-        "ids", metavar=metavar, nargs=-1, required=required, type=Whole(1, BIGINT)
+        "ids", metavar=metavar, nargs=-1, required=required, type=integer(1, BIGINT)
     )
 
 
@@ -81,8 +79,9 @@ def database(command: Callable[..., Any]) -> Callable[..., Any]:
     dsn_option = setting(
         "--dsn",
         cls=DsnSetting,
-        type=DsnType(),
+        type=click.UNPROCESSED,  # what it means is for the database side to say
         default="",
+        show_default=False,
         metavar="DSN",
         help="URL or keywords of libpq. Else DATABASE_URL, else PG* variables.",
     )

@@ -29,7 +29,7 @@ from ._output import (
 from ._overview import Overview, limit_of, open_or_paused, overview
 from ._shared_options import database, json_lines
 from ._status_watch import Log, Screen, watch
-from ._types import Duration
+from ._types import seconds
 
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ EVERY = 2.0  # seconds from one look to the next
     "every",
     is_flag=False,
     flag_value=str(EVERY),
-    type=Duration(positive=True),
+    type=seconds(positive=True),
     metavar="[SECONDS]",
     help=f"Again and again, every {EVERY:g} s unless said, until Ctrl-C.",
 )
@@ -82,11 +82,7 @@ def status(database: Database, every: float | None, as_json: bool) -> None:
         _watch(database, every, as_json=as_json)
         return
 
-    async def fetch() -> Overview:
-        async with database.client() as client:
-            return await overview(client)
-
-    _write(trio.run(fetch), as_json=as_json)
+    _write(database.ask(overview), as_json=as_json)
 
 
 def _watch(database: Database, every: float, *, as_json: bool) -> None:

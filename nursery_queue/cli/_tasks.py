@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 
 import click
-import trio
 
+from nursery_queue._client._client import Client
 from nursery_queue._core._model import Attempt, TaskStatus
 from nursery_queue._core._states import State
 
@@ -27,7 +27,7 @@ from ._output import (
 from ._shared_options import BIGINT, database, ids, json_lines
 from ._tasks_change import cancel, retry
 from ._tasks_watch import watch
-from ._types import Whole
+from ._types import integer
 
 
 PAGE = 1000
@@ -42,8 +42,8 @@ def tasks() -> None:
 @click.option("--state", type=click.Choice([each.value for each in State]), help="Only these.")
 @click.option("--queue", metavar="NAME", help="Only of this queue.")
 @click.option("--type", "task_type", metavar="NAME", help="Only of this task type.")
-@click.option("--limit", type=Whole(1), default=100, show_default=True, help="At most so many.")
-@click.option("--after", type=Whole(1, BIGINT), metavar="ID", help="Go on below this id.")
+@click.option("--limit", type=integer(1), default=100, show_default=True, help="At most so many.")
+@click.option("--after", type=integer(1, BIGINT), metavar="ID", help="Go on below this id.")
 @database
 @json_lines
 def list_(
@@ -61,22 +61,21 @@ def list_(
     finished and error, separated by tabs, one task a line.
     """
 
-    async def show() -> None:
+    async def show(client: Client) -> None:
         left, last = limit, after
-        async with database.client() as client:
-            while left:
-                size = min(left, limit if on_terminal() else PAGE, 10_000)
-                page = await client.list_tasks(
-                    state=state, queue=queue, task_type=task_type, limit=size, after=last
-                )
-                _show_page(page, as_json=as_json)
-                if len(page) < size:
-                    return
-                left, last = left - len(page), page[-1].id
+        while left:
+            size = min(left, limit if on_terminal() else PAGE, 10_000)
+            page = await client.list_tasks(
+                state=state, queue=queue, task_type=task_type, limit=size, after=last
+            )
+            _show_page(page, as_json=as_json)
+            if len(page) < size:
+                return
+            left, last = left - len(page), page[-1].id
         if on_terminal():
             say(f"there may be more: --after {last}")
 
-    trio.run(show)
+    database.ask(show)
 
 
 def _show_page(page: Sequence[TaskStatus], *, as_json: bool) -> None:
@@ -114,15 +113,14 @@ def show(database: Database, ids: Sequence[int], as_json: bool) -> int:
     Exits with 1 if there is no task of one of the ids.
     """
 
-    async def fetch() -> list[tuple[TaskStatus | None, list[Attempt]]]:
-        async with database.client() as client:
-            return [
-                (status, await client.attempts(status.id) if status else [])
-                for status in await client.status_many(ids, payloads=True)
-            ]
+    async def ask(client: Client) -> list[tuple[TaskStatus | None, list[Attempt]]]:
+        return [
+            (status, await client.attempts(status.id) if status else [])
+            for status in await client.status_many(ids, payloads=True)
+        ]
 
     code = CLEAN
-    for number, (task_id, (task, attempts)) in enumerate(zip(ids, trio.run(fetch), strict=True)):
+    for number, (task_id, (task, attempts)) in enumerate(zip(ids, database.ask(ask), strict=True)):
         if task is None:
             say(f"Error: there is no task {task_id}: it never existed, or has been pruned")
             code = PROBLEM

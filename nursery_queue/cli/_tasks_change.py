@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import click
-import trio
 
 from nursery_queue._client._client import Client
 from nursery_queue._connect._admin import DatabaseError
@@ -18,16 +17,16 @@ from ._database import Database, not_allowed
 from ._failures import CLEAN, PROBLEM, say
 from ._output import on_terminal, write, write_json
 from ._shared_options import database, ids, json_lines, some_ids
-from ._types import Label, Past
+from ._types import LABEL, PAST
 
 
 @click.command()
 @some_ids(required=False)
-@click.option("--queue", type=Label(), help="Tasks of this queue.")
-@click.option("--type", "task_type", type=Label(), help="Tasks of this type.")
+@click.option("--queue", type=LABEL, help="Tasks of this queue.")
+@click.option("--type", "task_type", type=LABEL, help="Tasks of this type.")
 @click.option(
     "--before",
-    type=Past(),
+    type=PAST,
     metavar="INSTANT|AGE",
     help="Tasks enqueued earlier: 2030-01-31T08:00Z, or 2h for so long ago.",
 )
@@ -59,8 +58,8 @@ def cancel(
             raise click.UsageError("--let-finish goes with ids alone")
         return _cancel_all(database, as_json=as_json, **which)
 
-    async def ask(client: Client, task_id: int) -> bool:
-        return await client.cancel(task_id, running=not let_finish)
+    def ask(client: Client, task_id: int) -> Awaitable[bool]:
+        return client.cancel(task_id, running=not let_finish)
 
     return _steer(database, ids, ask, "has ended already", as_json=as_json)
 
@@ -81,17 +80,11 @@ def _cancel_all(
             "give the ids of tasks, or --queue, --type or --before; to cancel every task: --all"
         )
 
-    async def ask() -> int:
-        async with database.client() as client:
-            return await client.cancel_all(
-                queue=queue,
-                task_type=task_type,
-                before=before,
-                everything=no_filter,
-                dry_run=dry_run,
-            )
-
-    count = trio.run(ask)
+    count = database.ask(
+        lambda client: client.cancel_all(
+            queue, task_type, before, everything=no_filter, dry_run=dry_run
+        )
+    )
     if as_json:
         write_json({"count": count, "dry_run": dry_run})
     elif on_terminal():
@@ -112,12 +105,8 @@ def retry(database: Database, ids: Sequence[int], as_json: bool) -> int:
     They get all their attempts anew. Exits with 1 if one of them is neither failed nor
     cancelled, or if another live task has its dedup key by now.
     """
-
-    async def ask(client: Client, task_id: int) -> bool:
-        return await client.retry(task_id)
-
     why = "is neither failed nor cancelled, or another live task has its dedup key"
-    return _steer(database, ids, ask, why, as_json=as_json)
+    return _steer(database, ids, Client.retry, why, as_json=as_json)
 
 
 def _steer(
@@ -130,17 +119,16 @@ def _steer(
 ) -> int:
     """Do something to each task, then say what came of it, as far as our role may see it."""
 
-    async def steer() -> tuple[list[bool], Sequence[TaskStatus | None] | None]:
-        async with database.client() as client:
-            done = [await ask(client, task_id) for task_id in ids]
-            try:
-                return done, await client.status_many(ids)
-            except DatabaseError as exc:
-                if not_allowed(exc):
-                    return done, None
-                raise
+    async def steer(client: Client) -> tuple[list[bool], Sequence[TaskStatus | None] | None]:
+        done = [await ask(client, task_id) for task_id in ids]
+        try:
+            return done, await client.status_many(ids)
+        except DatabaseError as exc:
+            if not_allowed(exc):
+                return done, None
+            raise
 
-    asked, seen = trio.run(steer)
+    asked, seen = database.ask(steer)
     gone = "never existed, or has been pruned"
     if seen is None:
         gone = f"{why_not}, {gone}"

@@ -23,18 +23,18 @@ from ._failures import CLEAN, PROBLEM, ProblemError, say
 from ._output import on_terminal, terminal
 from ._shared_options import BIGINT, database, json_lines
 from ._status_watch import end_with_a_signal
-from ._types import StreamName, Whole
+from ._types import STREAM_NAME, integer
 
 
 PAUSE = 1.0  # seconds between questions while the database is away
 
 
 @click.command()
-@click.argument("task_id", metavar="ID", type=Whole(1, BIGINT))
-@click.option("--stream", type=StreamName(), default="default", show_default=True, help="Which.")
+@click.argument("task_id", metavar="ID", type=integer(1, BIGINT))
+@click.option("--stream", type=STREAM_NAME, default="default", show_default=True, help="Which.")
 @click.option(
     "--start",
-    type=Whole(-FURTHEST, FURTHEST),
+    type=integer(-FURTHEST, FURTHEST),
     default=0,
     show_default=True,
     metavar="N",

@@ -1,13 +1,14 @@
-"""What values on the command line look like."""
+"""How values on the command line are read: one parameter type, and a function for each kind."""
 
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import json
 import re
 import sys
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
@@ -23,194 +24,126 @@ else:
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)")
+_INSTANTS = "2030-01-31T08:00+01:00 or ...Z"
 
 
-class Duration(ParamType):
-    """Seconds, or a number with a unit: 90, 0.5, 200ms, 10m, 2h, 7d."""
+class Checked(ParamType):
+    """Values as *read* returns them; its `ValueError` or `TypeError` is the usage error.
 
-    name = "seconds"
+    Args:
+        name: How the value of an option is called in help, in capitals.
+        read: Makes the value of a string, or of a default or a value from TOML.
+        kinds: The types that a value in pyproject.toml may have.
+        endless: "none" is allowed, too, and becomes None: no limit.
+    """
 
-    def __init__(self, *, positive: bool = False, endless: bool = False) -> None:
-        self.positive = positive
-        self.endless = endless  # "none" is allowed, and means no limit
+    def __init__(
+        self, name: str, read: Callable[[Any], Any], *kinds: type, endless: bool = False
+    ) -> None:
+        self.name = name
+        self.read = read
+        self.kinds = kinds or (str,)
+        self.endless = endless
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float | None:
-        """Return seconds; None for no limit."""
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value."""
         if self.endless and value == "none":
             return None
-        if isinstance(value, str):
-            found = _DURATION.fullmatch(value.strip().lower())
-            if found is None or (found[2] or "s") not in _UNITS:
-                hint = ", or none" if self.endless else ""
-                self.fail(
-                    f"{value!r} is no duration: write seconds, or 200ms, 10m, 2h, 7d{hint}",
-                    param,
-                    ctx,
-                )
-            value = float(found[1]) * _UNITS[found[2] or "s"]
         try:
-            return duration(value, "it", positive=self.positive)
-        except (TypeError, ValueError) as exc:
-            self.fail(str(exc), param, ctx)
-
-
-class Whole(ParamType):
-    """A whole number within bounds."""
-
-    name = "n"
-
-    def __init__(self, minimum: int, maximum: int = 2**31 - 1, *, endless: bool = False) -> None:
-        self.minimum, self.maximum = minimum, maximum
-        self.endless = endless  # "none" is allowed, and means no limit
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | None:
-        """Return the number; None for no limit."""
-        if self.endless and value == "none":
-            return None
-        if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+", value):
-            value = int(value)
-        try:
-            return whole(value, "it", minimum=self.minimum, maximum=self.maximum)
+            return self.read(value)
         except (TypeError, ValueError) as exc:
             self.fail(f"{exc}{', or none' if self.endless else ''}", param, ctx)
-
-
-class Label(ParamType):
-    """A name: short and printable."""
-
-    name = "name"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the name."""
-        try:
-            return label(value, "it")
-        except (TypeError, ValueError) as exc:
-            self.fail(str(exc), param, ctx)
-
-
-class StreamName(ParamType):
-    """What a stream can be called."""
-
-    name = "name"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the name."""
-        try:
-            return stream_name(value)
-        except (TypeError, ValueError) as exc:
-            self.fail(str(exc), param, ctx)
-
-
-class QueueLimit(ParamType):
-    """A queue, and how many tasks of it to hold at once: NAME or NAME:N."""
-
-    name = "name[:n]"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, int | None]:
-        """Return the queue's name and its limit; None: no limit of its own."""
-        queue, colon, limit = str(value).rpartition(":")
-        if not colon:
-            queue = str(value)
-        elif not re.fullmatch(r"[0-9]+", limit):
-            self.fail(f"{value!r} is not NAME or NAME:N, N a whole number", param, ctx)
-        try:
-            return label(queue, "the queue"), (
-                whole(int(limit), "its limit", minimum=1) if colon else None
-            )
-        except ValueError as exc:
-            self.fail(str(exc), param, ctx)
 
     def split_envvar_value(self, rv: str) -> Sequence[str]:
         """Split the value of an environment variable: at commas or blanks."""
         return [word for word in re.split(r"[,\s]+", rv) if word]
 
 
-class Prefetch(ParamType):
-    """A number of tasks, or "auto"."""
+def seconds(*, positive: bool = False, endless: bool = False) -> Checked:
+    """Return the type of durations: 90, 0.5, 200ms, 10m, 2h, 7d."""
+    read = functools.partial(_seconds, positive=positive)
+    return Checked("seconds", read, int, float, str, endless=endless)
 
-    name = "n|auto"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | Literal["auto"]:
-        """Return the number, or "auto"."""
-        if value == "auto":
-            return "auto"
-        if isinstance(value, str) and re.fullmatch(r"[0-9]+", value):
+def integer(minimum: int, maximum: int = 2**31 - 1, *, endless: bool = False) -> Checked:
+    """Return the type of whole numbers within bounds."""
+
+    def read(value: Any) -> int:
+        if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+", value):
             value = int(value)
-        try:
-            return whole(value, "it", minimum=0)
-        except (TypeError, ValueError):
-            self.fail(f"{value!r} is neither a whole number nor auto", param, ctx)
+        return whole(value, "it", minimum=minimum, maximum=maximum)
+
+    return Checked("n", read, int, endless=endless)
 
 
-class Instant(ParamType):
-    """An instant with its time zone, in ISO 8601."""
-
-    name = "instant"
-    examples = "2030-01-31T08:00+01:00 or ...Z"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> dt.datetime:
-        """Return an aware datetime."""
-        try:
-            return instant(dt.datetime.fromisoformat(value), "it")
-        except ValueError:
-            self.fail(
-                f"{value!r} is no instant with a time zone: write {self.examples}",
-                param,
-                ctx,
-            )
+def _seconds(value: Any, *, positive: bool = False) -> float:
+    if isinstance(value, str):
+        found = _DURATION.fullmatch(value.strip().lower())
+        if found is None or (found[2] or "s") not in _UNITS:
+            raise ValueError(f"{value!r} is no duration: write seconds, or 200ms, 10m, 2h, 7d")
+        value = float(found[1]) * _UNITS[found[2] or "s"]
+    return duration(value, "it", positive=positive)
 
 
-class Past(Instant):
-    """An instant, or how long ago it was: a number with its unit, since 2029 may be a year."""
-
-    examples = "2030-01-31T08:00+01:00 or ...Z, or an age such as 2h"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> dt.datetime:
-        """Return an aware datetime."""
-        if isinstance(value, str) and re.fullmatch(r"[\d.]+\s*[a-z]+", value.strip().lower()):
-            age = Duration().convert(value, param, ctx)
-            assert age is not None
-            return dt.datetime.now(dt.UTC) - dt.timedelta(seconds=age)
-        return super().convert(value, param, ctx)
+def _queue_limit(value: Any) -> tuple[str, int | None]:
+    """Return the queue's name and its limit; None: no limit of its own."""
+    queue, colon, limit = str(value).rpartition(":")
+    if not colon:
+        return label(limit, "the queue"), None
+    if not re.fullmatch(r"[0-9]+", limit):
+        raise ValueError(f"{value!r} is not NAME or NAME:N, N a whole number")
+    return label(queue, "the queue"), whole(int(limit), "its limit", minimum=1)
 
 
-class Json(ParamType):
-    """Any JSON value."""
-
-    name = "json"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the value."""
-        try:
-            return json.loads(str(value), parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as exc:
-            self.fail(f"that is not JSON: {exc}", param, ctx)
+def _prefetch(value: Any) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, str) and re.fullmatch(r"[0-9]+", value):
+        value = int(value)
+    try:
+        return whole(value, "it", minimum=0)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} is neither a whole number nor auto") from None
 
 
-class JsonObject(Json):
-    """A JSON object; "-" reads it from stdin."""
+def _instant(value: Any, examples: str = _INSTANTS) -> dt.datetime:
+    try:
+        return instant(dt.datetime.fromisoformat(value), "it")
+    except ValueError:
+        msg = f"{value!r} is no instant with a time zone: write {examples}"
+        raise ValueError(msg) from None
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> dict[str, Any]:
-        """Return the object."""
-        params = super().convert(sys.stdin.read() if value == "-" else value, param, ctx)
-        if not isinstance(params, dict):
-            self.fail('params are a JSON object by name, such as {"width": 640}', param, ctx)
-        return cast("dict[str, Any]", params)
+
+def _past(value: Any) -> dt.datetime:
+    """Return an instant, or so long ago: an age has a unit, since 2029 may be a year."""
+    if isinstance(value, str) and re.fullmatch(r"[\d.]+\s*[a-z]+", value.strip().lower()):
+        return dt.datetime.now(dt.UTC) - dt.timedelta(seconds=_seconds(value))
+    return _instant(value, f"{_INSTANTS}, or an age such as 2h")
+
+
+def _json(value: Any) -> Any:
+    try:
+        return json.loads(str(value), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as exc:
+        raise ValueError(f"that is not JSON: {exc}") from exc
+
+
+def _json_object(value: Any) -> dict[str, Any]:
+    params = _json(sys.stdin.read() if value == "-" else value)
+    if not isinstance(params, dict):
+        raise TypeError('params are a JSON object by name, such as {"width": 640}')
+    return cast("dict[str, Any]", params)
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"it has no {name}")
+
+
+LABEL = Checked("name", lambda value: label(value, "it"))
+STREAM_NAME = Checked("name", stream_name)
+QUEUE_LIMIT = Checked("name[:n]", _queue_limit)  # a queue, and how many tasks of it to hold
+PREFETCH = Checked("n|auto", _prefetch, int, str)
+INSTANT = Checked("instant", _instant)  # in ISO 8601, with its time zone
+PAST = Checked("instant", _past)
+JSON = Checked("json", _json)
+JSON_OBJECT = Checked("json", _json_object)  # "-" reads it from stdin

@@ -19,93 +19,67 @@ from ._logging import keep_ours, level_of, log_to_stderr
 from ._processes import run_processes
 from ._settings import LevelSetting, setting
 from ._shared_options import database
-from ._types import Duration, Prefetch, QueueLimit, Whole
+from ._types import PREFETCH, QUEUE_LIMIT, integer, seconds
 from ._worker_process import Shift, work
 
-
-_NUMBER = (int, float, str)  # a string may have a unit: "10m"
 
 _OPTIONS = (
     setting(
         "-q",
         "--queue",
         multiple=True,
-        type=QueueLimit(),
-        metavar="NAME[:N]",
+        type=QUEUE_LIMIT,
         help="Serve this queue, with at most N of its tasks at once; may be repeated. Else all.",
     ),
     setting(
         "-c",
         "--concurrency",
-        type=Whole(1, 10_000),
+        type=integer(1, 10_000),
         default=32,
-        kinds=(int,),
-        show_default=True,
-        metavar="N",
         help="Handlers at once.",
     ),
     setting(
         "--poll-interval",
-        type=Duration(),
+        type=seconds(),
         default=5.0,
-        kinds=_NUMBER,
-        show_default=True,
-        metavar="SECONDS",
         help="How often to look for what no notification told of; 0: never.",
     ),
-    setting("--no-listen", is_flag=True, kinds=(bool,), help="Do without NOTIFY."),
+    setting("--no-listen", is_flag=True, help="Do without NOTIFY."),
     setting(
         "--lease",
-        type=Duration(positive=True),
+        type=seconds(positive=True),
         default=30.0,
-        kinds=_NUMBER,
-        show_default=True,
-        metavar="SECONDS",
         help="Without a heartbeat for so long, others take its tasks.",
     ),
     setting(
         "--heartbeat",
-        type=Duration(positive=True),
+        type=seconds(positive=True),
         default=3.0,
-        kinds=_NUMBER,
-        show_default=True,
-        metavar="SECONDS",
         help="How often; at most a third of the lease.",
     ),
     setting(
         "--grace",
-        type=Duration(),
+        type=seconds(),
         default=20.0,
-        kinds=_NUMBER,
-        show_default=True,
-        metavar="SECONDS",
         help="For handlers to finish after the first signal.",
     ),
     setting(
         "--cleanup",
-        type=Duration(),
+        type=seconds(),
         default=5.0,
-        kinds=_NUMBER,
-        show_default=True,
-        metavar="SECONDS",
         help="For cancelled handlers to clean up.",
     ),
     setting(
         "--prefetch",
-        type=Prefetch(),
+        type=PREFETCH,
         default="auto",
-        kinds=(int, str),
-        show_default=True,
         metavar="N|auto",
         help="Tasks to claim ahead.",
     ),
     setting(
         "--max-lost",
-        type=Whole(1),
+        type=integer(1),
         default=MAX_LOST,
-        kinds=(int,),
-        show_default=True,
-        metavar="N",
         help="With how many workers that die while they run it a task fails, unless its type"
         " says so.",
     ),
@@ -114,7 +88,6 @@ _OPTIONS = (
         "--log-format",
         type=click.Choice(["text", "json"]),
         default="text",
-        show_default=True,
         help="Of the log, on stderr.",
     ),
     setting(
@@ -159,24 +132,18 @@ class WorkerCommand(click.Command):
 @setting(
     "--drain",
     is_flag=True,
-    kinds=(bool,),
     help="End when nothing is ready to be done; says what is left, for later too.",
 )
 @setting(
     "--processes",
-    type=Whole(1, 1000),
+    type=integer(1, 1000),
     default=1,
-    kinds=(int,),
-    show_default=True,
-    metavar="N",
     help="Worker processes, each with these settings; one that finds the database away, or is"
     " killed, before it is at work is started again; one that dies at work is not.",
 )
 @setting(
     "--pool-size",
-    type=Whole(1, 1000),
-    kinds=(int,),
-    metavar="N",
+    type=integer(1, 1000),
     help="Connections for handlers, at most; by default as many as needed, 18 at most.",
 )
 @click.option("--child", type=Lifeline.parse, hidden=True)
