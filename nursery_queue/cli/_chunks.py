@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
-class Display(Protocol):
+class ChunkDisplay(Protocol):
     """Where chunks are shown as they come."""
 
     def chunk(self, index: int, data: Any) -> None:

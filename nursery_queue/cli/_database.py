@@ -1,4 +1,4 @@
-"""Which database a command is about, how errors speak of it, and what keeps us out."""
+"""Which database a command is about, and how errors speak of it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _HINTS: Mapping[str, str] = {
         " of program"
     ),
 }
-PATIENCE = 10.0  # seconds that a command waits for a full server; a person waits with it
+FULL_FOR = 10.0  # seconds that a command waits for a full server; a person waits with it
 _FULL = re.compile(r"takes no more|too many (?:clients|connections)|connection slots are reserved")
 
 
@@ -86,8 +86,8 @@ class Database:
         return f"database {told.get('dbname') or user!r} on {_place(told)} as user {user!r}"
 
     @contextlib.contextmanager
-    def entering(self) -> Generator[None]:
-        """Turn what keeps us out into a `ProblemError`."""
+    def explaining_errors(self) -> Generator[None]:
+        """Turn errors of the database into a `ProblemError` that says what to do."""
         try:
             yield
         except TransientError as exc:
@@ -101,12 +101,12 @@ class Database:
             return self.refused(exc)
         hint = f"is it running, and is it the right one? It was named by {self.origin}"
         if _FULL.search(str(exc)):
-            hint = "close connections that nobody needs, bound pools (worker --pool-size), or allow"
+            hint = "close idle connections, bound pools (worker --pool-size), or allow"
             hint += " more (max_connections of the server, connection limit of database or role)"
         return ProblemError(f"cannot reach {self}:\n{_indented(exc)}", hint=hint, code=UNREACHABLE)
 
     def refused(self, exc: BaseException) -> ProblemError:
-        """Say that the database will not do what we want, and why."""
+        """Say that the database refuses, and why."""
         sqlstate = sqlstate_of(exc)
         return ProblemError(
             f"refused by {self}:\n{_indented(exc)}",
@@ -116,22 +116,22 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def client(
-        self, *, pool_size: int | None = None, patience: float = PATIENCE
+        self, *, pool_size: int | None = None, full_for: float = FULL_FOR
     ) -> AsyncGenerator[Client]:
         """Open a client, or say why that is not possible.
 
-        A server that takes no more connections is asked again for *patience* seconds; that it is
+        A server that takes no more connections is asked again for *full_for* seconds; that it is
         asked again is a line of the log, which a command without one has on stderr.
         """
         async with contextlib.AsyncExitStack() as stack:
-            with self.entering():
+            with self.explaining_errors():
                 connecting = connect(self.dsn, schema=self.schema, pool_size=pool_size)
                 client = None
-                with trio.move_on_after(patience):
+                with trio.move_on_after(full_for):
                     client = await stack.enter_async_context(connecting)
                 if client is None:
                     await check_schema(self.dsn, self.schema)  # asks once, and says what is wrong
-                    raise TransientError(f"no connection within {patience:g} s")
+                    raise TransientError(f"no connection within {full_for:g} s")
             try:
                 yield client
             except DatabaseError as exc:
@@ -154,17 +154,17 @@ class Database:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        """Run an async *function* of DSN and schema, and say why if the database will not."""
+        """Run an async *function* of DSN and schema, and say why if the database refuses."""
 
         async def call() -> R:
             return await function(self.dsn, self.schema, *args, **kwargs)
 
-        with self.entering():
+        with self.explaining_errors():
             return trio.run(call)
 
 
 def not_allowed(exc: DatabaseError) -> bool:
-    """Tell whether our role has not the right to do this."""
+    """Whether the role has no right to do this."""
     return sqlstate_of(exc) == _NO_RIGHT
 
 

@@ -19,12 +19,12 @@ from nursery_queue._embedded import embedded
 from ._database import Database
 from ._failures import PROBLEM, USAGE, ProblemError, Session
 from ._load import load_app
-from ._logging import keep_ours, level_of, log_to_stderr
+from ._logging import enable_our_loggers, level_of, log_to_stderr
 from ._output import write
 from ._settings import Dsn, setting
 from ._shared_options import schema, verbose
 from ._worker_command import worker_options, worker_settings
-from ._worker_process import Shift, stop_signals, work
+from ._worker_process import WorkerSpec, stop_signals, work
 
 
 @click.command()
@@ -58,14 +58,16 @@ def dev(
     log_to_stderr(log_format, level_of(ctx, log_level))
     ctx.ensure_object(Session).logs = log_format == "json"
     loaded = load_app(app)
-    keep_ours()
+    enable_our_loggers()
     directory = Path(data)
     with _interruptible(), _serving(directory) as dsn:
         write(dsn)
         sys.stdout.flush()
         database = Database.of(Dsn(dsn, "dev"), schema)
         database.run(migrate_up)
-        return trio.run(work, Shift(app=loaded, where=app, database=database, settings=settings))
+        return trio.run(
+            work, WorkerSpec(app=loaded, where=app, database=database, settings=settings)
+        )
 
 
 @contextlib.contextmanager

@@ -127,7 +127,7 @@ def say_at_once(level: int, message: str) -> None:
             rest = rest[os.write(2, rest) :]
 
 
-def keep_ours() -> None:
+def enable_our_loggers() -> None:
     """Let our loggers speak although the application's own set-up has switched them off."""
     for name, logger in list(logging.Logger.manager.loggerDict.items()):
         if name.partition(".")[0] == "nursery_queue" and isinstance(logger, logging.Logger):

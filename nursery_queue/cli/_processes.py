@@ -20,8 +20,8 @@ from nursery_queue._trio._rng import new_rng
 from nursery_queue._trio._signals import Escalation, obey
 
 from ._failures import CLEAN, PROBLEM, UNREACHABLE, USAGE
-from ._lifeline import Lifeline
 from ._logging import say_at_once
+from ._parent_pipe import ParentPipe
 from ._worker_process import stop_signals
 
 
@@ -31,53 +31,54 @@ log = logging.getLogger("nursery_queue.cli")
 async def run_processes(count: int, args: Sequence[str]) -> int:
     """Run *count* workers with *args* until all have ended; return their worst exit code.
 
-    The first must have reached the database before the others start, so that what is wrong
-    with all of them is told once. One that finds the database away after that, or is killed before
-    it is at work, is started again, ever more slowly; one that ends with exit code 2, for which
-    there is no cure by waiting, ends them all. One that ends otherwise, or has been at work, is not
-    started again, and the others go on. When this process dies, however that happens, they end,
-    too.
+    The first must have reached the database before the others start, so that an error that all
+    of them have is told once. A worker that finds the database away after that, or is killed before
+    it is at work, is started again, ever more slowly; one that ends with exit code 2, which waiting
+    does not cure, ends them all. One that ends otherwise, or has been at work, is not started
+    again, and the others go on. When this process dies, even by SIGKILL, they end, too.
     """
-    family = Family(args)
-    escalation = Escalation([family.stop, family.stop], family.kill)
+    processes = WorkerProcesses(args)
+    escalation = Escalation([processes.stop, processes.stop], processes.kill)
     async with trio.open_nursery() as watching:
         await watching.start(
             functools.partial(
                 obey,
                 escalation,
                 stop_signals(),
-                others={signal.SIGUSR1: family.quiet, signal.SIGUSR2: family.tell},
+                others={signal.SIGUSR1: processes.stop_claiming, signal.SIGUSR2: processes.pass_on},
                 lasting=True,
             )
         )
         try:
             async with trio.open_nursery() as children:
-                await children.start(family.raise_child, 1)
+                await children.start(processes.keep_running, 1)
                 for number in range(2, count + 1):
-                    if family.claims and not family.stopping and not family.codes:
-                        children.start_soon(family.raise_child, number)
+                    if processes.claims and not processes.stopping and not processes.codes:
+                        children.start_soon(processes.keep_running, number)
         finally:
-            family.end()
+            processes.end()
         watching.cancel_scope.cancel("all have ended")
-    return max(family.codes, default=CLEAN)
+    return max(processes.codes, default=CLEAN)
 
 
 @attrs.define(eq=False)
-class Family:
-    """The worker processes."""
+class WorkerProcesses:
+    """The worker processes of one parent: it starts them and passes signals on."""
 
     args: Sequence[str]
     codes: list[int] = attrs.field(factory=list[int], init=False)
     stopping: bool = attrs.field(default=False, init=False)
     claims: bool = attrs.field(default=True, init=False)
     reached: bool = attrs.field(default=False, init=False)  # the database, by one of them
-    _over: trio.Event = attrs.field(factory=trio.Event, init=False)  # nobody is started any more
-    _life: tuple[int, int] = attrs.field(factory=os.pipe, init=False)
+    # Set once no worker is to be started any more.
+    _no_more_starts: trio.Event = attrs.field(factory=trio.Event, init=False)
+    # Read by the children: it ends with this process.
+    _pipe: tuple[int, int] = attrs.field(factory=os.pipe, init=False)
     _children: dict[int, trio.Process] = attrs.field(factory=dict[int, trio.Process], init=False)
-    # Those that listen to signals. Before, most of these would kill.
+    # Those that handle signals. Before they do, most signals would kill them.
     _listening: set[trio.Process] = attrs.field(factory=set[trio.Process], init=False)
 
-    async def raise_child(
+    async def keep_running(
         self,
         number: int,
         *,
@@ -85,17 +86,17 @@ class Family:
     ) -> None:
         """Run a worker process until it is not to be started again.
 
-        Ready when it is in the database, has ended or, after a stop, is not started at all.
+        Ready when it is connected, has ended or, after a stop, is not started at all.
         """
         rng, ready = new_rng(), False
         for failures in itertools.count(1):
             if self.stopping:
                 break
-            process, came_in = await self._lived(number, None if ready else task_status)
-            ready = ready or came_in
-            passing = _passing_trouble(process, came_in=came_in)
-            if passing is None or not self.reached or self._over.is_set():
-                self._bury(number, process)
+            process, connected = await self._run_once(number, None if ready else task_status)
+            ready = ready or connected
+            passing = _passing_trouble(process, connected=connected)
+            if passing is None or not self.reached or self._no_more_starts.is_set():
+                self._note_end(number, process)
                 break
             delay = Backoff().delay(failures, rng)
             log.warning(
@@ -106,21 +107,21 @@ class Family:
                 delay,
             )
             with trio.move_on_after(delay):
-                await self._over.wait()
-            if self._over.is_set():
-                return  # it had nothing in hand
+                await self._no_more_starts.wait()
+            if self._no_more_starts.is_set():
+                return  # it had claimed nothing
         if not ready:
             task_status.started()
 
-    async def _lived(
+    async def _run_once(
         self, number: int, task_status: trio.TaskStatus[None] | None
     ) -> tuple[trio.Process, bool]:
-        """Run a worker process to its end; return it, and whether it was in the database."""
+        """Run a worker process to its end; return it, and whether it was connected."""
         ready, its_ready = os.pipe()
         with open(ready, "rb", buffering=0) as answer:  # noqa: ASYNC230, PTH123  # a pipe
-            lifeline = Lifeline(number, self._life[0], its_ready)
+            pipe = ParentPipe(number, self._pipe[0], its_ready)
             try:
-                process = await self._started(lifeline)
+                process = await self._started(pipe)
             finally:
                 os.close(its_ready)
             self._children[number] = process
@@ -128,7 +129,7 @@ class Family:
                 process.terminate()
             try:
                 await trio.lowlevel.wait_readable(answer)
-                if came_in := bool(answer.read(1)):
+                if connected := bool(answer.read(1)):
                     self.reached = True
                     self._listening.add(process)
                     if not self.claims:
@@ -141,23 +142,23 @@ class Family:
                     process.kill()
             del self._children[number]
             self._listening.discard(process)
-        return process, came_in
+        return process, connected
 
-    async def _started(self, lifeline: Lifeline) -> trio.Process:
+    async def _started(self, pipe: ParentPipe) -> trio.Process:
         return await trio.lowlevel.open_process(
-            [sys.executable, "-m", "nursery_queue", "worker", "--child", str(lifeline), *self.args],
+            [sys.executable, "-m", "nursery_queue", "worker", "--child", str(pipe), *self.args],
             stdin=subprocess.DEVNULL,
-            pass_fds=[lifeline.life, lifeline.ready],
-            # Ctrl-C on a terminal goes to the whole foreground group. They are not part of it,
-            # or they would hear it twice: from the terminal, and from us.
+            pass_fds=[pipe.closed_by_parent, pipe.ready],
+            # Ctrl-C on a terminal goes to the whole foreground group. Workers are not part of it,
+            # or they would hear it twice: from the terminal, and from their parent.
             process_group=0,
         )
 
-    def _bury(self, number: int, process: trio.Process) -> None:
+    def _note_end(self, number: int, process: trio.Process) -> None:
         code = process.returncode
         assert code is not None
         if code < 0:
-            # Told to stop before it could listen: it had nothing in hand.
+            # Told to stop before it could handle the signal: it had claimed nothing.
             clean = self.stopping and -code == signal.SIGTERM
             if not clean:
                 log.error(
@@ -181,17 +182,17 @@ class Family:
 
     def _end_all(self) -> None:
         self.stopping = True
-        self._over.set()
+        self._no_more_starts.set()
         for process in self._children.values():
             process.terminate()
 
-    def quiet(self, signum: signal.Signals) -> None:
-        """Ask all to claim nothing more; those that cannot hear it yet, when they can."""
+    def stop_claiming(self, signum: signal.Signals) -> None:
+        """Ask all to claim nothing more; those that are starting, once they handle signals."""
         self.claims = False
-        self._over.set()
-        self.tell(signum)
+        self._no_more_starts.set()
+        self.pass_on(signum)
 
-    def tell(self, signum: signal.Signals) -> None:
+    def pass_on(self, signum: signal.Signals) -> None:
         """Pass on a signal as it is."""
         for process in self._listening:
             process.send_signal(signum)
@@ -204,17 +205,17 @@ class Family:
         os._exit(PROBLEM)
 
     def end(self) -> None:
-        """Let go of the pipe; a child that is still there ends, too."""
-        for descriptor in self._life:
+        """Close the pipe, upon which a child that is still there ends, too."""
+        for descriptor in self._pipe:
             os.close(descriptor)
 
 
-def _passing_trouble(process: trio.Process, *, came_in: bool) -> str | None:
-    """Say what has kept a worker from starting, if another time may be better."""
+def _passing_trouble(process: trio.Process, *, connected: bool) -> str | None:
+    """Say what has kept a worker from starting, if that may pass."""
     assert process.returncode is not None
     if process.returncode == UNREACHABLE:
         return "could not reach the database"
-    if process.returncode < 0 and not came_in:
+    if process.returncode < 0 and not connected:
         return f"was killed by {_signal_of(process)} before it was at work"
     return None
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SHOW_CURSOR = b"\x1b[?25h"  # what is drawn over hides it
 
 
-class Display(Protocol):
+class StatusDisplay(Protocol):
     """Where a person or a program sees what we see."""
 
     def show(self, seen: Overview) -> None:
@@ -43,7 +43,7 @@ class Display(Protocol):
         ...
 
 
-async def watch(database: Database, every: float, display: Display) -> None:
+async def watch(database: Database, every: float, display: StatusDisplay) -> None:
     """Ask every so many seconds until SIGINT or SIGTERM.
 
     Only the first question must be answered: later outages are told, and ridden out.

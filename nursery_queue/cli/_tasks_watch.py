@@ -17,7 +17,7 @@ from nursery_queue._core._errors import StreamRestarted, TransientError, Unknown
 from nursery_queue._core._model import TaskStatus
 from nursery_queue._core._states import State
 
-from ._chunks import Bar, Display, JsonLines, Lines
+from ._chunks import Bar, ChunkDisplay, JsonLines, Lines
 from ._database import Database
 from ._failures import CLEAN, PROBLEM, ProblemError, say
 from ._output import on_terminal, terminal
@@ -62,7 +62,7 @@ def watch(database: Database, task_id: int, stream: str, start: int, as_json: bo
 
 
 @contextlib.contextmanager
-def _display(*, as_json: bool) -> Generator[Display]:
+def _display(*, as_json: bool) -> Generator[ChunkDisplay]:
     if as_json:
         yield JsonLines()
     elif on_terminal() and not terminal().is_dumb_terminal:
@@ -78,7 +78,7 @@ class _Watching:
 
     task_id: int
     name: str
-    display: Display
+    display: ChunkDisplay
     position: int  # index of the chunk that comes next
     ended: TaskStatus | None = attrs.field(default=None, init=False)
     _reading: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
@@ -89,7 +89,7 @@ class _Watching:
         async with trio.open_nursery() as nursery:
             await nursery.start(end_with_a_signal, nursery.cancel_scope)
             async with database.client() as client:
-                with database.entering():
+                with database.explaining_errors():
                     task = await client.status(self.task_id)
                 if task is None:
                     msg = f"there is no task {self.task_id}: it never existed, or has been pruned"

@@ -13,14 +13,14 @@ from nursery_queue._core._outcome import MAX_LOST
 
 from ._database import Database
 from ._failures import Session
-from ._lifeline import Lifeline
 from ._load import load_app
-from ._logging import keep_ours, level_of, log_to_stderr
+from ._logging import enable_our_loggers, level_of, log_to_stderr
+from ._parent_pipe import ParentPipe
 from ._processes import run_processes
 from ._settings import LevelSetting, setting
 from ._shared_options import database
 from ._types import PREFETCH, QUEUE_LIMIT, integer, seconds
-from ._worker_process import Shift, work
+from ._worker_process import WorkerSpec, work
 
 
 _OPTIONS = (
@@ -146,7 +146,7 @@ class WorkerCommand(click.Command):
     type=integer(1, 1000),
     help="Connections for handlers, at most; by default as many as needed, 18 at most.",
 )
-@click.option("--child", type=Lifeline.parse, hidden=True)
+@click.option("--child", type=ParentPipe.parse, hidden=True)
 @database
 @click.pass_context
 def worker(
@@ -159,7 +159,7 @@ def worker(
     drain: bool,
     processes: int,
     pool_size: int | None,
-    child: Lifeline | None,
+    child: ParentPipe | None,
     **options: Any,
 ) -> int:
     """Run tasks. APP is module:attribute, looked for in the current directory first.
@@ -181,8 +181,8 @@ def worker(
         if settings["name"] is not None:
             settings["name"] += f"-{child.number}"
     loaded = load_app(app)
-    keep_ours()
-    shift = Shift(
+    enable_our_loggers()
+    spec = WorkerSpec(
         app=loaded,
         where=app,
         database=database,
@@ -190,4 +190,4 @@ def worker(
         drain=drain,
         pool_size=pool_size,
     )
-    return trio.run(work, shift if child is None else child.tied(shift))
+    return trio.run(work, spec if child is None else child.attached(spec))

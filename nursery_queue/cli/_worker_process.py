@@ -30,8 +30,8 @@ from nursery_queue._worker._worker import Worker
 from ._database import Database
 from ._deadline import Deadline
 from ._failures import CLEAN, PROBLEM, USAGE, ProblemError
-from ._left_over import tell_what_is_left
 from ._logging import say_at_once
+from ._remaining_tasks import log_remaining_tasks
 
 
 log = logging.getLogger("nursery_queue.cli")
@@ -40,7 +40,7 @@ MARGIN = 2.0  # seconds, for what is not counted
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Return what asks us to stop; a hang-up, too, unless somebody (nohup) has said otherwise."""
+    """Return the signals that stop a worker; SIGHUP, too, unless it is ignored (nohup)."""
     wanted = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         wanted.append(signal.SIGHUP)
@@ -48,8 +48,8 @@ def stop_signals() -> list[signal.Signals]:
 
 
 @attrs.frozen(kw_only=True)
-class Shift:
-    """What a worker process has been asked to do."""
+class WorkerSpec:
+    """How a worker process is to run."""
 
     app: App
     where: str  # APP, as it was given
@@ -57,8 +57,8 @@ class Shift:
     settings: Mapping[str, Any]  # keywords of Worker
     drain: bool = False
     pool_size: int | None = None  # connections for handlers, at most; None: as many as needed
-    entered: Callable[[], object] = lambda: None  # called when the database has let us in
-    # Told how to stop us at once, from any thread; for those whose reasons are no signals.
+    on_connected: Callable[[], object] = lambda: None
+    # Given a function that stops the worker at once, from any thread: the parent may be gone.
     on_force: Callable[[Callable[[], None]], object] = lambda _force: None
 
     @property
@@ -76,11 +76,11 @@ class Shift:
 class Stopping:
     """How far the stop of a worker has gone, and how long it may take.
 
-    A loop that is blocked cannot even begin to stop: it has the time that handlers have to
-    do something about it.
+    A blocked loop cannot even begin to stop: from the signal on, it has the time that handlers
+    have.
     """
 
-    shift: Shift
+    spec: WorkerSpec
     deadline: Deadline
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     worker: Worker | None = None
@@ -90,8 +90,8 @@ class Stopping:
 
     def heard(self, count: int) -> None:
         """A stop was asked for; called by the signal handler, however busy the loop is."""
-        grace = self.shift.grace if count == 1 else 0.0
-        self.deadline.within(grace + self.shift.cleanup + MARGIN)
+        grace = self.spec.grace if count == 1 else 0.0
+        self.deadline.within(grace + self.spec.cleanup + MARGIN)
 
     def drain(self, signum: signal.Signals) -> None:
         """Claim nothing more, let handlers finish."""
@@ -108,7 +108,7 @@ class Stopping:
         )
         self.worker.stop()
 
-    def quiet(self, signum: signal.Signals) -> None:
+    def stop_claiming(self, signum: signal.Signals) -> None:
         """Claim nothing more, and go on. Does not count as a request to stop."""
         held = 0 if self.worker is None else self.worker.health().held
         log.info("%s: claiming nothing more; tasks in hand: %d", signum.name, held)
@@ -130,7 +130,7 @@ class Stopping:
         self.scope.cancel(why)
 
     def exit(self, signum: signal.Signals) -> None:
-        """End the process, whatever it is doing."""
+        """End the process at once."""
         say_at_once(logging.CRITICAL, f"{signum.name}: exiting at once")
         os._exit(PROBLEM)
 
@@ -141,21 +141,21 @@ class Stopping:
         return exit_code(report, forced=self.forced)
 
 
-async def work(shift: Shift) -> int:
+async def work(spec: WorkerSpec) -> int:
     """Run a worker until it is told to stop or, draining, is idle; return the exit code.
 
-    Handlers that ignore their cancellation, and whatever else does not end in time, do not
-    keep the process: it ends at once then. Raises `ProblemError` for what keeps it from starting.
+    Handlers that ignore their cancellation, and all else that does not end in time, do not
+    keep the process: it ends at once then. Raises `ProblemError` if the worker cannot start.
     """
     token, root = trio.lowlevel.current_trio_token(), trio.lowlevel.current_root_task()
     assert root is not None
     look = functools.partial(_dump, root)
-    with Deadline(functools.partial(_too_late, look)) as deadline:
-        stopping = Stopping(shift, deadline)
+    with Deadline(functools.partial(_exit_at_deadline, look)) as deadline:
+        stopping = Stopping(spec, deadline)
         escalation = Escalation([stopping.drain, stopping.cancel], stopping.exit, stopping.heard)
 
         def force() -> None:
-            deadline.within(shift.cleanup + MARGIN)
+            deadline.within(spec.cleanup + MARGIN)
             with contextlib.suppress(trio.RunFinishedError):
                 token.run_sync_soon(stopping.force, "the parent process is gone")
 
@@ -165,69 +165,69 @@ async def work(shift: Shift) -> int:
                     obey,
                     escalation,
                     stop_signals(),
-                    others={signal.SIGUSR1: stopping.quiet},
-                    at_once={signal.SIGUSR2: functools.partial(_tell, stopping, look)},
+                    others={signal.SIGUSR1: stopping.stop_claiming},
+                    at_once={signal.SIGUSR2: functools.partial(_dump_all, stopping, look)},
                     lasting=True,
                 ),
                 name="signals",
             )
-            shift.on_force(force)
-            # What we enter inside, the scope may cancel; we leave it outside, whole.
+            spec.on_force(force)
+            # The client is entered in the scope, which may cancel that, and left outside of it.
             async with contextlib.AsyncExitStack() as stack:
                 with stopping.scope:
                     client = await stack.enter_async_context(
-                        shift.database.client(pool_size=shift.pool_size, patience=math.inf)
+                        spec.database.client(pool_size=spec.pool_size, full_for=math.inf)
                     )
-                    worker = _employ(shift, client, stopping)
-                    watching.start_soon(_leave_without, worker, look, name="abandoned")
-                    await _serve(shift, worker)
-                    if shift.drain and stopping.claims and not stopping.asked:
-                        served = shift.settings["queues"]
-                        await tell_what_is_left(client, served, shift.where)
+                    worker = _make_worker(spec, client, stopping)
+                    watching.start_soon(_exit_without_handlers, worker, look, name="abandoned")
+                    await _run_worker(spec, worker)
+                    if spec.drain and stopping.claims and not stopping.asked:
+                        served = spec.settings["queues"]
+                        await log_remaining_tasks(client, served, spec.where)
             log.info("stopped")
             watching.cancel_scope.cancel("the work is done")
     return stopping.code
 
 
 def exit_code(report: ExitReport | None, *, forced: bool) -> int:
-    """Return what a worker process ends with: was every task in hand brought to a good end?"""
+    """Return the exit code of a worker process: 0 if each of its claims came to a good end."""
     clean = report is None or report.clean
     return CLEAN if clean and not forced else PROBLEM
 
 
-def _employ(shift: Shift, client: Client, stopping: Stopping) -> Worker:
+def _make_worker(spec: WorkerSpec, client: Client, stopping: Stopping) -> Worker:
     try:
-        worker = Worker(shift.app, client, **shift.settings)
+        worker = Worker(spec.app, client, **spec.settings)
     except (TypeError, ValueError) as exc:
         raise ProblemError(str(exc), code=USAGE) from exc
-    shift.entered()
+    spec.on_connected()
     stopping.worker = worker
     if not stopping.claims:
         worker.stop_claiming()
     return worker
 
 
-async def _serve(shift: Shift, worker: Worker) -> None:
+async def _run_worker(spec: WorkerSpec, worker: Worker) -> None:
     ready = False
     try:
-        if shift.drain:
-            log.info("working until idle: %s", _introduction(shift))
+        if spec.drain:
+            log.info("working until idle: %s", _description(spec))
             await worker.run_until_idle()
             return
         async with trio.open_nursery() as nursery:
             await nursery.start(worker.run, name="worker")
             ready = True
-            log.info("ready: %s", _introduction(shift))
+            log.info("ready: %s", _description(spec))
     except* TransientError as group:
         if ready:
             raise
-        raise shift.database.unreachable(next(leaves(group))) from group
+        raise spec.database.unreachable(next(leaves(group))) from group
     except* DatabaseRefused as group:
         refusal = next(leaves(group))
-        raise shift.database.refused(refusal.__cause__ or refusal) from group
+        raise spec.database.refused(refusal.__cause__ or refusal) from group
 
 
-async def _leave_without(worker: Worker, look: Look) -> None:
+async def _exit_without_handlers(worker: Worker, look: Look) -> None:
     """End the process when all that is left are handlers that ignore their cancellation."""
     await worker.abandoned()
     look(None)
@@ -235,8 +235,8 @@ async def _leave_without(worker: Worker, look: Look) -> None:
     os._exit(PROBLEM)
 
 
-def _too_late(look: Look) -> None:
-    """End the process; called in a thread."""
+def _exit_at_deadline(look: Look) -> None:
+    """End the process at its deadline; called in a thread."""
     ours = threading.main_thread().ident
     assert ours is not None
     look(sys._current_frames().get(ours))  # pyright: ignore[reportPrivateUsage]  # documented
@@ -248,28 +248,28 @@ def _dump(root: trio.lowlevel.Task, running: FrameType | None) -> None:
     """Write on stderr what every task waits for."""
     try:
         text = task_tree(root, running=running)
-    except Exception as exc:  # noqa: BLE001  # whatever was interrupted is to go on
+    except Exception as exc:  # noqa: BLE001  # the code that was interrupted is to go on
         text = f"could not be read: {exc!r}"
     say_at_once(logging.INFO, f"task tree:\n{text}")
 
 
-def _tell(stopping: Stopping, look: Look, running: FrameType | None) -> None:
-    """Write on stderr what every task waits for, and what is in no tree: abandoned threads."""
+def _dump_all(stopping: Stopping, look: Look, running: FrameType | None) -> None:
+    """Write on stderr what every task waits for, and which threads are abandoned."""
     look(running)
     try:
         handlers = () if stopping.worker is None else stopping.worker.health().handlers
         abandoned = [f"in a thread: {each}" for each in handlers if each.state == "abandoned"]
-    except Exception as exc:  # noqa: BLE001  # as above
+    except Exception as exc:  # noqa: BLE001  # the same
         abandoned = [f"abandoned threads could not be read: {exc!r}"]
     if abandoned:
         say_at_once(logging.INFO, "\n".join(abandoned))
 
 
-def _introduction(shift: Shift) -> str:
-    queues = shift.settings.get("queues")
-    types = len(shift.app.task_types)
+def _description(spec: WorkerSpec) -> str:
+    queues = spec.settings.get("queues")
+    types = len(spec.app.task_types)
     return (
-        f"{types} task type{'' if types == 1 else 's'} of {shift.where},"
+        f"{types} task type{'' if types == 1 else 's'} of {spec.where},"
         f" {'all queues' if queues is None else 'queues ' + ', '.join(queues)},"
-        f" concurrency {shift.settings['concurrency']}, {shift.database}"
+        f" concurrency {spec.settings['concurrency']}, {spec.database}"
     )

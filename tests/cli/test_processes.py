@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from nursery_queue.cli._processes import Family
+from nursery_queue.cli._processes import WorkerProcesses
 from tests.cli.doors import Doors
 from tests.cli.runs import Run, Start
 from tests.cli.tasks import STATES, WORKERS, enqueue
@@ -156,36 +156,38 @@ def test_the_third_signal_ends_them_all(start: Start, migrated: str, mark: Path)
 
 
 @pytest.fixture
-def family(clean: Path, migrated: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Family]:
+def processes(
+    clean: Path, migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[WorkerProcesses]:
     """A parent of worker processes in this process; none has been started yet."""
     monkeypatch.setenv("NURSERY_QUEUE_DSN", migrated)
-    family = Family(["shop:app"])
-    yield family
-    family.end()
+    processes = WorkerProcesses(["shop:app"])
+    yield processes
+    processes.end()
 
 
-async def test_a_stop_reaches_one_that_is_being_started(family: Family) -> None:
+async def test_a_stop_reaches_one_that_is_being_started(processes: WorkerProcesses) -> None:
     """A child that the operating system has not handed over yet is stopped as the others are."""
     starts = trio.to_thread.current_default_thread_limiter()
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(family.raise_child, 1)
+            nursery.start_soon(processes.keep_running, 1)
             while not starts.borrowed_tokens:  # a thread makes the process
                 await trio.lowlevel.checkpoint()
-            family.stop(TERM)
+            processes.stop(TERM)
 
-    assert family.codes == [0]
+    assert processes.codes == [0]
 
 
-async def test_none_is_started_after_a_stop(family: Family) -> None:
+async def test_none_is_started_after_a_stop(processes: WorkerProcesses) -> None:
     """A child whose turn comes after the stop is not started at all."""
-    family.stop(TERM)
+    processes.stop(TERM)
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            await nursery.start(family.raise_child, 1)
-            nursery.start_soon(family.raise_child, 2)
+            await nursery.start(processes.keep_running, 1)
+            nursery.start_soon(processes.keep_running, 2)
 
-    assert family.codes == []
+    assert processes.codes == []
 
 
 def test_one_that_dies_is_not_restarted(start: Start, migrated: str) -> None:

@@ -16,16 +16,16 @@ from typing import Self
 import attrs
 
 from ._failures import PROBLEM
-from ._worker_process import Shift
+from ._worker_process import WorkerSpec
 
 
 @attrs.define(eq=False)
-class Lifeline:
-    """A child's end of what ties it to its parent."""
+class ParentPipe:
+    """A child's ends of the pipes to its parent."""
 
-    number: int
-    life: int  # a file descriptor that ends with the parent
-    ready: int  # one to write a byte to, once we are in
+    number: int  # of the child
+    closed_by_parent: int  # a file descriptor that is at its end when the parent has ended
+    ready: int  # one to write a byte to, once this process is connected
     _force: Callable[[], None] | None = attrs.field(default=None, init=False)
     _gone: bool = attrs.field(default=False, init=False)
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
@@ -33,28 +33,27 @@ class Lifeline:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read what `str()` has written."""
-        number, life, ready = map(int, text.split(":"))
-        return cls(number, life, ready)
+        return cls(*map(int, text.split(":")))
 
     def __str__(self) -> str:
-        return f"{self.number}:{self.life}:{self.ready}"
+        return f"{self.number}:{self.closed_by_parent}:{self.ready}"
 
     def watch(self) -> None:
-        """End this process when its parent is gone; once at work, as the shift says.
+        """End this process when its parent is gone; once a worker runs, as that is told to.
 
-        In a thread of its own, so that nobody who blocks the loop keeps us alive.
+        In a thread of its own, so that a handler that blocks the loop does not keep the process.
         """
-        for descriptor in (self.life, self.ready):
+        for descriptor in (self.closed_by_parent, self.ready):
             os.set_inheritable(descriptor, False)
         thread = threading.Thread(target=self._watch, daemon=True)
         thread.start()
 
-    def tied(self, shift: Shift) -> Shift:
-        """Return *shift* as one that ends with our parent, and says when it is in."""
-        return attrs.evolve(shift, entered=self._entered, on_force=self._on_force)
+    def attached(self, spec: WorkerSpec) -> WorkerSpec:
+        """Return *spec* as one that ends with the parent, and tells it of the connection."""
+        return attrs.evolve(spec, on_connected=self._on_connected, on_force=self._on_force)
 
     def _watch(self) -> None:
-        os.read(self.life, 1)
+        os.read(self.closed_by_parent, 1)
         with self._lock:
             self._gone = True
             force = self._force
@@ -62,7 +61,7 @@ class Lifeline:
             os._exit(PROBLEM)  # nothing has been claimed yet
         force()
 
-    def _entered(self) -> None:
+    def _on_connected(self) -> None:
         with contextlib.suppress(BrokenPipeError):
             os.write(self.ready, b".")
         os.close(self.ready)

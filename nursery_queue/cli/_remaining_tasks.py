@@ -1,4 +1,4 @@
-"""What a worker that was to end when idle leaves in the table, and why it could not do it."""
+"""Which tasks a worker that ends when idle leaves in the table, and why it did not run them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from ._overview import held_back_by
 
 log = logging.getLogger("nursery_queue.cli")
 
-PATIENCE = 5.0  # seconds for the answer; the work is done, and nobody waits longer to hear it
+ANSWER_TIMEOUT = 5.0  # seconds; the work is done, and the process is not kept for longer
 
 
-async def tell_what_is_left(client: Client, served: Container[str] | None, where: str) -> None:
+async def log_remaining_tasks(client: Client, served: Container[str] | None, where: str) -> None:
     """Log a line about the ready tasks in the queues *served*; None: all queues.
 
-    And one about those that are scheduled, which wait for their time or their next attempt.
-    Without such tasks there is no such line. An answer that fails or does not come is logged as
-    that: the work is done all the same.
+    Another line tells of scheduled tasks, which wait for their time or their next attempt.
+    Without such tasks there is no such line. An answer that fails or does not come is logged,
+    and changes nothing else: the work is done.
     """
-    trouble = f"no answer within {PATIENCE:g} s"
-    with trio.move_on_after(PATIENCE):
+    trouble = f"no answer within {ANSWER_TIMEOUT:g} s"
+    with trio.move_on_after(ANSWER_TIMEOUT):
         try:
             queues = await client.queues()
         except (NurseryQueueError, DatabaseError) as exc:
