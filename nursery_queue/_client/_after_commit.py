@@ -17,7 +17,15 @@ from nursery_queue._core._checks import limit, whole
 from nursery_queue._core._errors import Closed
 from nursery_queue._core._exception_groups import unwrapped
 
-from ._callbacks import MOST, TIMEOUT, Callback, CallbackCounts, Pending, Runner, Tally
+from ._callbacks import (
+    MOST,
+    TIMEOUT,
+    Callback,
+    CallbackCounts,
+    CallbackRunner,
+    CallbackTally,
+    PendingCallbacks,
+)
 
 
 log = logging.getLogger("nursery_queue")
@@ -70,8 +78,8 @@ class AfterCommit:
     ) -> None:
         self._given = _checked_nursery(nursery)
         self._at_commit = background or nursery is not None
-        self._tally = Tally()
-        self._runner = Runner(
+        self._tally = CallbackTally()
+        self._runner = CallbackRunner(
             self._tally,
             most=whole(max_concurrency, "max_concurrency", minimum=1),
             timeout=limit(timeout, "timeout", positive=True),
@@ -79,7 +87,7 @@ class AfterCommit:
         )
         self._block: AbstractAsyncContextManager[None] | None = None
         self._collected = list[Callback]()
-        self._open = set[Pending]()  # of transactions that have not ended
+        self._open = set[PendingCallbacks]()  # of transactions that have not ended
         self._closed = False
 
     @property
@@ -172,12 +180,12 @@ class AfterCommit:
     async def _all_over(self) -> None:
         await trio.lowlevel.checkpoint()
         while self._runner.pending or self._registered:
-            await self._runner.news.park()
+            await self._runner.ends.park()
 
     async def _all_cancelled(self) -> None:
         with trio.move_on_after(CLEANUP) as patience:
             while self._runner.pending:
-                await self._runner.news.park()
+                await self._runner.ends.park()
         if patience.cancelled_caught:
             for callback in self._runner.running:
                 log.warning("cancelled, but still running after a commit: %s", callback)
@@ -209,25 +217,25 @@ class AfterCommit:
 
     # -- for the client ----------------------------------------------------------------
 
-    def registering(self) -> AbstractContextManager[Pending]:
+    def registering(self) -> AbstractContextManager[PendingCallbacks]:
         """Take the callbacks of one transaction, if it is committed when the block ends."""
         return self.taking(self.accept)
 
     @contextlib.contextmanager
-    def taking(self, accept: Callable[[list[Callback]], None]) -> Generator[Pending]:
+    def taking(self, accept: Callable[[list[Callback]], None]) -> Generator[PendingCallbacks]:
         """As `registering`; *accept* gets what is committed."""
         self._check_open()
         if self._runner.nursery is None:
             msg = "enter the AfterCommit before you use it: async with nq.AfterCommit() as after"
             raise RuntimeError(msg)
-        self._open.add(pending := Pending())
+        self._open.add(pending := PendingCallbacks())
         try:
             yield pending
         finally:
             self._open.discard(pending)
             if pending.committed:
                 accept(pending.callbacks)
-            self._runner.news.unpark_all()
+            self._runner.ends.unpark_all()
 
     def accept(self, callbacks: list[Callback]) -> None:
         """Call these, as soon as it is time."""
@@ -246,10 +254,10 @@ class AfterCommitBatch:
     """Some transactions whose callbacks are called together; made by `AfterCommit.batch`."""
 
     _whole: AfterCommit
-    _pending: Pending  # what has been committed so far
+    _pending: PendingCallbacks  # what has been committed so far
     over: bool = attrs.field(default=False, init=False)
 
-    def registering(self) -> AbstractContextManager[Pending]:
+    def registering(self) -> AbstractContextManager[PendingCallbacks]:
         """Take the callbacks of one transaction, if it is committed when the block ends."""
         if self.over:
             raise Closed("this batch is over: open another one with after.batch()")

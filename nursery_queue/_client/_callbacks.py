@@ -1,4 +1,4 @@
-"""Calls what was to be called later: begun in order, so many at once, each for so long."""
+"""Callbacks after a commit: begun in order, a number at once, each with a time limit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Callback:
     context: contextvars.Context = attrs.field(factory=contextvars.copy_context, repr=False)
 
     def __str__(self) -> str:
-        # What is called in a thread is an argument of what starts the thread.
+        # `trio.to_thread.run_sync` is given the function to call as an argument.
         inner = ", ".join(_name(arg) for arg in self.args if callable(arg))
         return f"{_name(self.fn)}({inner})"
 
@@ -48,15 +48,15 @@ def _name(fn: object) -> str:
 
 
 @attrs.define(eq=False)
-class Pending:
-    """What is to be called after one commit, in order; until then it can be taken back."""
+class PendingCallbacks:
+    """The callbacks of one transaction, in order; until its commit they can be dropped."""
 
     callbacks: list[Callback] = attrs.field(factory=list[Callback])
     committed: bool = False
     refusal: str | None = None  # why nothing more is accepted
 
     def add(self, fn: object, args: Sequence[object]) -> Callback:
-        """Note a call. Raises `TypeError` for what cannot be called, `Closed` if it is too late."""
+        """Add a callback. Raises `TypeError` if *fn* cannot be called, `Closed` after the end."""
         if not callable(fn):
             raise TypeError(f"after() takes something to call, and its arguments, not {fn!r:.100}")
         if self.refusal is not None:
@@ -65,13 +65,13 @@ class Pending:
         return callback
 
     def drop(self, callbacks: Iterable[Callback]) -> None:
-        """Take calls back."""
+        """Drop callbacks: their savepoint was rolled back."""
         gone = set(callbacks)
         self.callbacks[:] = [each for each in self.callbacks if each not in gone]
 
 
-class End(enum.StrEnum):
-    """What became of a callback."""
+class CallbackOutcome(enum.StrEnum):
+    """How a callback ended."""
 
     FINISHED = "finished"
     FAILED = "failed"
@@ -81,9 +81,9 @@ class End(enum.StrEnum):
 
 @attrs.frozen
 class CallbackCounts:
-    """How many callbacks have ended, by what became of them.
+    """How many callbacks have ended, by outcome.
 
-    Those of transactions that were not committed are in none of these.
+    Callbacks of transactions that were not committed are not counted.
     """
 
     finished: int = 0
@@ -93,37 +93,37 @@ class CallbackCounts:
 
 
 @attrs.define(eq=False)
-class Tally:
-    """Counts callbacks."""
+class CallbackTally:
+    """Counts callbacks by outcome."""
 
-    _ends: Counter[End] = attrs.field(factory=Counter[End], init=False)
+    _ends: Counter[CallbackOutcome] = attrs.field(factory=Counter[CallbackOutcome], init=False)
 
-    def note(self, end: End, count: int = 1) -> None:
-        """Note what became of a callback, or of so many."""
+    def note(self, end: CallbackOutcome, count: int = 1) -> None:
+        """Count a callback, or *count* of them."""
         self._ends[end] += count
 
     @property
     def counts(self) -> CallbackCounts:
-        """What has been noted so far."""
-        return CallbackCounts(**{end.value: self._ends[end] for end in End})
+        """The counts so far."""
+        return CallbackCounts(**{end.value: self._ends[end] for end in CallbackOutcome})
 
 
 @attrs.define(eq=False)
-class Runner:
-    """Calls what is added, in its *nursery*.
+class CallbackRunner:
+    """Calls the callbacks that are added, in its *nursery*.
 
-    What a callback raises is logged and counted, unless it is `Cancelled`, `KeyboardInterrupt`
-    or the like, which go on into the nursery. With *contain* only `Cancelled` does, and what a
-    signal has raised: a worker is not to end for what a handler asked for.
+    An error of a callback is logged and counted, except `Cancelled`, `KeyboardInterrupt` and the
+    like, which go on into the nursery. With *contain* only `Cancelled` does, and an error that a
+    signal has raised: a callback that a handler asked for must not end the worker.
     """
 
-    tally: Tally
+    tally: CallbackTally
     most: int = MOST
     timeout: float = TIMEOUT
     nursery: trio.Nursery | None = None
     contain: bool = False
-    # Where to wait for something to end.
-    news: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
+    # Where to wait for a callback to end.
+    ends: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
     _waiting: deque[Callback] = attrs.field(factory=deque[Callback], init=False)
     _running: dict[Callback, trio.CancelScope] = attrs.field(
         factory=dict[Callback, trio.CancelScope], init=False
@@ -142,14 +142,14 @@ class Runner:
         return list(self._running)
 
     def add(self, callbacks: Sequence[Callback]) -> None:
-        """Call these, too, after those that wait already."""
+        """Call these, after the callbacks that wait already."""
         self._waiting += callbacks
         if self._stopped:
             self._give_up("the AfterCommit of their transaction has been closed")
         self._start_next()
 
     def cancel(self) -> None:
-        """Cancel those that run, and begin no others, now or later."""
+        """Cancel the callbacks that run, and begin no others, now or later."""
         self._stopped = True
         self._drop_waiting()
         for scope in self._running.values():
@@ -176,21 +176,21 @@ class Runner:
     async def _run(self, callback: Callback, scope: trio.CancelScope) -> None:
         self._starting = False
         self._start_next()
-        end = End.CANCELLED
+        end = CallbackOutcome.CANCELLED
         try:
             with scope, trio.move_on_after(self.timeout) as limit:
                 await trio.lowlevel.checkpoint_if_cancelled()
                 result = callback.fn(*callback.args)
                 if inspect.isawaitable(result):
                     await result
-                end = End.FINISHED
+                end = CallbackOutcome.FINISHED
             if limit.cancelled_caught:
-                end = End.TIMED_OUT
+                end = CallbackOutcome.TIMED_OUT
                 log.error("%s, to be called after a commit, took over %g s", callback, self.timeout)
         except BaseException as exc:
             own, others = self._parted(exc)
-            if own is not None:  # whatever it is, the commit has been made
-                end = End.FAILED
+            if own is not None:  # no error undoes the commit
+                end = CallbackOutcome.FAILED
                 log.error("%s, called after a commit, failed", callback, exc_info=own)  # noqa: TRY400  # only its own part
             if others is exc:
                 raise
@@ -200,10 +200,10 @@ class Runner:
             del self._running[callback]
             self.tally.note(end)
             self._start_next()
-            self.news.unpark_all()
+            self.ends.unpark_all()
 
     def _parted(self, error: BaseException) -> tuple[BaseException | None, BaseException | None]:
-        """Return what a callback has to answer for, and what is to go on."""
+        """Return the part of *error* that is the callback's own, and the part that goes on."""
         if is_a(error, BaseExceptionGroup):
             group = cast("BaseExceptionGroup[BaseException]", error)
             return group.split(lambda each: self._is_own(each))  # noqa: PLW0108  # Python 3.11 takes no method
@@ -222,14 +222,19 @@ class Runner:
         self._drop_waiting()
 
     def _drop_waiting(self) -> None:
-        self.tally.note(End.CANCELLED, len(self._waiting))
+        self.tally.note(CallbackOutcome.CANCELLED, len(self._waiting))
         self._waiting.clear()
 
 
-async def call_all(callbacks: Sequence[Callback], tally: Tally, *, contain: bool = False) -> None:
-    """Call these and wait until all have ended; cancelled, cancel them. *contain*: see `Runner`."""
+async def call_all(
+    callbacks: Sequence[Callback], tally: CallbackTally, *, contain: bool = False
+) -> None:
+    """Call these and wait until all have ended; cancelled, cancel them.
+
+    *contain*: see `CallbackRunner`.
+    """
     try:
         async with trio.open_nursery() as nursery:
-            Runner(tally, nursery=nursery, contain=contain).add(callbacks)
-    except BaseExceptionGroup as group:  # that there is a nursery is nobody's business
+            CallbackRunner(tally, nursery=nursery, contain=contain).add(callbacks)
+    except BaseExceptionGroup as group:  # that there is a nursery is an internal
         raise unwrapped(group)  # noqa: B904  # it is the same error, not another one

@@ -31,13 +31,13 @@ from nursery_queue._store import Isolation
 from nursery_queue._trio._lifetime import Lifetime
 
 from ._after_commit import AfterCommit, AfterCommitBatch
-from ._callbacks import CallbackCounts, Pending, Tally, call_all
+from ._callbacks import CallbackCounts, CallbackTally, PendingCallbacks, call_all
 from ._enqueuer import Enqueuer, new_tasks, task_id
-from ._instruments import Audience, Instrument, LogEvents
+from ._instruments import EventTopics, Instrument, LogEvents
 from ._notifier import Notifier
 from ._queue_administration import QueueAdministration, name_of
 from ._result_waiter import ResultWaiter
-from ._stream_reader import FURTHEST, POLL, StreamInfo, StreamReader, Streams, poll_interval
+from ._stream_reader import FURTHEST, POLL, ClientStreams, StreamInfo, StreamReader, poll_interval
 from ._transaction import Transaction, check_options, opened
 
 
@@ -77,19 +77,19 @@ class Client(QueueAdministration, Enqueuer):
     )
     stream_poll_interval: float = attrs.field(default=POLL, converter=poll_interval, kw_only=True)
     app: App | None = attrs.field(default=None, kw_only=True)
-    audience: Audience = attrs.field(init=False, repr=False)
-    called_back: Tally = attrs.field(factory=Tally, init=False, repr=False)
+    events: EventTopics = attrs.field(init=False, repr=False)
+    called_back: CallbackTally = attrs.field(factory=CallbackTally, init=False, repr=False)
     lifetime: Lifetime = attrs.field(factory=Lifetime, init=False, repr=False)
     _notifier: Notifier = attrs.field(init=False, repr=False)
     _waiting: ResultWaiter = attrs.field(init=False, repr=False)
-    _streams: Streams = attrs.field(init=False, repr=False)
+    _streams: ClientStreams = attrs.field(init=False, repr=False)
     _closed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.audience = Audience(self.instruments)
+        self.events = EventTopics(self.instruments)
         self._notifier = Notifier(self.store)
         self._waiting = ResultWaiter(self.store, self._notifier)
-        self._streams = Streams(self.store, self._notifier, self.stream_poll_interval)
+        self._streams = ClientStreams(self.store, self._notifier, self.stream_poll_interval)
         log_level.complain()
 
     async def __aenter__(self) -> Self:
@@ -133,9 +133,9 @@ class Client(QueueAdministration, Enqueuer):
         self._check_open()
         tasks = new_tasks(requests, self.max_params_bytes, self.app, copy=copy)
         refs = await self.store.enqueue(tasks, copy=copy)
-        if self.audience.enqueued.wanted:
+        if self.events.enqueued.wanted:
             for event in _events.enqueued(tasks, refs):
-                self.audience.enqueued.tell(event)
+                self.events.enqueued.tell(event)
         return refs
 
     @contextlib.asynccontextmanager
@@ -165,9 +165,9 @@ class Client(QueueAdministration, Enqueuer):
         self._check_open()
         check_options(after, isolation)
         complete = False  # psycopg.Rollback ends the block without an error
-        with nullcontext(Pending()) if after is None else after.registering() as pending:
+        with nullcontext(PendingCallbacks()) if after is None else after.registering() as pending:
             async with self.store.transaction(isolation=isolation) as inner:
-                tx = opened(inner, self.max_params_bytes, self.audience, pending, self.app)
+                tx = opened(inner, self.max_params_bytes, self.events, pending, self.app)
                 try:
                     yield tx
                     complete = True
@@ -340,8 +340,8 @@ class Client(QueueAdministration, Enqueuer):
         return await self.store.sweep(max_lost=max_lost, tell=self._lost)
 
     def _lost(self, held: Held, settlement: Settlement) -> None:
-        if self.audience.completed.wanted:
-            self.audience.completed.tell(_events.lost(held, settlement))
+        if self.events.completed.wanted:
+            self.events.completed.tell(_events.lost(held, settlement))
 
     def _check_open(self) -> None:
         if self._closed:

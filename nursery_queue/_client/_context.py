@@ -16,7 +16,7 @@ from nursery_queue._core._model import Fence
 from nursery_queue._store import Isolation
 
 from ._after_commit import AfterCommit, AfterCommitBatch
-from ._callbacks import Pending
+from ._callbacks import PendingCallbacks
 from ._stream_writer import OnRetry, Send, StreamOptions, StreamWriter
 from ._transaction import Transaction
 
@@ -66,7 +66,7 @@ class TaskContext:
     fence: Fence
     client: Client
     _why: Callable[[], CancelReason | None] = attrs.field(alias="why", repr=False)
-    _pending: Callable[[], Pending] = attrs.field(alias="pending", repr=False)
+    _pending: Callable[[], PendingCallbacks] = attrs.field(alias="pending", repr=False)
     _send: Send = attrs.field(alias="send", repr=False)
     _tx: Transaction | None = attrs.field(default=None, alias="tx")
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)

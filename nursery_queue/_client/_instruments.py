@@ -177,7 +177,7 @@ class Topic(Generic[E]):
 
 
 @attrs.define(eq=False)
-class Audience:
+class EventTopics:
     """The instruments of one client, by what they want to hear of."""
 
     instruments: Sequence[Instrument]

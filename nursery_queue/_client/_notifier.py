@@ -57,7 +57,7 @@ class Subscription:
     _number: int
     _bell: Wakeup = attrs.field(factory=Wakeup, init=False)
 
-    async def news(self) -> None:
+    async def changed(self) -> None:
         """Wait until there may be something new since the last call, or since we sat down.
 
         The first who has to wait starts what listens. Raises `Closed`.

@@ -47,7 +47,7 @@ class ResultWaiter:
             status, ended = await self._first_look(subscription, max(timeout, FIRST_LOOK), deadline)
             with trio.fail_at(deadline):
                 while not ended:
-                    await subscription.news()
+                    await subscription.changed()
                     status = await self._questions.call(task_id)
                     ended = _has_ended(status)
             return status

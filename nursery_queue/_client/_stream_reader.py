@@ -43,7 +43,7 @@ class StreamInfo:
 
 
 @attrs.define(eq=False)
-class Streams:
+class ClientStreams:
     """The streams of one client's tasks, as their readers see them."""
 
     _store: ClientStore
@@ -108,7 +108,7 @@ class StreamReader:
         Closed: The reader or its client has been closed.
     """
 
-    _streams: Streams
+    _streams: ClientStreams
     task_id: int
     name: str
     _position: int
@@ -117,7 +117,7 @@ class StreamReader:
     _chunks: deque[Chunk] = attrs.field(factory=deque[Chunk], init=False)
     # Where we hear of news, from the first question on; what we were last told covers all that
     # was there then. None: we hear nothing, so there may be anything.
-    _seat: Subscription | None = attrs.field(default=None, init=False)
+    _subscription: Subscription | None = attrs.field(default=None, init=False)
     _more: bool = attrs.field(default=True, init=False)  # there was more than we were told
     _ended: bool = attrs.field(default=False, init=False)  # after these chunks nothing will come
     _closed: bool = attrs.field(default=False, init=False)
@@ -175,10 +175,10 @@ class StreamReader:
     async def _read(self) -> None:
         """Wait until there may be more, and read it, if there is."""
         self._check_open()
-        if self._seat is None:
-            self._seat, self._more = self._streams.subscription(self.task_id), True
+        if self._subscription is None:
+            self._subscription, self._more = self._streams.subscription(self.task_id), True
         if not self._more:
-            await self._seat.news()
+            await self._subscription.changed()
             self._check_open()
         page = await self._streams.ask(
             StreamRequest(
@@ -216,8 +216,8 @@ class StreamReader:
         return value
 
     def _leave(self) -> None:
-        if (subscription := self._seat) is not None:
-            self._seat = None
+        if (subscription := self._subscription) is not None:
+            self._subscription = None
             subscription.leave()
             subscription.ring()  # another task may be waiting in it
 

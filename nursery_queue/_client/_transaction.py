@@ -19,9 +19,9 @@ from nursery_queue._declare._task_type import TaskRequest
 from nursery_queue._store import Isolation, StoreTransaction
 
 from ._after_commit import AfterCommit, AfterCommitBatch
-from ._callbacks import Callback, Pending
+from ._callbacks import Callback, PendingCallbacks
 from ._enqueuer import Enqueuer, new_tasks, task_id
-from ._instruments import Audience
+from ._instruments import EventTopics
 
 
 Ts = TypeVarTuple("Ts")
@@ -37,8 +37,8 @@ class Transaction(Enqueuer):
 
     _open: Callable[[], Awaitable[StoreTransaction]]
     _max_params_bytes: int
-    _audience: Audience
-    _pending: Pending  # together with what is to be called although it is not ours
+    _events: EventTopics
+    _pending: PendingCallbacks  # together with what is to be called although it is not ours
     _app: App | None = None  # what it declares counts for tasks enqueued by name
     _inner: StoreTransaction | None = None
     _opening: trio.Lock = attrs.field(factory=trio.Lock, init=False)
@@ -73,7 +73,7 @@ class Transaction(Enqueuer):
         """Store tasks with this transaction, all or none; see `Client.enqueue_many`."""
         tasks = new_tasks(requests, self._max_params_bytes, self._app, copy=copy)
         refs = await (await self._current()).enqueue(tasks, copy=copy)
-        if self._audience.enqueued.wanted:
+        if self._events.enqueued.wanted:
             self._enqueued += enqueued(tasks, refs)
         return refs
 
@@ -152,14 +152,14 @@ class Transaction(Enqueuer):
     def committed(self) -> None:
         """Tell what has been enqueued."""
         for event in self._enqueued:
-            self._audience.enqueued.tell(event)
+            self._events.enqueued.tell(event)
 
 
 def opened(
     inner: StoreTransaction,
     max_params_bytes: int,
-    audience: Audience,
-    pending: Pending,
+    events: EventTopics,
+    pending: PendingCallbacks,
     app: App | None,
 ) -> Transaction:
     """Return a `Transaction` that is open already."""
@@ -167,7 +167,7 @@ def opened(
     async def never() -> StoreTransaction:
         raise AssertionError
 
-    return Transaction(never, max_params_bytes, audience, pending, app, inner)
+    return Transaction(never, max_params_bytes, events, pending, app, inner)
 
 
 def check_options(after: object, isolation: object) -> None:

@@ -1,4 +1,4 @@
-"""Enqueuing from wherever the transaction is: other libraries' connections and sessions."""
+"""Enqueuing in the transactions of other libraries' connections and sessions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from nursery_queue._declare._app import App
 from nursery_queue._declare._task_type import MAX_PARAMS_BYTES
 from nursery_queue._pg._sql import DEFAULT_SCHEMA, checked_schema
 
-from . import _native as _own, _psycopg_producer as _psycopg
-from ._planned import Planner
+from . import _psycopg_producer as _psycopg, _transaction_producer as _transaction
 from ._producer import AsyncProducer, Producer
+from ._statement_producer import Planner
 
 
 class AsyncConnection(Protocol):
@@ -69,7 +69,7 @@ def producer(
     max_params_bytes: int = MAX_PARAMS_BYTES,
     app: App | None = None,
 ) -> Producer | AsyncProducer:
-    """Return what enqueues tasks in the transaction that is open on *connection*.
+    """Return a producer, which enqueues tasks in the transaction that is open on *connection*.
 
     It commits nothing. Costs next to nothing: make one where you need it, or keep it.
 
@@ -95,20 +95,20 @@ def producer(
 
 
 def _made_for(connection: object, planner: Planner) -> Producer | AsyncProducer | None:
-    # Asked as `isinstance` does, so that a wrapper is what it wraps. Nothing is imported that
-    # the connection does not come from.
+    # Asked as `isinstance` does, so that a wrapper is taken for the connection it wraps. Only
+    # the library that the connection comes from is imported.
     libraries = {kind.__module__.partition(".")[0] for kind in connection.__class__.__mro__}
     if "psycopg" in libraries:
         return _psycopg.made_for(connection, planner)
     if "sqlalchemy" in libraries:
-        from . import _sqlalchemy_producer as _sqlalchemy  # noqa: PLC0415  # who has other connections need not have it
+        from . import _sqlalchemy_producer as _sqlalchemy  # noqa: PLC0415  # it need not be installed
 
         return _sqlalchemy.made_for(connection, planner)
     if "django" in libraries:
-        from . import _django_producer as _django  # noqa: PLC0415  # who has other connections need not have it
+        from . import _django_producer as _django  # noqa: PLC0415  # it need not be installed
 
         return _django.made_for(connection, planner)
-    return _own.made_for(connection, planner)
+    return _transaction.made_for(connection, planner)
 
 
 def _wrong(connection: object) -> str:

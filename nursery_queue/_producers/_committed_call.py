@@ -1,4 +1,4 @@
-"""A call that a commit brings about, outside of trio."""
+"""Calls after the commit of another library's transaction, in a thread or on asyncio."""
 
 from __future__ import annotations
 
@@ -11,27 +11,36 @@ from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 
 import attrs
 
-from nursery_queue._client._callbacks import MOST, TIMEOUT, Callback, End, Pending, Tally
+from nursery_queue._client._callbacks import (
+    MOST,
+    TIMEOUT,
+    Callback,
+    CallbackOutcome,
+    CallbackTally,
+    PendingCallbacks,
+)
 
 
 log = logging.getLogger("nursery_queue")
 
 
 @attrs.frozen(eq=False)
-class Call:
-    """A callback, and where to count what becomes of it.
+class CommittedCall:
+    """A callback, and where its outcome is counted.
 
-    What it raises is logged, unless it is `KeyboardInterrupt`, `CancelledError` or the like,
+    An error of the callback is logged, except `KeyboardInterrupt`, `CancelledError` and the like,
     which go on.
     """
 
     callback: Callback
-    tally: Tally
+    tally: CallbackTally
 
     @classmethod
-    def of(cls, fn: Callable[..., object], args: Sequence[object], tally: Tally) -> Call:
+    def of(
+        cls, fn: Callable[..., object], args: Sequence[object], tally: CallbackTally
+    ) -> CommittedCall:
         """Return a call of *fn*. Raises `TypeError` for what cannot be called."""
-        return cls(Pending().add(fn, args), tally)
+        return cls(PendingCallbacks().add(fn, args), tally)
 
     def here(self) -> None:
         """Call it now, in this thread."""
@@ -48,18 +57,18 @@ class Call:
 
     @contextlib.contextmanager
     def _counted(self) -> Generator[None]:
-        end = End.CANCELLED
+        end = CallbackOutcome.CANCELLED
         try:
             yield
-            end = End.FINISHED
-        except Exception as exc:  # whatever it is, the commit has been made
-            end = End.TIMED_OUT if isinstance(exc, _TooSlow) else End.FAILED
+            end = CallbackOutcome.FINISHED
+        except Exception as exc:  # no error undoes the commit
+            end = CallbackOutcome.TIMED_OUT if isinstance(exc, _TooSlow) else CallbackOutcome.FAILED
             log.exception("%s, called after a commit, failed", self.callback)
         finally:
             self.tally.note(end)
 
 
-async def call_all(calls: Sequence[Call]) -> None:
+async def call_all(calls: Sequence[CommittedCall]) -> None:
     """Make these calls on asyncio, begun in order, some at once; cancelled, cancel them."""
     slots = asyncio.Semaphore(MOST)
     async with asyncio.TaskGroup() as group:

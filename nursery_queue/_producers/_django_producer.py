@@ -15,8 +15,8 @@ from nursery_queue._pg._rows import Row
 from nursery_queue._psycopg._database_errors import leaves_unknown, unknown
 
 from ._committed_call import plain
-from ._planned import PlannedProducer, Planner
 from ._producer import Producer
+from ._statement_producer import Planner, StatementProducer
 
 
 Ts = TypeVarTuple("Ts")
@@ -38,7 +38,7 @@ def made_for(connection: Any, planner: Planner) -> Producer | None:
 
 
 @attrs.define(eq=False)
-class DjangoProducer(PlannedProducer):
+class DjangoProducer(StatementProducer):
     """On the connection that Django has under an alias in the thread of each call."""
 
     _alias: str

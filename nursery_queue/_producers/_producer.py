@@ -9,12 +9,12 @@ from typing import Any, ParamSpec, TypeVarTuple, overload
 
 import attrs
 
-from nursery_queue._client._callbacks import CallbackCounts, Tally
+from nursery_queue._client._callbacks import CallbackCounts, CallbackTally
 from nursery_queue._client._enqueuer import Enqueuer
 from nursery_queue._core._model import TaskRef, TaskStatus
 from nursery_queue._declare._task_type import TaskRequest, TaskType, as_request
 
-from ._committed_call import Call
+from ._committed_call import CommittedCall
 
 
 P = ParamSpec("P")
@@ -25,7 +25,7 @@ Ts = TypeVarTuple("Ts")
 class _WithCallbacks:
     """The part of a producer that is about `after`."""
 
-    _tally: Tally = attrs.field(factory=Tally, init=False)
+    _tally: CallbackTally = attrs.field(factory=CallbackTally, init=False)
 
     @property
     def callbacks(self) -> CallbackCounts:
@@ -55,8 +55,8 @@ class _WithCallbacks:
         del fn, args
         raise TypeError(_NO_HOOK)
 
-    def _call(self, fn: Callable[..., object], args: Sequence[object]) -> Call:
-        return Call.of(fn, args, self._tally)
+    def _call(self, fn: Callable[..., object], args: Sequence[object]) -> CommittedCall:
+        return CommittedCall.of(fn, args, self._tally)
 
 
 @attrs.define(eq=False)

@@ -1,7 +1,7 @@
 """psycopg's own connections: blocking, on asyncio, and ours on trio.
 
-They share one course of action, written as a coroutine; on a blocking connection it never
-has to wait, so that it can be run like a function.
+All send their statements by one coroutine; on a blocking connection that never has to wait, so
+that it is run like a function.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from nursery_queue._psycopg._connection import Connection
 from nursery_queue._psycopg._cursors import OwnAsyncCursor, OwnCursor
 from nursery_queue._psycopg._database_errors import leaves_unknown, unknown
 
-from ._one_at_a_time import turn
-from ._planned import PlannedAsyncProducer, PlannedProducer, Planner
+from ._connection_locks import lock_of
 from ._producer import AsyncProducer, Producer
+from ._statement_producer import AsyncStatementProducer, Planner, StatementProducer
 
 
 T = TypeVar("T")
@@ -45,13 +45,13 @@ def made_for(connection: Any, planner: Planner) -> Producer | AsyncProducer | No
 
 
 def is_alone(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
-    """Whether a statement would be a transaction by itself: there is nothing to keep from harm."""
+    """Whether a statement would be a transaction by itself: no savepoint is needed."""
     idle = connection.pgconn.transaction_status == TransactionStatus.IDLE
     return idle and connection.autocommit
 
 
 class _Wire(Protocol):
-    """What differs between connections."""
+    """How statements are sent on a kind of connection."""
 
     @property
     def connection(self) -> psycopg.Connection[Any] | psycopg.AsyncConnection[Any]: ...
@@ -91,7 +91,7 @@ async def _in_savepoint(
     try:
         rows = await wire.execute(statement, params)
     except BaseException:
-        with contextlib.suppress(psycopg.Error):  # the first error is the one to tell
+        with contextlib.suppress(psycopg.Error):  # the first error is raised
             await wire.mark("rollback to savepoint nursery_queue_producer")
             await wire.mark("release savepoint nursery_queue_producer")
         raise
@@ -100,7 +100,7 @@ async def _in_savepoint(
 
 
 @attrs.define(eq=False)
-class SyncPsycopg(PlannedProducer):
+class SyncPsycopg(StatementProducer):
     """On a `psycopg.Connection`."""
 
     _connection: psycopg.Connection[Any]
@@ -109,7 +109,7 @@ class SyncPsycopg(PlannedProducer):
         self, statement: LiteralString, params: Mapping[str, Any], *, writes: bool
     ) -> list[Row]:
         wire = _SyncWire(self._connection)
-        with turn(self._connection, threading.Lock()):
+        with lock_of(self._connection, threading.Lock()):
             return _without_waiting(_in_savepoint(wire, statement, params, writes=writes))
 
 
@@ -118,7 +118,7 @@ class _SyncWire:
     connection: psycopg.Connection[Any]
 
     async def is_alone(self) -> bool:
-        with self._synced(), self.connection.lock:  # nobody's statement is under way
+        with self._synced(), self.connection.lock:  # no statement is under way
             return is_alone(self.connection)
 
     async def execute(self, statement: LiteralString, params: Params = None) -> list[Row]:
@@ -136,7 +136,7 @@ class _SyncWire:
 
 
 @attrs.define(eq=False)
-class AsyncPsycopg(PlannedAsyncProducer):
+class AsyncPsycopg(AsyncStatementProducer):
     """On a `psycopg.AsyncConnection`, on asyncio, or on that of a `Transaction`, on trio."""
 
     _connection: psycopg.AsyncConnection[Any]
@@ -146,7 +146,7 @@ class AsyncPsycopg(PlannedAsyncProducer):
         self, statement: LiteralString, params: Mapping[str, Any], *, writes: bool
     ) -> list[Row]:
         # The connection's own lock is of the kind that its event loop wants.
-        async with turn(self._connection, type(self._connection.lock)()):
+        async with lock_of(self._connection, type(self._connection.lock)()):
             return await _in_savepoint(self._wire, statement, params, writes=writes)
 
 
@@ -155,7 +155,7 @@ class _AsyncWire:
     connection: psycopg.AsyncConnection[Any]
 
     async def is_alone(self) -> bool:
-        async with self._synced(), self.connection.lock:  # nobody's statement is under way
+        async with self._synced(), self.connection.lock:  # no statement is under way
             return is_alone(self.connection)
 
     async def execute(self, statement: LiteralString, params: Params = None) -> list[Row]:

@@ -1,10 +1,10 @@
-"""Makes the calls that were to be made once a SQLAlchemy session has committed.
+"""Makes calls once a SQLAlchemy session has committed.
 
-Calls wait with the transaction, or the savepoint, that was the innermost when they came. A
-savepoint that is released hands them on to what is around it; what is rolled back takes them
-with it. Where the session is part of a transaction of somebody's, as in tests that roll all back,
-what the session calls its commit is none, and SQLAlchemy tells of a connection's commit only
-before it: calls are dropped there, and a warning says so.
+A call belongs to the transaction, or the savepoint, that was the innermost when it was added. A
+savepoint that is released passes its calls on to the transaction around it; a rollback drops
+them. A session that is part of a transaction of its connection, as in tests that roll all back,
+commits nothing by its commit(), and SQLAlchemy tells of a connection's commit only before it:
+calls are dropped there, and a warning says so.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import await_only
 
-from ._committed_call import Call, call_all
+from ._committed_call import CommittedCall, call_all
 
 
 log = logging.getLogger("nursery_queue")
 
 
 @attrs.define(eq=False)
-class Waiting:
-    """What is to be done when a transaction or a savepoint has ended well."""
+class PendingCalls:
+    """The calls of a transaction or a savepoint, to be made when that has ended well."""
 
-    calls: list[Call] = attrs.field(factory=list[Call])
+    calls: list[CommittedCall] = attrs.field(factory=list[CommittedCall])
     on_asyncio: bool = False
     ended_well: bool = False
 
 
-_waiting: WeakKeyDictionary[SessionTransaction, Waiting] = WeakKeyDictionary()
+_pending: WeakKeyDictionary[SessionTransaction, PendingCalls] = WeakKeyDictionary()
 
 
-def add(session: Session, call: Call, *, on_asyncio: bool) -> None:
-    """Make *call* once *session* has committed; *on_asyncio*: it is that of an `AsyncSession`."""
+def add(session: Session, call: CommittedCall, *, on_asyncio: bool) -> None:
+    """Make *call* once *session* has committed; *on_asyncio*: an `AsyncSession` has it."""
     _listen()
-    waiting = _of(_innermost(session) or session.begin())
-    waiting.calls.append(call)
-    waiting.on_asyncio |= on_asyncio
+    pending = _of(_innermost(session) or session.begin())
+    pending.calls.append(call)
+    pending.on_asyncio |= on_asyncio
 
 
 @functools.cache
@@ -54,8 +54,8 @@ def _listen() -> None:
     event.listen(Session, "after_transaction_end", _after_end)
 
 
-def _of(transaction: SessionTransaction) -> Waiting:
-    return _waiting.setdefault(transaction, Waiting())
+def _of(transaction: SessionTransaction) -> PendingCalls:
+    return _pending.setdefault(transaction, PendingCalls())
 
 
 def _innermost(session: Session) -> SessionTransaction | None:
@@ -65,25 +65,25 @@ def _innermost(session: Session) -> SessionTransaction | None:
 def _after_commit(session: Session) -> None:
     # Of a savepoint, too: whichever it is, it is still the innermost.
     transaction = _innermost(session)
-    if transaction is not None and transaction in _waiting:
-        _waiting[transaction].ended_well = True
+    if transaction is not None and transaction in _pending:
+        _pending[transaction].ended_well = True
 
 
 def _after_end(session: Session, transaction: SessionTransaction) -> None:
-    waiting = _waiting.pop(transaction, None)
-    if waiting is None or not waiting.ended_well:
+    pending = _pending.pop(transaction, None)
+    if pending is None or not pending.ended_well:
         return
     if (around := _innermost(session)) is not None:
         outer = _of(around)
-        outer.calls += waiting.calls
-        outer.on_asyncio |= waiting.on_asyncio
+        outer.calls += pending.calls
+        outer.on_asyncio |= pending.on_asyncio
     elif _is_part_of_another(session):
-        count = len(waiting.calls)
+        count = len(pending.calls)
         log.warning(_DROPPED, count, *(("s", "are") if count > 1 else ("", "is")))
-    elif waiting.on_asyncio:
-        await_only(call_all(waiting.calls))
+    elif pending.on_asyncio:
+        await_only(call_all(pending.calls))
     else:
-        for call in waiting.calls:
+        for call in pending.calls:
             call.here()
 
 

@@ -20,10 +20,10 @@ from nursery_queue._psycopg._database_errors import leaves_unknown, unknown
 
 from . import _session_callbacks
 from ._committed_call import plain
-from ._one_at_a_time import turn
-from ._planned import PlannedAsyncProducer, PlannedProducer, Planner
+from ._connection_locks import lock_of
 from ._producer import AsyncProducer, Producer
 from ._psycopg_producer import is_alone
+from ._statement_producer import AsyncStatementProducer, Planner, StatementProducer
 
 
 Ts = TypeVarTuple("Ts")
@@ -64,7 +64,7 @@ def fetch(
     try:
         rows = _execute(connection, statement, params).all()
     except BaseException:
-        with contextlib.suppress(SQLAlchemyError):  # the first error is the one to tell
+        with contextlib.suppress(SQLAlchemyError):  # the first error is raised
             _execute(connection, "rollback to savepoint nursery_queue_producer")
             _execute(connection, "release savepoint nursery_queue_producer")
         raise
@@ -92,7 +92,7 @@ def _truthful(driver: Any) -> Generator[None]:
 
 
 @attrs.define(eq=False)
-class CoreProducer(PlannedProducer):
+class CoreProducer(StatementProducer):
     """On a `Connection`."""
 
     _connection: Connection
@@ -104,7 +104,7 @@ class CoreProducer(PlannedProducer):
 
 
 @attrs.define(eq=False)
-class SessionProducer(PlannedProducer):
+class SessionProducer(StatementProducer):
     """On a `Session`, or on that which a `scoped_session` stands for at each call."""
 
     _given: Session | scoped_session[Any]
@@ -123,7 +123,7 @@ class SessionProducer(PlannedProducer):
 
 
 @attrs.define(eq=False)
-class AsyncCoreProducer(PlannedAsyncProducer):
+class AsyncCoreProducer(AsyncStatementProducer):
     """On an `AsyncConnection`."""
 
     _connection: AsyncConnection
@@ -131,12 +131,12 @@ class AsyncCoreProducer(PlannedAsyncProducer):
     async def _fetch(
         self, statement: LiteralString, params: Mapping[str, Any], *, writes: bool
     ) -> Sequence[Row]:
-        async with turn(self._connection, asyncio.Lock()):
+        async with lock_of(self._connection, asyncio.Lock()):
             return await self._connection.run_sync(fetch, statement, params, writes=writes)
 
 
 @attrs.define(eq=False)
-class AsyncSessionProducer(PlannedAsyncProducer):
+class AsyncSessionProducer(AsyncStatementProducer):
     """On an `AsyncSession`, or on that which an `async_scoped_session` stands for at each call."""
 
     _given: AsyncSession | async_scoped_session[Any]
@@ -149,7 +149,7 @@ class AsyncSessionProducer(PlannedAsyncProducer):
         self, statement: LiteralString, params: Mapping[str, Any], *, writes: bool
     ) -> Sequence[Row]:
         session = self._session()
-        async with turn(session, asyncio.Lock()):
+        async with lock_of(session, asyncio.Lock()):
             return await session.run_sync(
                 lambda inner: fetch(inner.connection(), statement, params, writes=writes)
             )

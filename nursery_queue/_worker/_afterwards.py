@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import attrs
 import trio
 
-from nursery_queue._client._callbacks import Callback, End, Tally, call_all
+from nursery_queue._client._callbacks import Callback, CallbackOutcome, CallbackTally, call_all
 from nursery_queue._core._model import Claim
 
 
@@ -22,7 +22,7 @@ class Afterwards:
 
     claim: Claim
     callbacks: Sequence[Callback]
-    tally: Tally
+    tally: CallbackTally
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     _known: trio.Event = attrs.field(factory=trio.Event, init=False)
     _stored: bool = attrs.field(default=False, init=False)
@@ -48,7 +48,7 @@ class Afterwards:
         try:
             await self._known.wait()
         except trio.Cancelled:
-            self.tally.note(End.CANCELLED, len(self.callbacks))
+            self.tally.note(CallbackOutcome.CANCELLED, len(self.callbacks))
             log.warning(
                 "%s has ended and its success is not stored yet: %d callbacks are not called",
                 self.claim,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Mapping
 import attrs
 import trio
 
-from nursery_queue._client._callbacks import Pending
+from nursery_queue._client._callbacks import PendingCallbacks
 from nursery_queue._client._context import CancelReason
 from nursery_queue._core._model import Claim, Fence, Settlement
 from nursery_queue._core._outcome import KEEP_FOR, AttemptOutcome, Policy, settle
@@ -153,7 +153,7 @@ class Attempt:
     in_doubt: Doubt | None = None  # the COMMIT of its transaction got no answer
     settlement: Settlement | None = None  # what the store has of it
     connections: ConnectionUse | None = None  # what it holds of the pool, once it has begun
-    pending: Pending | None = None  # what `ctx.after` was given
+    pending: PendingCallbacks | None = None  # what `ctx.after` was given
     afterwards: Afterwards | None = None  # the same, if the handler has succeeded
 
     # -- its life ----------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any, cast
 import attrs
 import trio
 
-from nursery_queue._client._callbacks import Pending
+from nursery_queue._client._callbacks import PendingCallbacks
 from nursery_queue._client._client import Client
 from nursery_queue._client._context import CancelReason, TaskContext
 from nursery_queue._client._stream_writer import Send
@@ -180,7 +180,7 @@ class AttemptRunner:
             tx = Transaction(
                 lambda: stack.enter_async_context(store.transaction()),
                 self.client.max_params_bytes,
-                self.client.audience,
+                self.client.events,
                 _pending(attempt),
                 self.client.app,
             )
@@ -291,10 +291,10 @@ def _start_clock(attempt: Attempt) -> None:
         attempt.scope.deadline = trio.current_time() + limit
 
 
-def _pending(attempt: Attempt) -> Pending:
+def _pending(attempt: Attempt) -> PendingCallbacks:
     """Return where to note what is to be called afterwards; few handlers need it."""
     if attempt.pending is None:
-        attempt.pending = Pending(refusal=_ENDED if attempt.over else None)
+        attempt.pending = PendingCallbacks(refusal=_ENDED if attempt.over else None)
     return attempt.pending
 
 

@@ -11,7 +11,7 @@ from typing import assert_never, cast
 import attrs
 import trio
 
-from nursery_queue._client._callbacks import Pending
+from nursery_queue._client._callbacks import PendingCallbacks
 from nursery_queue._client._context import CancelReason
 from nursery_queue._client._transaction import Transaction
 from nursery_queue._core._errors import (
@@ -109,7 +109,7 @@ class Executor:
             self.slots.finished(attempt)
 
     def _afterwards(
-        self, attempt: Attempt, pending: Pending, outcome: AttemptOutcome
+        self, attempt: Attempt, pending: PendingCallbacks, outcome: AttemptOutcome
     ) -> Afterwards | None:
         """Return what is to be called when the outcome is stored, if there is something."""
         released = attempt.phase not in {Phase.RUNNING, Phase.COMMITTED}

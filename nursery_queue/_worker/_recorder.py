@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import attrs
 import trio
 
-from nursery_queue._client._instruments import Audience
+from nursery_queue._client._instruments import EventTopics
 from nursery_queue._core._events import Completed, Started, error_of, lost
 from nursery_queue._core._model import Fence, Held, Settlement
 from nursery_queue._core._tally import Tally
@@ -23,18 +23,18 @@ class Recorder:
 
     slots: Slots
     lease: Lease
-    audience: Audience
+    events: EventTopics
     tally: Tally = attrs.field(factory=Tally, init=False)
 
     def begins(self, attempt: Attempt) -> None:
         """Record that a handler is about to be called."""
         attempt.begun_at = trio.current_time()
-        if self.audience.started.wanted:
+        if self.events.started.wanted:
             self._tell_start(attempt)
 
     def ends(self, attempt: Attempt) -> None:
         """Record that an end will be told: no instrument hears of one without a start."""
-        if not attempt.told and self.audience.started.wanted:
+        if not attempt.told and self.events.started.wanted:
             self._tell_start(attempt)
 
     def stored(
@@ -48,23 +48,23 @@ class Recorder:
             settlements = [each for each in settlements if each.fence not in refused]
             attempts = [each for each in attempts if each.fence not in refused]
         self.tally.add(settlements)
-        if self.audience.completed.wanted:
+        if self.events.completed.wanted:
             for attempt, settlement in zip(attempts, settlements, strict=True):
                 if settlement.outcome is not None:  # else it was never started
-                    self.audience.completed.tell(self._completed(attempt, settlement))
+                    self.events.completed.tell(self._completed(attempt, settlement))
 
     def lost(self, held: Held, settlement: Settlement) -> None:
         """Record that this worker has settled an attempt of a dead worker as lost."""
         self.tally.add([settlement])
         self.slots.used.set()
-        if self.audience.completed.wanted:
-            self.audience.completed.tell(lost(held, settlement))
+        if self.events.completed.wanted:
+            self.events.completed.tell(lost(held, settlement))
 
     def _tell_start(self, attempt: Attempt) -> None:
         attempt.told = True
         claim = attempt.claim
         waited = min(attempt.begun_at, trio.current_time()) - attempt.claimed_at
-        self.audience.started.tell(
+        self.events.started.tell(
             Started(
                 task_id=claim.fence.task_id,
                 task_type=claim.task_type,

@@ -63,7 +63,7 @@ class Reporter:
         self._report(last=True)
 
     async def _count_backlog(self) -> None:
-        if not self.recorder.audience.reports.wanted:
+        if not self.recorder.events.reports.wanted:
             return
         info = self.lease.info
         try:
@@ -81,8 +81,8 @@ class Reporter:
         if not self.slots.held:
             self.slots.used = trio.Event()
         self._reported = True
-        if self.recorder.audience.reports.wanted:
+        if self.recorder.events.reports.wanted:
             report = Report(
                 worker_id=info.id, worker=info.name, seconds=seconds, counters=counters, last=last
             )
-            self.recorder.audience.reports.tell(report)
+            self.recorder.events.reports.tell(report)

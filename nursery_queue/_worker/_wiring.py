@@ -89,7 +89,7 @@ def wire(
     """Make the parts of one run of a worker."""
     store, rng, work, lease = client.store, settings.rng, WorkSignal(), Lease(info)
     slots = Slots(settings.concurrency, settings.queues, settings.prefetch, work)
-    recorder = Recorder(slots, lease, client.audience)
+    recorder = Recorder(slots, lease, client.events)
     outbox = Outbox(slots, recorder)
     writer = OutcomeWriter(store, info.lease / 3, rng, slots, outbox, recorder, work)
     threads = Threads(settings.concurrency, work)

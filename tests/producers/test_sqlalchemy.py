@@ -67,7 +67,7 @@ def async_at(outside: Outside) -> AsyncEngine:
 def nothing_is_kept() -> Generator[None]:
     """Fail a test after which callbacks are still waiting."""
     yield
-    assert len(_session_callbacks._waiting) == 0
+    assert len(_session_callbacks._pending) == 0
 
 
 # -- the front door --------------------------------------------------------------------

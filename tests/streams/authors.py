@@ -152,7 +152,7 @@ def system_tasks() -> list[str]:
 
 def left(client: nq.Client) -> Iterator[str]:
     """Yield what stays behind in a client when everybody has gone."""
-    yield from (f"a seat for task {task_id}" for task_id in client._notifier._subscriptions)
+    yield from (f"a subscription to task {task_id}" for task_id in client._notifier._subscriptions)
     yield from system_tasks()
     yield from (f"a run {run!r}" for run in client._notifier._all)
     for batcher in (client._streams._questions, client._waiting._questions):

@@ -828,13 +828,13 @@ async def test_coming_at_the_last_moment(
 ) -> None:
     """Who sits down when the light has just been turned off turns it on again."""
     news, policy = client._notifier, client._streams._policy
-    seat = news.subscribe(writer.task_id, policy)
+    subscription = news.subscribe(writer.task_id, policy)
     with trio.fail_after(1):
-        await seat.news()  # it rings when it hears
-        seat.leave()
-        seat = news.subscribe(writer.task_id, policy)
-        await seat.news()
-    seat.leave()
+        await subscription.changed()  # it rings when it hears
+        subscription.leave()
+        subscription = news.subscribe(writer.task_id, policy)
+        await subscription.changed()
+    subscription.leave()
     await nothing_left(client)
 
 
@@ -844,10 +844,10 @@ async def test_the_store_is_closed(
     """A store that somebody has closed under us is no bug of ours; who asks next is told so."""
     client = nq.Client(FlakyStore())
     await client.store.aclose()
-    seat = client._notifier.subscribe(1, client._streams._policy)
+    subscription = client._notifier.subscribe(1, client._streams._policy)
     with trio.move_on_after(1):
-        await seat.news()
-    seat.leave()
+        await subscription.changed()
+    subscription.leave()
     with pytest.raises(nq.Closed):
         await anext(client.read_stream(1))
     assert caplog.records == []

@@ -10,7 +10,7 @@ import pytest
 
 import nursery_queue as nq
 
-from nursery_queue._client._instruments import Audience
+from nursery_queue._client._instruments import EventTopics
 from nursery_queue.testing import MemoryStore
 
 
@@ -64,21 +64,21 @@ class Broken(nq.Instrument):
 
 def test_only_what_somebody_wants_to_hear_of_is_wanted() -> None:
     """An event is wanted if an instrument has the method for it, and not by the base class."""
-    audience = Audience([nq.Instrument(), Notes()])
+    topics = EventTopics([nq.Instrument(), Notes()])
 
-    assert audience.started.wanted
-    assert not audience.enqueued.wanted
-    assert not audience.completed.wanted
-    assert not audience.reports.wanted
+    assert topics.started.wanted
+    assert not topics.enqueued.wanted
+    assert not topics.completed.wanted
+    assert not topics.reports.wanted
 
 
 def test_nobody_listens_to_a_silent_log(caplog: pytest.LogCaptureFixture) -> None:
     """What is logged is wanted while its level is enabled: tasks at DEBUG, reports at INFO."""
-    audience = Audience([nq.LogEvents()])
+    topics = EventTopics([nq.LogEvents()])
     found: list[tuple[bool, bool]] = []
     for level in (logging.WARNING, logging.INFO, logging.DEBUG, logging.ERROR):
         caplog.set_level(level, "nursery_queue")
-        found.append((audience.started.wanted, audience.reports.wanted))
+        found.append((topics.started.wanted, topics.reports.wanted))
 
     assert found == [(False, False), (False, True), (True, True), (False, False)]
 
@@ -87,7 +87,7 @@ def test_a_log_that_is_silent_is_not_written_for_others(caplog: pytest.LogCaptur
     """That another instrument wants an event does not put it into the log."""
     caplog.set_level(logging.INFO, "nursery_queue")
     notes = Notes()
-    Audience([nq.LogEvents(), notes]).started.tell(STARTED)
+    EventTopics([nq.LogEvents(), notes]).started.tell(STARTED)
 
     assert notes.heard == [STARTED]
     assert caplog.records == []
@@ -97,11 +97,11 @@ def test_any_object_will_do() -> None:
     """What has one of the methods is an instrument, whatever its class."""
     heard: list[Any] = []
     thing: Any = types.SimpleNamespace(task_enqueued=heard.append)
-    audience = Audience([thing])
-    audience.enqueued.tell(ENQUEUED)
+    topics = EventTopics([thing])
+    topics.enqueued.tell(ENQUEUED)
 
     assert heard == [ENQUEUED]
-    assert not audience.started.wanted
+    assert not topics.started.wanted
 
 
 @pytest.mark.parametrize("wrong", [object(), None, "log", Notes])
@@ -114,13 +114,13 @@ def test_what_is_no_instrument(wrong: Any) -> None:
 def test_one_that_raises_is_heard_of_once(caplog: pytest.LogCaptureFixture) -> None:
     """It is logged with its traceback and never called again, for nothing; the others go on."""
     broken, notes = Broken(), Notes()
-    audience = Audience([broken, notes])
-    audience.started.tell(STARTED)
-    audience.started.tell(STARTED)
+    topics = EventTopics([broken, notes])
+    topics.started.tell(STARTED)
+    topics.started.tell(STARTED)
 
     assert broken.called == 1
     assert len(notes.heard) == 2
-    assert not audience.reports.wanted  # it would have heard these, too
+    assert not topics.reports.wanted  # it would have heard these, too
     (record,) = caplog.records
     assert (record.levelname, record.name) == ("ERROR", "nursery_queue")
     assert record.exc_info is not None
@@ -140,9 +140,9 @@ def test_the_same_class_may_listen_twice() -> None:
         __hash__ = None  # type: ignore[assignment]  # as attrs classes have it
 
     well, broken = Same(), Broken()
-    audience = Audience([well, broken])
-    audience.started.tell(STARTED)
-    audience.started.tell(STARTED)
+    topics = EventTopics([well, broken])
+    topics.started.tell(STARTED)
+    topics.started.tell(STARTED)
 
     assert (len(well.heard), broken.called) == (2, 1)
 
@@ -150,11 +150,11 @@ def test_the_same_class_may_listen_twice() -> None:
 def test_what_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """A line for people, and a dict with all fields that JSON can hold for programs."""
     caplog.set_level(logging.DEBUG, "nursery_queue.events")
-    audience = Audience([nq.LogEvents()])
-    audience.enqueued.tell(ENQUEUED)
-    audience.started.tell(STARTED)
-    audience.completed.tell(COMPLETED)
-    audience.reports.tell(REPORT)
+    topics = EventTopics([nq.LogEvents()])
+    topics.enqueued.tell(ENQUEUED)
+    topics.started.tell(STARTED)
+    topics.completed.tell(COMPLETED)
+    topics.reports.tell(REPORT)
 
     end = "failed after 0.5 s, the task is scheduled: ValueError: no luck"
     counts = "8 completed (2 succeeded, 1 failed, 1 cancelled, 4 to be retried), 3 lost"

@@ -1,4 +1,4 @@
-"""One call at a time on one connection, so that the savepoints of two do not mix."""
+"""A lock for each connection: the savepoints of two calls must not mix."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ L = TypeVar("L")
 _locks: weakref.WeakKeyDictionary[object, object] = weakref.WeakKeyDictionary()
 
 
-def turn(connection: object, lock: L) -> L:
-    """Return the lock of *connection*, whichever producer asks; at first that is *lock*."""
+def lock_of(connection: object, lock: L) -> L:
+    """Return the lock of *connection*, the same to all producers; at first that is *lock*."""
     return cast("L", _locks.setdefault(connection, lock))

@@ -1,4 +1,4 @@
-"""A transaction of ours, which can do all of it by itself."""
+"""Producers on a `Transaction`, which has all the verbs itself."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from nursery_queue._core._model import TaskRef, TaskStatus
 from nursery_queue._declare._task_type import MAX_PARAMS_BYTES, TaskRequest
 from nursery_queue._pg._sql import DEFAULT_SCHEMA
 
-from ._planned import Planner
 from ._producer import AsyncProducer
+from ._statement_producer import Planner
 
 
 Ts = TypeVarTuple("Ts")

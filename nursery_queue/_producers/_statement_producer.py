@@ -1,4 +1,4 @@
-"""Producers that send statements: what differs is only how."""
+"""Producers that send statements; how one is sent, subclasses say."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TaskIds = Sequence[TaskRef | int]
 
 @attrs.frozen
 class Planner:
-    """Turns what users ask for into plans for connections of theirs."""
+    """Makes plans, which are statements and how to read their rows, for users' connections."""
 
     schema: str
     max_params_bytes: int
@@ -45,8 +45,8 @@ class Planner:
 
 
 @attrs.define(eq=False)
-class PlannedProducer(Producer):
-    """Does all that a producer does with statements; a subclass says how to run one."""
+class StatementProducer(Producer):
+    """Does by statements all that a producer does; a subclass says how to run one."""
 
     _planner: Planner
 
@@ -75,8 +75,8 @@ class PlannedProducer(Producer):
 
 
 @attrs.define(eq=False)
-class PlannedAsyncProducer(AsyncProducer):
-    """Does all that a producer does with statements; a subclass says how to run one."""
+class AsyncStatementProducer(AsyncProducer):
+    """Does by statements all that a producer does; a subclass says how to run one."""
 
     _planner: Planner
 
