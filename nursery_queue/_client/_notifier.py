@@ -1,4 +1,4 @@
-"""Who waits for news of tasks, and the one listener for all of them."""
+"""Wakes the tasks that wait for a result or a chunk; one listener serves all of a client."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ AFTER_A_BUG = 30.0  # seconds
 
 @attrs.frozen
 class WakePolicy:
-    """What wakes one who waits: bells, and a clock for what nobody has rung for.
+    """What wakes a subscription: notifications, and a poll for those that are lost.
 
-    That rings every *deaf* seconds while we hear nothing, and ever less often while we do, at
-    last every *hearing* seconds: a notification may be lost all the same. *deaf* 0: never.
-
-    *calm* seconds pass between two rings that do not say which task they are about: all look
-    then, and on a busy system they would do nothing else.
+    Attributes:
+        bells: Kinds of notification that wake it.
+        deaf: Seconds between polls while the listener is not connected; 0: no polls.
+        hearing: Seconds between polls while it is: the pause doubles from *deaf* up to this.
+        calm: Seconds at least between two notifications that name no task. Each of them wakes
+            every subscription, which on a busy system would leave time for nothing else.
     """
 
     bells: frozenset[Bell]
@@ -45,10 +46,10 @@ class WakePolicy:
 
 @attrs.define(eq=False)
 class Subscription:
-    """The place of one who waits for news of a task; `Notifier.seat` gives it.
+    """Wakes its owner when one task may have changed; `Notifier.subscribe` makes it.
 
-    Whatever rings is kept until the next `news`. So who looks after it has sat down, and again
-    after each `news`, misses nothing.
+    A wakeup that comes while its owner does not wait is kept until the next `changed`. So an
+    owner that looks at the task after subscribing, and again after each `changed`, misses nothing.
     """
 
     task_id: int
@@ -58,19 +59,19 @@ class Subscription:
     _bell: Wakeup = attrs.field(factory=Wakeup, init=False)
 
     async def changed(self) -> None:
-        """Wait until there may be something new since the last call, or since we sat down.
+        """Wait until the task may have changed since the last call, or since it subscribed.
 
-        The first who has to wait starts what listens. Raises `Closed`.
+        Starts the listener if it does not run. Cancelled, it loses no wakeup. Raises `Closed`.
         """
         self._notifier.listen()
         await self._bell.wait()
 
-    def ring(self) -> None:
-        """Have whoever sits here look."""
+    def wake(self) -> None:
+        """Wake the owner."""
         self._bell.ring()
 
     def leave(self) -> None:
-        """Wait no more; may be called again. Who is forgotten by everybody leaves as well."""
+        """End the subscription; may be called again. Garbage collection ends it, too."""
         self._notifier.leave(self.task_id, self._number)
 
 
@@ -85,36 +86,36 @@ class _Listening:
 
 @attrs.define(eq=False)
 class Notifier:
-    """Wakes those who wait for something of one client; what it is they ask themselves.
+    """Wakes the subscriptions of one client; what has changed, their owners ask the store.
 
-    Listens on one connection for all of them, in a task that no call of theirs has to outlive:
-    it starts with the first who has to wait, and ends when the last has left.
+    Listens on one connection for all of them, in a trio system task, as no call of a client
+    spans all the others. It starts with the first `changed`, and ends with the last subscription.
     """
 
     _store: ClientStore
-    # With the bell for news that may be about any task.
+    # With the wakeup of each for notifications that name no task.
     _policies: dict[WakePolicy, Wakeup] = attrs.field(factory=dict[WakePolicy, Wakeup], init=False)
-    # By task and number. Weak: a reader may be dropped in the middle, without a word.
+    # By task and number. Weak: a reader may be dropped without being closed.
     _subscriptions: dict[int, dict[int, weakref.ref[Subscription]]] = attrs.field(
         factory=dict[int, dict[int, weakref.ref[Subscription]]], init=False
     )
     _numbers: Iterator[int] = attrs.field(factory=itertools.count, init=False)
     _listening: _Listening | None = attrs.field(default=None, init=False)
-    # With those that are about to end.
+    # Also runs that are about to end.
     _all: set[_Listening] = attrs.field(factory=set[_Listening], init=False)
     _closed: str | None = attrs.field(default=None, init=False)
 
     def ring_for(self, policy: WakePolicy) -> None:
-        """Ring for this, too, the next time that we begin to listen."""
+        """Wake subscriptions of this policy, too, from the next start of the listener on."""
         self._policies[policy] = Wakeup()
 
     def subscribe(self, task_id: int, policy: WakePolicy) -> Subscription:
-        """Take a place; it is the caller's to leave, or to let go of. Starts nothing."""
+        """Return a subscription to a task, for the caller to leave. Starts nothing."""
         subscription = Subscription(task_id, policy, self, number := next(self._numbers))
         token = trio.lowlevel.current_trio_token()
 
         def lost(_: weakref.ref[Subscription]) -> None:
-            # Who collects garbage may be any thread, in the middle of anything.
+            # Garbage is collected in any thread, in the middle of anything.
             try:
                 token.run_sync_soon(self.leave, task_id, number)
             except trio.RunFinishedError:
@@ -124,38 +125,38 @@ class Notifier:
         return subscription
 
     def leave(self, task_id: int, number: int) -> None:
-        """Give up a place, if it is still taken; the last one turns off the light."""
+        """Drop a subscription, if it is there; after the last one, stop listening."""
         row = self._subscriptions.get(task_id, {})
         row.pop(number, None)
         if not row:
             self._subscriptions.pop(task_id, None)
         if not self._subscriptions and self._listening is not None:
             self._listening.scope.cancel()
-            self._listening = None  # who comes now starts another one
+            self._listening = None  # the next `changed` starts another one
 
     def listen(self) -> None:
-        """Listen, unless we do so already."""
+        """Start the listener, unless it runs. Raises `Closed`."""
         if self._closed is not None:
             raise Closed(self._closed)
         if self._listening is None:
-            # Nobody need look again for that: all are rung as soon as it hears.
+            # Its start misses nothing: it wakes all once it is connected.
             self._listening = _Listening()
             self._all.add(self._listening)
             trio.lowlevel.spawn_system_task(self._run, self._listening, name="nursery_queue news")
 
     def close(self, why: str) -> None:
-        """Stop listening; whoever waits looks once more. Neither blocks nor can be cancelled."""
+        """Stop listening, and wake all once more. Neither blocks nor can be cancelled."""
         self._closed = why
-        self._ring(self._taken())
+        self._ring(self._subscribed())
         if self._listening is not None:
             self._listening.scope.cancel()
 
     async def ended(self) -> None:
-        """Wait until nothing runs; to be called after `close`."""
+        """Wait until the listener has ended; to be called after `close`."""
         for listening in list(self._all):
             await listening.ended.wait()
 
-    # -- what runs while somebody waits -----------------------------------------------
+    # -- the system task ---------------------------------------------------------------
 
     async def _run(self, me: _Listening) -> None:
         try:
@@ -163,7 +164,7 @@ class Notifier:
                 while True:
                     try:
                         await self._ring_for_all(me.listener)
-                    except Exception:  # it would end the whole program
+                    except Exception:  # in a system task it would end the program
                         log.exception("what listens for news failed, which is a bug; restarting it")
                     await trio.sleep(AFTER_A_BUG)
         finally:
@@ -187,7 +188,7 @@ class Notifier:
                 self._hear, sorted(bells, key=lambda bell: bell.value), task_status=task_status
             )
         except Closed:
-            await trio.sleep_forever()  # who looks next is told so
+            await trio.sleep_forever()  # the next call of `changed` raises it
 
     async def _ring_by_the_clock(self, policy: WakePolicy, listener: Loop) -> None:
         pause = policy.deaf
@@ -209,13 +210,13 @@ class Notifier:
                 if bell in policy.bells:
                     anything.ring()
         else:
-            self._ring(each for each in self._taken(task_id) if bell in each.policy.bells)
+            self._ring(each for each in self._subscribed(task_id) if bell in each.policy.bells)
 
     def _ring_all(self, policy: WakePolicy) -> None:
-        self._ring(each for each in self._taken() if each.policy is policy)
+        self._ring(each for each in self._subscribed() if each.policy is policy)
 
-    def _taken(self, task_id: int | None = None) -> Iterator[Subscription]:
-        """Yield the seats of those who wait for this task; None: for any."""
+    def _subscribed(self, task_id: int | None = None) -> Iterator[Subscription]:
+        """Yield the subscriptions to this task; None: all."""
         rows = (
             self._subscriptions.values()
             if task_id is None
@@ -228,4 +229,4 @@ class Notifier:
     @staticmethod
     def _ring(subscriptions: Iterator[Subscription]) -> None:
         for subscription in list(subscriptions):
-            subscription.ring()
+            subscription.wake()

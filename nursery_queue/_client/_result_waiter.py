@@ -1,4 +1,4 @@
-"""ResultWaiter for tasks to end."""
+"""Waiting for tasks to end."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from nursery_queue._trio._batcher import Batcher, question_batcher
 from ._notifier import Notifier, Subscription, WakePolicy
 
 
-FIRST_LOOK = 5.0  # seconds for the first question, however little time there is to wait
+FIRST_LOOK = 5.0  # seconds that the first question may take, even if the timeout is shorter
 AT_ONCE = 1000  # tasks in one question
-# While we hear nothing once a second, else by and by once a minute.
+# A poll a second while notifications do not come, else by and by one a minute.
 ENDS = WakePolicy(frozenset({Bell.FINISHED}), deaf=1.0, hearing=60.0)
 
 
 @attrs.define(eq=False)
 class ResultWaiter:
-    """All who wait for tasks of one client."""
+    """Waits for tasks to end, for all callers of one client."""
 
     _store: ClientStore
     _notifier: Notifier
@@ -36,13 +36,15 @@ class ResultWaiter:
         )
 
     async def final(self, task_id: int, timeout: float = math.inf) -> TaskStatus | None:  # noqa: ASYNC109  # the first look has a limit of its own
-        """Wait until the task has ended; None if there is none of that id.
+        """Wait until the task has ended and return its status; None: there is none of that id.
 
-        Looks once in any case. Raises `TooSlowError` when it has not ended in time, and
-        `TransientError` when nothing could be seen in time.
+        Asks once in any case. Raises `TooSlowError` if it has not ended in *timeout* seconds,
+        and `TransientError` if the store did not answer in that time.
         """
         deadline = trio.current_time() + timeout
-        subscription = self._notifier.subscribe(task_id, ENDS)  # first: what ends from now on rings
+        subscription = self._notifier.subscribe(
+            task_id, ENDS
+        )  # before the first question: an end after that wakes it
         try:
             status, ended = await self._first_look(subscription, max(timeout, FIRST_LOOK), deadline)
             with trio.fail_at(deadline):
@@ -55,20 +57,20 @@ class ResultWaiter:
             subscription.leave()
 
     def close(self, why: str) -> None:
-        """Tell whoever waits `Closed`, and why."""
+        """Raise `Closed` to all callers, which says *why*."""
         self._questions.close(why)
 
     async def _first_look(
         self, subscription: Subscription, limit: float, deadline: float
     ) -> tuple[TaskStatus | None, bool]:
-        """Look alone, for who has no time to wait for others; tell what there was, and if ended."""
+        """Ask in a statement of its own, as others may be slow; return the status, and if ended."""
         try:
             with trio.fail_after(limit):
                 (status,) = await self._store.status_many([subscription.task_id])
         except TransientError:
             if trio.current_time() >= deadline:
                 raise
-            subscription.ring()  # nothing was seen: look again at once
+            subscription.wake()  # no answer: ask again at once
             return None, False
         return status, _has_ended(status)
 

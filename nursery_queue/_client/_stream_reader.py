@@ -21,14 +21,14 @@ from nursery_queue._trio._batcher import Batcher, question_batcher
 from ._notifier import Notifier, Subscription, WakePolicy
 
 
-POLL = 5.0  # seconds between looks at a stream of which nothing is heard
-CALM = 0.1  # seconds; chunks are told of by their tasks, but ends are not
+POLL = 5.0  # seconds between polls of a stream of which no notification tells
+CALM = 0.1  # seconds; notifications of chunks name their task, those of ends may not
 AT_ONCE = 100  # streams in one question: a page of each has to fit into memory
 FURTHEST = 2**62  # an index at which no stream has a chunk
 
 
 def poll_interval(value: object) -> float:
-    """Return seconds between looks; 0: none."""
+    """Return seconds between polls; 0: none."""
     return duration(value, "stream_poll_interval")
 
 
@@ -44,7 +44,7 @@ class StreamInfo:
 
 @attrs.define(eq=False)
 class ClientStreams:
-    """The streams of one client's tasks, as their readers see them."""
+    """The streams of one client's tasks: makes readers, and asks for their pages together."""
 
     _store: ClientStore
     _notifier: Notifier
@@ -76,17 +76,17 @@ class ClientStreams:
         )
 
     def close(self, why: str) -> None:
-        """Tell whoever reads `Closed`, and why."""
+        """Raise `Closed` to all readers, which says *why*."""
         self._questions.close(why)
 
     # -- for readers --------------------------------------------------------------------
 
     def subscription(self, task_id: int) -> Subscription:
-        """Take a place among those who wait for chunks."""
+        """Subscribe to chunks of a task, and to its end."""
         return self._notifier.subscribe(task_id, self._policy)
 
     async def ask(self, request: StreamRequest) -> StreamPage | None:
-        """Return a page as it is now. Rides out outages."""
+        """Return a page, read after this call. Rides out outages."""
         return await self._questions.call(request)
 
     async def _read(self, requests: Sequence[StreamRequest]) -> Sequence[StreamPage | None]:
@@ -98,8 +98,8 @@ class StreamReader:
     """Yields what a task writes to one of its streams: all of it, in order, once.
 
     `client.read_stream()` makes one. `async for` ends when the stream is closed and everything
-    has been read. One who is cancelled has lost nothing and may go on reading. For one task at
-    a time. Holds at most a page of what is to come: 64 chunks, and of large ones 1 MB.
+    has been read. A cancelled call has lost nothing: the next one goes on. For one trio task at
+    a time. Holds at most a page of chunks to come: 64, and of large ones 1 MB.
 
     Raises:
         UnknownTask: There is no such task (any more).
@@ -112,25 +112,24 @@ class StreamReader:
     task_id: int
     name: str
     _position: int
-    # Generation that positions count in; None: any will do, as nothing has been read.
+    # Generation that positions count in; None: any, as nothing has been read.
     _restarts: int | None
     _chunks: deque[Chunk] = attrs.field(factory=deque[Chunk], init=False)
-    # Where we hear of news, from the first question on; what we were last told covers all that
-    # was there then. None: we hear nothing, so there may be anything.
+    # From the first question on. None: there may be chunks that no wakeup has told of.
     _subscription: Subscription | None = attrs.field(default=None, init=False)
-    _more: bool = attrs.field(default=True, init=False)  # there was more than we were told
+    _more: bool = attrs.field(default=True, init=False)  # the last page was not all
     _ended: bool = attrs.field(default=False, init=False)  # after these chunks nothing will come
     _closed: bool = attrs.field(default=False, init=False)
     _in_use: bool = attrs.field(default=False, init=False)
 
     @property
     def position(self) -> int:
-        """Index of the chunk that comes next; below 0 until the end it counts from is known."""
+        """Index of the chunk that comes next; below 0 until the length of the stream is known."""
         return self._position
 
     @property
     def restarts(self) -> int | None:
-        """How often the stream had been begun anew when we read it; None: that is not known yet.
+        """How often the stream had been restarted when it was read; None: that is not known yet.
 
         Together with `position` it says where another reader can go on.
         """
@@ -150,7 +149,7 @@ class StreamReader:
                 await self._read()
             return self._next()
         except BaseException:
-            self._leave()  # it may never come back
+            self._leave()  # the reader may not be used again
             raise
         finally:
             self._in_use = False
@@ -167,7 +166,7 @@ class StreamReader:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Read no more; may be called again. Whoever is reading gets `Closed`."""
+        """Read no more; may be called again. A task that is reading gets `Closed`."""
         self._closed = True
         self._leave()
         await trio.lowlevel.checkpoint()
@@ -219,7 +218,7 @@ class StreamReader:
         if (subscription := self._subscription) is not None:
             self._subscription = None
             subscription.leave()
-            subscription.ring()  # another task may be waiting in it
+            subscription.wake()  # another task may be waiting in it
 
     def _check_open(self) -> None:
         if self._closed:
