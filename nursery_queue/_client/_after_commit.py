@@ -1,4 +1,4 @@
-"""Calls what transactions have asked for once they are committed, for several of them."""
+"""Callbacks of several transactions, called once these are committed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _CLOSED = "this AfterCommit has been closed: it takes no more callbacks and tran
 
 @attrs.frozen
 class Drained:
-    """What became of the callbacks that were pending when `AfterCommit.aclose` was called.
+    """How the callbacks ended that were pending when `AfterCommit.aclose` was called.
 
     Attributes:
         finished: They ended in time, also if they failed or ran into their time limit.
@@ -49,7 +49,7 @@ class Drained:
 
 
 class AfterCommit:
-    """Calls what `tx.after` was given, for any number of transactions.
+    """Calls the functions that `tx.after` was given, for any number of transactions.
 
     `async with AfterCommit() as after:` collects: the callbacks of all transactions opened by
     `client.transaction(after=after)` that were committed run when the block ends, also if it
@@ -92,7 +92,7 @@ class AfterCommit:
 
     @property
     def counts(self) -> CallbackCounts:
-        """What became of the callbacks that have ended."""
+        """How many callbacks have ended, by outcome."""
         return self._tally.counts
 
     # -- the block ---------------------------------------------------------------------
@@ -126,7 +126,7 @@ class AfterCommit:
                 except BaseException as exc:  # noqa: BLE001  # raised below
                     error = exc  # the nursery must not hear of it: it would cancel the callbacks
                 await self._end()
-        except BaseExceptionGroup as group:  # that there is a nursery is nobody's business
+        except BaseExceptionGroup as group:  # the nursery is an implementation detail
             raise unwrapped(group)  # noqa: B904  # it is the same error, not another one
         if error is not None:
             raise error
@@ -136,7 +136,7 @@ class AfterCommit:
         try:
             await self._all_over()
         finally:
-            self._runner.cancel()  # whoever commits from now on is too late
+            self._runner.cancel()  # a later commit is too late
 
     # -- the end -----------------------------------------------------------------------
 
@@ -183,10 +183,10 @@ class AfterCommit:
             await self._runner.ends.park()
 
     async def _all_cancelled(self) -> None:
-        with trio.move_on_after(CLEANUP) as patience:
+        with trio.move_on_after(CLEANUP) as cleanup:
             while self._runner.pending:
                 await self._runner.ends.park()
-        if patience.cancelled_caught:
+        if cleanup.cancelled_caught:
             for callback in self._runner.running:
                 log.warning("cancelled, but still running after a commit: %s", callback)
 
@@ -213,7 +213,7 @@ class AfterCommit:
                 yield batch
             finally:
                 batch.over = True
-                pending.committed = True  # in it is only what has been
+                pending.committed = True  # its callbacks are of committed transactions only
 
     # -- for the client ----------------------------------------------------------------
 
@@ -223,7 +223,7 @@ class AfterCommit:
 
     @contextlib.contextmanager
     def taking(self, accept: Callable[[list[Callback]], None]) -> Generator[PendingCallbacks]:
-        """As `registering`; *accept* gets what is committed."""
+        """As `registering`; *accept* gets the callbacks of a committed transaction."""
         self._check_open()
         if self._runner.nursery is None:
             msg = "enter the AfterCommit before you use it: async with nq.AfterCommit() as after"

@@ -138,7 +138,7 @@ class CallbackRunner:
 
     @property
     def running(self) -> Sequence[Callback]:
-        """Those that have begun and have not ended, in the order of their start."""
+        """The callbacks that have begun and have not ended, in the order of their start."""
         return list(self._running)
 
     def add(self, callbacks: Sequence[Callback]) -> None:
@@ -236,5 +236,5 @@ async def call_all(
     try:
         async with trio.open_nursery() as nursery:
             CallbackRunner(tally, nursery=nursery, contain=contain).add(callbacks)
-    except BaseExceptionGroup as group:  # that there is a nursery is an internal
+    except BaseExceptionGroup as group:  # the nursery is an implementation detail
         raise unwrapped(group)  # noqa: B904  # it is the same error, not another one

@@ -1,4 +1,4 @@
-"""What applications call: enqueue, ask, steer."""
+"""The client, which applications call: enqueue, ask, cancel, read streams."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ class Client(QueueAdministration, Enqueuer):
             JSON; 1,000,000.
         max_result_bytes: The largest result of one task that workers with this client store,
             in bytes of JSON; 1,000,000. A larger one fails the task at once: `ResultTooLarge`.
-        instruments: Who hears of what happens to tasks, here and in workers with this client;
-            by default `LogEvents()` alone.
-        stream_poll_interval: Seconds between looks of those who read streams, should a
-            notification get lost; 5. 0: they rely on notifications alone.
+        instruments: Are told of events of tasks, here and in workers with this client; by
+            default `LogEvents()` alone.
+        stream_poll_interval: Seconds between polls of a stream that is read, should a
+            notification get lost; 5. 0: no polls, notifications alone.
         app: What it declares counts for what is enqueued by name; None: what workers have stored.
 
     Raises:
@@ -151,8 +151,8 @@ class Client(QueueAdministration, Enqueuer):
         `CommitOutcomeUnknown` if the connection is lost during the commit.
 
         Args:
-            after: Who calls what `tx.after` is given. None: the block does, after its commit,
-                and waits for them; cancelled then, it cancels them.
+            after: Calls the functions that `tx.after` is given. None: the block calls them after
+                its commit, and waits for them; cancelled then, it cancels them.
             isolation: "read committed" (as all verbs here are), "repeatable read" or
                 "serializable"; None: as the database or the role has it.
 
@@ -181,9 +181,9 @@ class Client(QueueAdministration, Enqueuer):
 
     @property
     def callbacks(self) -> CallbackCounts:
-        """What became of callbacks that have ended; those of an `AfterCommit` it counts itself.
+        """How many callbacks have ended, by outcome; an `AfterCommit` counts its own.
 
-        Those that handlers give to `ctx.after` count on their worker's client.
+        Callbacks that handlers give to `ctx.after` count on their worker's client.
         """
         return self.called_back.counts
 
@@ -276,7 +276,7 @@ class Client(QueueAdministration, Enqueuer):
         return await self.store.list_tasks(which)
 
     async def stats(self) -> Stats:
-        """Count tasks by queue and state, list workers, and name types nobody knows."""
+        """Count tasks by queue and state, list workers, and name unknown task types."""
         self._check_open()
         return await self.store.stats()
 
@@ -302,8 +302,8 @@ class Client(QueueAdministration, Enqueuer):
             name: The stream's name; nothing need have been written to it.
             start: Index of the first chunk wanted, of those since the last restart; waits for
                 it if need be. Below 0 it counts from the end, as that is when reading begins.
-            restarts: For whoever goes on where an earlier reader has stopped: its `restarts`.
-                Should the stream have been restarted since, the reader says so. None: never mind.
+            restarts: To go on where an earlier reader has stopped: its `restarts`. If the stream
+                has been restarted since, the reader raises `StreamRestarted`. None: it does not.
         """
         self._check_open()
         first = whole(start, "start", minimum=-FURTHEST, maximum=FURTHEST)
@@ -333,8 +333,9 @@ class Client(QueueAdministration, Enqueuer):
     async def sweep(self, *, max_lost: int = MAX_LOST) -> int:
         """Settle as lost what dead workers hold, and return how many; better left to workers.
 
-        Dead is whose lease has run out by the database's clock, and nothing else is asked: if that
-        has just been set ahead, these are the living. Workers have an eye on each other besides.
+        A worker is dead if its lease has run out by the database's clock. Nothing else is asked:
+        right after that clock was set ahead, living workers count as dead. Workers, which sweep by
+        themselves, watch each other's heartbeats besides.
         """
         self._check_open()
         return await self.store.sweep(max_lost=max_lost, tell=self._lost)

@@ -1,4 +1,4 @@
-"""What a handler may know and do about the attempt it is."""
+"""The context of an attempt: what its handler may know and do."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class TaskContext:
     ) -> StreamWriter:
         """Return what writes to a stream of this task; the same one for the same name.
 
-        Whoever reads it gets each chunk once, in order, now or later, as long as the task is
+        A reader gets each chunk once, in order, now or later, as long as the task is
         kept: see `Client.read_stream`. Nothing is stored before the first write.
 
         Args:
@@ -172,6 +172,6 @@ class TaskContext:
 
     @contextlib.asynccontextmanager
     async def own_nursery(self) -> AsyncGenerator[None]:
-        """Open `nursery` for the time of the block; for the stage."""
+        """Open `nursery` for the time of the block; called by the executor."""
         async with trio.open_nursery() as self._nursery:
             yield

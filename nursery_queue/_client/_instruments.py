@@ -1,4 +1,4 @@
-"""Who hears of what happens to tasks: instruments, and the one that writes to the log."""
+"""Events of tasks, and the instruments that are told of them; one writes them to the log."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ E = TypeVar("E", bound=Happening)
 
 
 class Instrument:
-    """Hears of what happens to tasks: override what you want to hear of.
+    """Is told of events of tasks: override the methods for those that you want to hear of.
 
     Given to a client, and heard by its workers, too. The methods are called in trio's thread,
     between two steps of the worker, so they must be quick and cannot wait. One that raises is
     logged, and its instrument is never called again; the task goes on unharmed.
 
-    What others do is not heard of: tasks enqueued by plain SQL or another process, and those
-    that `on_complete` asks for, are first heard of when they start.
+    Other programs' events are not told: of tasks enqueued by plain SQL or another process, and
+    of those that `on_complete` asks for, the first event is their start.
     """
 
     def task_enqueued(self, event: Enqueued) -> None:
@@ -43,10 +43,10 @@ class Instrument:
     def task_completed(self, event: Completed) -> None:
         """The outcome of an attempt is stored, one that goes round again included.
 
-        Once for each attempt that has started. Of one whose worker has died or lost its lease
-        another worker tells, which finds it to be lost. Nobody tells if the worker died within a
-        heartbeat of a start from what it had claimed ahead, or after it had stored the outcome,
-        or ended before the database could say whether it was stored.
+        Once for each attempt that has started. If its worker has died or lost its lease, another
+        worker tells that it is lost. There is no such event if the worker died within a heartbeat
+        of the start of a prefetched task, or after it had stored the outcome, or ended before the
+        database could say whether it was stored.
         """
 
     def report(self, event: Report) -> None:
@@ -54,7 +54,7 @@ class Instrument:
 
 
 class LogEvents(Instrument):
-    """Writes what happens to the logger `nursery_queue.events`; what a client has by default.
+    """Writes events to the logger `nursery_queue.events`; a client has this one by default.
 
     Tasks at level DEBUG, reports at level INFO. Each record has an attribute `event`: a dict
     with the kind of the event, such as "task_started", and its fields, ready for JSON.
@@ -115,7 +115,7 @@ def _log(level: int, kind: str, event: Happening, message: str) -> None:
 
 
 def _fields(event: Happening) -> dict[str, Any]:
-    """Return what JSON can hold of an event; counters are taken apart."""
+    """Return the fields of an event, ready for JSON; each counter is a field of its own."""
     fields: dict[str, Any] = {}
     for name, value in attrs.asdict(event, recurse=False).items():
         match value:
@@ -132,26 +132,26 @@ def _fields(event: Happening) -> dict[str, Any]:
 
 @attrs.define(eq=False)
 class Topic(Generic[E]):
-    """Those who hear of one kind of event."""
+    """The instruments that are told of one kind of event."""
 
     method: str
     level: int  # at which it is logged
     give_up: Callable[[object], None]  # an instrument that raised
-    _hearers: list[object] = attrs.field(factory=list[object], init=False)
+    _listeners: list[object] = attrs.field(factory=list[object], init=False)
     _loggers: list[object] = attrs.field(factory=list[object], init=False)
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody would hear of it now: if not, the event need not be made."""
-        return bool(self._hearers or (self._loggers and events.isEnabledFor(self.level)))
+        """Whether an instrument would be told now: if not, the event need not be made."""
+        return bool(self._listeners or (self._loggers and events.isEnabledFor(self.level)))
 
     def tell(self, event: E) -> None:
-        """Let them know, one after the other; whatever they do, it does no harm here."""
+        """Tell the instruments, one after the other. Raises only an error of a signal handler."""
         loggers = self._loggers if events.isEnabledFor(self.level) else []
-        for instrument in [*self._hearers, *loggers]:
+        for instrument in [*self._listeners, *loggers]:
             try:
                 getattr(instrument, self.method)(event)
-            except BaseException as exc:  # what it does wrong must not harm what it observes
+            except BaseException as exc:  # an instrument must not harm what it observes
                 if interrupted(exc):
                     raise
                 self.give_up(instrument)
@@ -162,23 +162,23 @@ class Topic(Generic[E]):
                 )
 
     def add(self, instrument: object) -> None:
-        """Let it hear, if it wants to."""
+        """Tell this instrument from now on, if it overrides the method."""
         method = getattr(instrument, self.method, None)
         function = getattr(method, "__func__", method)
         if function is getattr(LogEvents, self.method):
             self._loggers.append(instrument)
         elif function not in {None, getattr(Instrument, self.method)}:
-            self._hearers.append(instrument)
+            self._listeners.append(instrument)
 
     def remove(self, instrument: object) -> None:
-        """Let it hear no more."""
-        self._hearers = [each for each in self._hearers if each is not instrument]
+        """Tell this instrument no more."""
+        self._listeners = [each for each in self._listeners if each is not instrument]
         self._loggers = [each for each in self._loggers if each is not instrument]
 
 
 @attrs.define(eq=False)
 class EventTopics:
-    """The instruments of one client, by what they want to hear of."""
+    """The instruments of one client, by kind of event."""
 
     instruments: Sequence[Instrument]
     enqueued: Topic[Enqueued] = attrs.field(init=False)

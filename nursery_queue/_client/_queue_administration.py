@@ -1,4 +1,4 @@
-"""What operators ask and steer: queues, workers, and many tasks at once; single steps of upkeep."""
+"""Administration of queues, workers and many tasks at once; single steps of maintenance."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class QueueAdministration:
     async def pause(self, queue: str) -> None:
         """Start no more tasks of a queue, on any worker, from now until `resume`.
 
-        What runs is not touched, and its outcomes are stored. What a worker has claimed ahead
+        Running tasks go on, and their outcomes are stored. A task that a worker has claimed ahead
         and not started it gives back when it hears of the pause: at once, or at its next poll if
         it only polls. Until then it may start some of that. Twice is as good as once.
         Raises `ValueError` if *queue* is no name.

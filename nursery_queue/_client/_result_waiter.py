@@ -42,9 +42,8 @@ class ResultWaiter:
         and `TransientError` if the store did not answer in that time.
         """
         deadline = trio.current_time() + timeout
-        subscription = self._notifier.subscribe(
-            task_id, ENDS
-        )  # before the first question: an end after that wakes it
+        # Before the first question, so that an end after that wakes it.
+        subscription = self._notifier.subscribe(task_id, ENDS)
         try:
             status, ended = await self._first_look(subscription, max(timeout, FIRST_LOOK), deadline)
             with trio.fail_at(deadline):

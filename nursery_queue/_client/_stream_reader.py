@@ -36,7 +36,7 @@ def poll_interval(value: object) -> float:
 class StreamInfo:
     """How far a stream has come."""
 
-    length: int  # chunks there are, those that a restart has hidden not counted
+    length: int  # chunks, without those that a restart has hidden
     closed: bool  # nothing will come after them, unless the task is made to go again
     restarts: int  # how often a new attempt has begun it anew
     last_write: dt.datetime | None  # None: nothing has been written

@@ -27,7 +27,7 @@ Send = Callable[[StreamWrite, Transaction | None], Awaitable[None]]
 
 @attrs.frozen(kw_only=True)
 class StreamOptions:
-    """What a handler has said of a stream."""
+    """The options of a stream, as `TaskContext.stream` was given them."""
 
     on_retry: OnRetry = "continue"
     close_on_finish: bool = True
@@ -42,7 +42,7 @@ class StreamOptions:
 
 @attrs.frozen
 class _Write:
-    """What one call has to have stored."""
+    """The chunks of one call."""
 
     chunks: Sequence[Chunk] = ()
     close: bool = False

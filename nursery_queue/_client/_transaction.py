@@ -38,12 +38,12 @@ class Transaction(Enqueuer):
     _open: Callable[[], Awaitable[StoreTransaction]]
     _max_params_bytes: int
     _events: EventTopics
-    _pending: PendingCallbacks  # together with what is to be called although it is not ours
+    _pending: PendingCallbacks  # maybe with callbacks of other transactions
     _app: App | None = None  # what it declares counts for tasks enqueued by name
     _inner: StoreTransaction | None = None
     _opening: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     _ended: bool = attrs.field(default=False, init=False)
-    # What there will be to tell when it is committed.
+    # Events to tell when it is committed.
     _enqueued: list[Enqueued] = attrs.field(factory=list[Enqueued], init=False)
     _callbacks: list[Callback] = attrs.field(factory=list[Callback], init=False)
 
@@ -91,12 +91,12 @@ class Transaction(Enqueuer):
     def after(self, fn: Callable[[*Ts], object], /, *args: *Ts) -> None:
         """Have *fn* called once this is committed, and only then. It is best effort.
 
-        Not if it is rolled back, or a savepoint around this call, or if what became of the
-        commit is not known. They begin in the order of the calls, run concurrently, and in the
-        context of the call; one that fails is logged. When, and within which limits, is said
-        by what `client.transaction` was given as *after*: `AfterCommit`. By default its block
-        waits for them, when the connection has been given back: 10 run at once, each is
-        cancelled after 30 s, and all when the block is.
+        It is not called if the transaction, or a savepoint around this call, is rolled back, or if
+        the outcome of the commit is unknown. Callbacks begin in the order of the calls, run
+        concurrently, and in the context of the call; an error is logged. By default the
+        transaction's block waits for them, when the connection has been given back: 10 run at
+        once, each is cancelled after 30 s, and all when the block is. An `AfterCommit`, given to
+        `client.transaction`, sets other limits.
 
         Args:
             fn: A function, async or not; it runs in trio's thread. If it blocks, let
@@ -135,7 +135,7 @@ class Transaction(Enqueuer):
                     self._inner = await self._open()
         return self._inner
 
-    # -- for the engine and for streams --------------------------------------------
+    # -- for the worker and for streams --------------------------------------------
 
     async def settle(self, settlement: Settlement) -> None:
         """Settle this attempt's own claim with the transaction."""
@@ -150,7 +150,7 @@ class Transaction(Enqueuer):
         self._ended = True
 
     def committed(self) -> None:
-        """Tell what has been enqueued."""
+        """Tell the instruments of the tasks that were enqueued."""
         for event in self._enqueued:
             self._events.enqueued.tell(event)
 
@@ -171,7 +171,7 @@ def opened(
 
 
 def check_options(after: object, isolation: object) -> None:
-    """Raise for what `client.transaction` cannot be given."""
+    """Raise for arguments that `client.transaction` does not take."""
     if after is not None and not isinstance(after, AfterCommit | AfterCommitBatch):
         raise TypeError(
             f"transaction(after=...) takes an AfterCommit or a batch of one, not {after!r:.100}: a "

@@ -52,7 +52,7 @@ async def connect(
             in bytes of JSON; a larger one fails the task at once.
         instruments: Who hears of what happens to tasks, here and in workers with this client;
             None: `LogEvents()` alone.
-        stream_poll_interval: Seconds between looks of those who read streams, should a
+        stream_poll_interval: Seconds between polls of a stream that is read, should a
             notification get lost; 0: none. All readers together use one more connection, to
             listen.
         app: Whose declarations count for what is enqueued by name; see `Client`.

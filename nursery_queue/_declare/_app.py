@@ -209,8 +209,8 @@ class App:
     ) -> Any:
         """Make a function a task type; a decorator, with or without arguments.
 
-        Params are a JSON object by parameter name, converted by the annotations. Those that
-        name what is defined later are looked up when they are first needed. A first parameter
+        Params are a JSON object by parameter name, converted by the annotations. Names in them that
+        are defined later are looked up when they are first needed. A first parameter
         annotated `TaskContext` gets the attempt's context and is no part of the params.
 
         A sync function runs in a thread, where no time limit or cancellation can interrupt it.
@@ -226,7 +226,7 @@ class App:
             max_lost: With how many workers that die while they run it a task fails, at least 1:
                 losses are not attempts. None: as the worker says, 3 by default.
             on_complete: A task type, with its options, or the name of one. When a task has
-                ended for good, however and by whomever, one of that type is stored in the same
+                ended for good, in whatever way, one of that type is stored in the same
                 transaction. Its handler takes ``task_id``, ``context`` and ``result``, which
                 is `Success`, `Failure` or `Cancellation`.
             transactional: Give the handler ``ctx.tx``, whose writes commit with the outcome.
@@ -302,10 +302,10 @@ def _code_of(handler: Any) -> Any:
 
 
 def _check_handler(handler: Any) -> None:
-    """Refuse what is no handler, and say what to write instead."""
+    """Raise `TypeError` if *handler* is none, and say what to write instead."""
     if inspect.iscoroutine(handler):
         name = handler.__qualname__
-        handler.close()  # or Python warns that nobody awaited it
+        handler.close()  # or Python warns that it was never awaited
         msg = f"app.task takes the function, not its call: write app.task({name}), no parentheses"
         raise TypeError(msg)
     if isinstance(handler, TaskType):

@@ -1,4 +1,4 @@
-"""What an enqueue may say other than the task type does: the same keywords everywhere."""
+"""Options of an enqueue, which override those of the task type: the same keywords everywhere."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Options(TypedDict, total=False):
         timeout: Seconds an attempt may take; None: no limit.
         keep_for: Seconds the finished task is kept; 0: not at all.
         dedup_key: Unique among live tasks: a second enqueue returns the first one's task.
-        on_complete: The task type, or its name, that is told how the task ended; None: nobody.
+        on_complete: The task type, or its name, that is told how the task ended; None: none.
         context: What it is told besides: anything that can be written as JSON.
     """
 
@@ -128,7 +128,7 @@ class Overrides:
     timeout: float | None = None
     keep_for: float | None = None
     dedup_key: str | None = None
-    # JSON text; False: nobody is to be told
+    # JSON text; False: none
     on_complete: str | Literal[False] | None = attrs.field(default=None, repr=False)
     context: str | None = attrs.field(default=None, repr=False)  # JSON text
 
@@ -155,7 +155,7 @@ class Overrides:
 
 
 def _superseded(changes: Mapping[str, Any]) -> dict[str, None]:
-    """Return what a later option takes the place of."""
+    """Return the options that these replace, as None."""
     gone: dict[str, None] = {}
     if changes.get("run_at") is not None:
         gone["run_after"] = None

@@ -3,7 +3,7 @@
 PostgreSQL refuses to run as root. Root therefore lends the work to an unprivileged user, who
 must be able to pass every directory above the data. Where one is closed to that user and is
 ours or a temporary one (pytest's are closed to all), it gets an access control entry: this user
-may pass, and no more. The permissions of any other directory are nobody's but their owner's.
+may pass, and no more. Of any other directory only its owner changes the permissions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ACL_HEADER = struct.Struct("<I")
 _ACL_ENTRY = struct.Struct("<HHI")
 _ACL_VERSION = 2
 _OWNER, _USER, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x10, 0x20
-_NOBODY_IN_PARTICULAR = 0xFFFFFFFF
+_NO_ID = 0xFFFFFFFF
 _SEARCH = 0x1
 
 
@@ -108,10 +108,10 @@ def _account(entry: pwd.struct_passwd) -> Account:
 
 def _let_pass(account: Account, directory: Path) -> None:
     entries = _acl(directory)
-    group_class = entries.get((_MASK, _NOBODY_IN_PARTICULAR))
+    group_class = entries.get((_MASK, _NO_ID))
     if group_class is None:
-        group_class = entries[_GROUP, _NOBODY_IN_PARTICULAR]
-    entries[_MASK, _NOBODY_IN_PARTICULAR] = group_class | _SEARCH
+        group_class = entries[_GROUP, _NO_ID]
+    entries[_MASK, _NO_ID] = group_class | _SEARCH
     entries[_USER, account.uid] = entries.get((_USER, account.uid), 0) | _SEARCH
     packed = b"".join(
         _ACL_ENTRY.pack(tag, permissions, who)
@@ -127,7 +127,7 @@ def _acl(directory: Path) -> dict[tuple[int, int], int]:
         return {(tag, who): allowed for tag, allowed, who in _ACL_ENTRY.iter_unpack(packed)}
     mode = directory.stat().st_mode
     return {
-        (_OWNER, _NOBODY_IN_PARTICULAR): mode >> 6 & 7,
-        (_GROUP, _NOBODY_IN_PARTICULAR): mode >> 3 & 7,
-        (_OTHER, _NOBODY_IN_PARTICULAR): mode & 7,
+        (_OWNER, _NO_ID): mode >> 6 & 7,
+        (_GROUP, _NO_ID): mode >> 3 & 7,
+        (_OTHER, _NO_ID): mode & 7,
     }

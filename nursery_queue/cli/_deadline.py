@@ -16,7 +16,7 @@ import attrs
 
 @attrs.define(eq=False)
 class Deadline:
-    """Calls *late* when the time is up, in a thread: nobody who blocks the loop prevents it."""
+    """Calls *late* when the time is up, in a thread: a blocked loop does not prevent it."""
 
     late: Callable[[], object]
     # The one that may be used in signal handlers.

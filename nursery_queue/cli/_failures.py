@@ -1,4 +1,4 @@
-"""What went wrong, on what, and what to do: one place turns errors into words and exit codes."""
+"""Errors as messages and exit codes: what failed, on what, and what to do."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class ProblemError(Exception):
 
 
 class OutputClosedError(Exception):
-    """Nobody reads our output any more, as with `| head`: time to end, quietly."""
+    """The reader of the output has closed it, as `| head` does: time to end, quietly."""
 
 
 @attrs.define
 class Session:
-    """What one run of the command line has been asked about how it talks."""
+    """How one run of the command line reports errors."""
 
     verbose: bool = False
     logs: bool = False  # errors go where the log goes, in its format

@@ -122,7 +122,7 @@ def say_at_once(level: int, message: str) -> None:
     ours = [each for each in formatters if isinstance(each, TextFormatter | JsonFormatter)]
     line = ours[0].format(record) if ours else message
     rest = f"{line}\n".encode(errors="backslashreplace")
-    with contextlib.suppress(OSError):  # nobody reads it, or not fast enough
+    with contextlib.suppress(OSError):  # it is not read, or not fast enough
         while rest:
             rest = rest[os.write(2, rest) :]
 
@@ -135,7 +135,7 @@ def enable_our_loggers() -> None:
 
 
 def be_verbose() -> None:
-    """Let our loggers say all they have to say."""
+    """Log at level DEBUG."""
     logging.getLogger("nursery_queue").setLevel(logging.DEBUG)
     if not logging.getLogger().handlers:
         # With commands that have no log: to see what happens below.

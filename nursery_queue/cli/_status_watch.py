@@ -32,10 +32,10 @@ SHOW_CURSOR = b"\x1b[?25h"  # what is drawn over hides it
 
 
 class StatusDisplay(Protocol):
-    """Where a person or a program sees what we see."""
+    """Where a person or a program sees the overview."""
 
     def show(self, seen: Overview) -> None:
-        """Show what there is now."""
+        """Show this overview."""
         ...
 
     def away(self, why: str) -> None:
@@ -64,7 +64,7 @@ async def watch(database: Database, every: float, display: StatusDisplay) -> Non
 async def end_with_a_signal(scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
     """Cancel *scope* at the first SIGINT or SIGTERM; the second ends the process, with a 1.
 
-    The second does so at once, also while we wait for somebody to read what we write. Where
+    The second does so at once, also while the output waits to be read. Where
     the end is already under way, as with the last of a task, the first has nothing to cancel.
     """
     escalation = Escalation([lambda signum: scope.cancel(signum.name)], _exit)

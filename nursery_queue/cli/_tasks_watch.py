@@ -74,7 +74,7 @@ def _display(*, as_json: bool) -> Generator[ChunkDisplay]:
 
 @attrs.define(eq=False)
 class _Watching:
-    """One who reads to the end of a stream, and waits for the end of its task."""
+    """Reads to the end of a stream, and waits for the end of its task."""
 
     task_id: int
     name: str
@@ -126,7 +126,7 @@ class _Watching:
 
     async def _wait_for_the_task(self, client: Client) -> None:
         ended = await client.wait(self.task_id)
-        # A handler may leave its stream open; nobody writes to it any more all the same.
+        # A handler may leave its stream open; it is written to no more all the same.
         info = await self._info(client)
         if info is None or not info.closed:
             self._length = 0 if info is None else info.length

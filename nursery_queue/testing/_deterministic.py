@@ -19,8 +19,8 @@ def deterministic(seed: int) -> Generator[random.Random]:
     Use it around `trio.run` or inside a test, with a clock that jumps (`VirtualTime`, or trio's
     `MockClock`). Then the same seed gives the same order, in any process, for whatever goes
     through trio and `MemoryStore`; another seed most likely gives another order. Workers that
-    are made in the block without `rng` draw from the seed, too. What you draw from the generator
-    that is yielded disturbs nobody; pass it on as `rng`, or use it for your own scenario.
+    are made in the block without `rng` draw from the seed, too. Drawing from the generator that is
+    yielded changes nothing else; pass it on as `rng`, or use it for your own scenario.
 
     With PostgreSQL the order in which tasks run here is still the seed's, but that in which
     replies arrive is the server's: instants under `VirtualTime` are the same in every run, the

@@ -53,7 +53,7 @@ def nursery_queue_server() -> Generator[str]:
 
 @pytest.fixture
 def nursery_queue_database(nursery_queue_server: str) -> Generator[str]:
-    """DSN of a fresh, empty database; it is dropped after the test, whoever is connected."""
+    """DSN of a fresh, empty database; it is dropped after the test, with its connections."""
     with _database(nursery_queue_server, template="template0") as dsn:
         yield dsn
 

@@ -171,7 +171,7 @@ class VirtualTime(trio.abc.Clock):
         if sleep <= 0:
             return  # there are tasks that can run
         if sleep < self._slept:
-            return  # somebody waits for us to be idle (`wait_all_tasks_blocked`), and goes first
+            return  # `wait_all_tasks_blocked` goes first
         if self._end_upkeep():
             token.run_sync_soon(_wake_up, idempotent=True)  # a thread has moved time
         elif self._holds:
