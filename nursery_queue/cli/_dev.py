@@ -30,10 +30,7 @@ from ._worker_process import WorkerSpec, stop_signals, work
 @click.command()
 @click.argument("app")
 @setting(
-    "--data",
-    default=".nursery_queue",
-    metavar="DIRECTORY",
-    help="Where the server keeps its data.",
+    "--data", default=".nursery_queue", metavar="DIRECTORY", help="Where the server keeps its data."
 )
 @worker_options
 @schema

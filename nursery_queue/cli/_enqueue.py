@@ -27,9 +27,7 @@ from ._types import INSTANT, JSON, JSON_OBJECT, LABEL, integer, seconds
 @click.option("--run-after", type=seconds(), help="Not before so long from now.")
 @click.option("--max-attempts", type=integer(1), help="Attempts in all.")
 @click.option(
-    "--timeout",
-    type=seconds(positive=True, endless=True),
-    help="Limit of one attempt, or none.",
+    "--timeout", type=seconds(positive=True, endless=True), help="Limit of one attempt, or none."
 )
 @click.option("--keep-for", type=seconds(), help="Keep the finished task; 0: no.")
 @click.option("--dedup-key", metavar="KEY", help="Only one live task has it.")

@@ -79,10 +79,7 @@ class WorkerProcesses:
     _listening: set[trio.Process] = attrs.field(factory=set[trio.Process], init=False)
 
     async def keep_running(
-        self,
-        number: int,
-        *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+        self, number: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Run a worker process until it is not to be started again.
 

@@ -44,10 +44,7 @@ def verbose(command: F) -> F:
 def schema(command: F) -> F:
     """Give *command* `--schema`."""
     return setting(
-        "--schema",
-        default=DEFAULT_SCHEMA,
-        metavar="NAME",
-        help="Where the tables are.",
+        "--schema", default=DEFAULT_SCHEMA, metavar="NAME", help="Where the tables are."
     )(command)
 
 

@@ -36,11 +36,7 @@ from ._types import LABEL, PAST
 @database
 @json_lines
 def cancel(
-    database: Database,
-    ids: Sequence[int],
-    let_finish: bool,
-    as_json: bool,
-    **which: Any,
+    database: Database, ids: Sequence[int], let_finish: bool, as_json: bool, **which: Any
 ) -> int:
     """Cancel tasks: those with these ids, or all that have not ended and fit every filter.
 

@@ -31,13 +31,7 @@ _OPTIONS = (
         type=QUEUE_LIMIT,
         help="Serve this queue, with at most N of its tasks at once; may be repeated. Else all.",
     ),
-    setting(
-        "-c",
-        "--concurrency",
-        type=integer(1, 10_000),
-        default=32,
-        help="Handlers at once.",
-    ),
+    setting("-c", "--concurrency", type=integer(1, 10_000), default=32, help="Handlers at once."),
     setting(
         "--poll-interval",
         type=seconds(),
@@ -63,18 +57,9 @@ _OPTIONS = (
         default=20.0,
         help="For handlers to finish after the first signal.",
     ),
+    setting("--cleanup", type=seconds(), default=5.0, help="For cancelled handlers to clean up."),
     setting(
-        "--cleanup",
-        type=seconds(),
-        default=5.0,
-        help="For cancelled handlers to clean up.",
-    ),
-    setting(
-        "--prefetch",
-        type=PREFETCH,
-        default="auto",
-        metavar="N|auto",
-        help="Tasks to claim ahead.",
+        "--prefetch", type=PREFETCH, default="auto", metavar="N|auto", help="Tasks to claim ahead."
     ),
     setting(
         "--max-lost",
