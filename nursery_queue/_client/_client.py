@@ -13,7 +13,7 @@ import attrs
 
 from nursery_queue._core import _events
 from nursery_queue._core._checks import limit, whole
-from nursery_queue._core._errors import Closed, TaskCancelled, TaskFailed, UnknownTask
+from nursery_queue._core._errors import TaskCancelled, TaskFailed, UnknownTask
 from nursery_queue._core._filters import TaskFilter
 from nursery_queue._core._log_level import log_level
 from nursery_queue._core._model import Attempt, Held, Settlement, Stats, TaskRef, TaskStatus
@@ -35,10 +35,10 @@ from ._callbacks import CallbackCounts, CallbackTally, PendingCallbacks, call_al
 from ._enqueuer import Enqueuer, new_tasks, task_id
 from ._instruments import EventTopics, Instrument, LogEvents
 from ._notifier import Notifier
-from ._queue_administration import QueueAdministration, name_of
+from ._queue_administration import CLOSED, QueueAdministration, name_of
 from ._result_waiter import ResultWaiter
 from ._stream_reader import FURTHEST, POLL, ClientStreams, StreamInfo, StreamReader, poll_interval
-from ._transaction import Transaction, check_options, opened
+from ._transaction import Transaction, already_open, check_options
 
 
 @attrs.define(eq=False)
@@ -83,7 +83,6 @@ class Client(QueueAdministration, Enqueuer):
     _notifier: Notifier = attrs.field(init=False, repr=False)
     _waiting: ResultWaiter = attrs.field(init=False, repr=False)
     _streams: ClientStreams = attrs.field(init=False, repr=False)
-    _closed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.events = EventTopics(self.instruments)
@@ -108,7 +107,7 @@ class Client(QueueAdministration, Enqueuer):
         self.lifetime.check_owner()
         self._closed = True
         for each in (self._waiting, self._streams, self._notifier):
-            each.close(_CLOSED)
+            each.close(CLOSED)
         await self.lifetime.end()
         await self.store.aclose()
         await self._notifier.ended()
@@ -130,9 +129,9 @@ class Client(QueueAdministration, Enqueuer):
             ValueError: One has a dedup key, and *copy* is given: COPY cannot look for others.
             CommitOutcomeUnknown: The answer was lost: all are stored, or none.
         """
-        self._check_open()
+        store = self._open_store
         tasks = new_tasks(requests, self.max_params_bytes, self.app, copy=copy)
-        refs = await self.store.enqueue(tasks, copy=copy)
+        refs = await store.enqueue(tasks, copy=copy)
         if self.events.enqueued.wanted:
             for event in _events.enqueued(tasks, refs):
                 self.events.enqueued.tell(event)
@@ -162,12 +161,14 @@ class Client(QueueAdministration, Enqueuer):
             Closed: It has been closed, or is a batch that is over.
             TypeError: It is neither an `AfterCommit` nor a batch of one.
         """
-        self._check_open()
+        store = self._open_store
         check_options(after, isolation)
         complete = False  # psycopg.Rollback ends the block without an error
         with nullcontext(PendingCallbacks()) if after is None else after.registering() as pending:
-            async with self.store.transaction(isolation=isolation) as inner:
-                tx = opened(inner, self.max_params_bytes, self.events, pending, self.app)
+            async with store.transaction(isolation=isolation) as inner:
+                tx = Transaction(
+                    already_open, self.max_params_bytes, self.events, pending, self.app, inner
+                )
                 try:
                     yield tx
                     complete = True
@@ -192,14 +193,13 @@ class Client(QueueAdministration, Enqueuer):
     async def status_many(
         self, tasks: Sequence[TaskRef | int], *, payloads: bool = False
     ) -> list[TaskStatus | None]:
-        self._check_open()
-        ids = [task_id(task) for task in tasks]
-        return await self.store.status_many(ids, payloads=payloads)
+        return await self._open_store.status_many(
+            [task_id(task) for task in tasks], payloads=payloads
+        )
 
     async def attempts(self, task: TaskRef | int) -> list[Attempt]:
         """Return every execution of a task, oldest first, a running one included."""
-        self._check_open()
-        return await self.store.attempts(task_id(task))
+        return await self._open_store.attempts(task_id(task))
 
     async def wait(self, task: TaskRef | int) -> TaskStatus:
         """Wait until a task has ended, in whatever way. Raises `UnknownTask`.
@@ -264,7 +264,7 @@ class Client(QueueAdministration, Enqueuer):
                 task comes twice, whatever is enqueued meanwhile.
             payloads: With their params, contexts and results, which are not read otherwise.
         """
-        self._check_open()
+        store = self._open_store
         which = TaskFilter(
             state=None if state is None else State(state),
             queue=queue,
@@ -273,12 +273,11 @@ class Client(QueueAdministration, Enqueuer):
             after=None if after is None else task_id(after),
             payloads=payloads,
         )
-        return await self.store.list_tasks(which)
+        return await store.list_tasks(which)
 
     async def stats(self) -> Stats:
         """Count tasks by queue and state, list workers, and name unknown task types."""
-        self._check_open()
-        return await self.store.stats()
+        return await self._open_store.stats()
 
     # -- streams ------------------------------------------------------------------
 
@@ -319,16 +318,14 @@ class Client(QueueAdministration, Enqueuer):
     # -- steering -----------------------------------------------------------------
 
     async def cancel(self, task: TaskRef | int, *, running: bool = True) -> bool:
-        self._check_open()
-        return await self.store.cancel(task_id(task), running=running)
+        return await self._open_store.cancel(task_id(task), running=running)
 
     async def retry(self, task: TaskRef | int) -> bool:
         """Let a failed or cancelled task go again, with all its attempts before it.
 
         False: it is neither, or another live task has its dedup key by now.
         """
-        self._check_open()
-        return await self.store.retry(task_id(task))
+        return await self._open_store.retry(task_id(task))
 
     async def sweep(self, *, max_lost: int = MAX_LOST) -> int:
         """Settle as lost what dead workers hold, and return how many; better left to workers.
@@ -337,16 +334,8 @@ class Client(QueueAdministration, Enqueuer):
         right after that clock was set ahead, living workers count as dead. Workers, which sweep by
         themselves, watch each other's heartbeats besides.
         """
-        self._check_open()
-        return await self.store.sweep(max_lost=max_lost, tell=self._lost)
+        return await self._open_store.sweep(max_lost=max_lost, tell=self._lost)
 
     def _lost(self, held: Held, settlement: Settlement) -> None:
         if self.events.completed.wanted:
             self.events.completed.tell(_events.lost(held, settlement))
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise Closed(_CLOSED)
-
-
-_CLOSED = "this client has been closed: open another one with nursery_queue.connect()"

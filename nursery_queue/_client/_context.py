@@ -6,6 +6,7 @@ import contextlib
 import enum
 
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVarTuple
 from uuid import UUID
 
@@ -105,19 +106,17 @@ class TaskContext:
             raise RuntimeError(msg)
         return self._nursery
 
-    @contextlib.asynccontextmanager
-    async def transaction(
+    def transaction(
         self,
         *,
         after: AfterCommit | AfterCommitBatch | None = None,
         isolation: Isolation | None = None,
-    ) -> AsyncGenerator[Transaction]:
+    ) -> AbstractAsyncContextManager[Transaction]:
         """Open a transaction of its own, which commits when the block ends well.
 
         See `Client.transaction`, also for *after* and *isolation*.
         """
-        async with self.client.transaction(after=after, isolation=isolation) as tx:
-            yield tx
+        return self.client.transaction(after=after, isolation=isolation)
 
     def after(self, fn: Callable[[*Ts], object], /, *args: *Ts) -> None:
         """Have *fn* called once this attempt's success is stored, and only then.

@@ -10,12 +10,14 @@ from typing import Any
 import attrs
 
 from nursery_queue._core._checks import instant, label, whole
+from nursery_queue._core._errors import Closed
 from nursery_queue._core._filters import CancelFilter, TaskFilter
 from nursery_queue._core._model import QueueStatus, WorkerStatus
 from nursery_queue._declare._task_type import TaskType
 from nursery_queue._store import Store
 
 
+CLOSED = "this client has been closed: open another one with nursery_queue.connect()"
 BELOW_ALL = -(2**63)  # ids need not be positive: plain SQL may give any
 
 
@@ -24,6 +26,7 @@ class QueueAdministration:
     """The part of a client that is about more than one task."""
 
     store: Store
+    _closed: bool = attrs.field(default=False, init=False)
 
     async def cancel_all(
         self,
@@ -50,7 +53,7 @@ class QueueAdministration:
         Raises:
             ValueError: Nothing says which tasks are meant, or *before* has no time zone.
         """
-        self._check_open()
+        store = self._open_store
         which = CancelFilter(
             queue=None if queue is None else label(queue, "queue"),
             task_type=None if task_type is None else label(name_of(task_type), "task_type"),
@@ -61,10 +64,10 @@ class QueueAdministration:
                 "cancel_all of everything must be asked for: give a queue, a task_type or an"
                 " instant (before), or else everything=True alone"
             )
-        newest = await self.store.list_tasks(TaskFilter(limit=1))
+        newest = await store.list_tasks(TaskFilter(limit=1))
         last, total = (BELOW_ALL, 0) if newest else (None, 0)
         while last is not None:
-            last, count = await self.store.cancel_some(
+            last, count = await store.cancel_some(
                 which, after=last, upto=newest[0].id, dry_run=dry_run
             )
             total += count
@@ -72,8 +75,7 @@ class QueueAdministration:
 
     async def queues(self) -> list[QueueStatus]:
         """Return every queue that has live tasks or has ever been configured or paused, by name."""
-        self._check_open()
-        return await self.store.queues()
+        return await self._open_store.queues()
 
     async def pause(self, queue: str) -> None:
         """Start no more tasks of a queue, on any worker, from now until `resume`.
@@ -83,13 +85,11 @@ class QueueAdministration:
         it only polls. Until then it may start some of that. Twice is as good as once.
         Raises `ValueError` if *queue* is no name.
         """
-        self._check_open()
-        await self.store.pause(label(queue, "queue"), paused=True)
+        await self._open_store.pause(label(queue, "queue"), paused=True)
 
     async def resume(self, queue: str) -> None:
         """Start tasks of a paused queue again, at once. Keeps its `max_running`."""
-        self._check_open()
-        await self.store.pause(label(queue, "queue"), paused=False)
+        await self._open_store.pause(label(queue, "queue"), paused=False)
 
     async def configure_queue(
         self,
@@ -114,38 +114,40 @@ class QueueAdministration:
             ValueError: *queue* is no name, or *max_running* is negative.
             TypeError: *max_running* is no whole number, *notify* is no bool, or neither is given.
         """
-        self._check_open()
-        name = label(queue, "queue")
+        store, name = self._open_store, label(queue, "queue")
         if isinstance(max_running, EllipsisType) and isinstance(notify, EllipsisType):
             msg = f"what is to be set for the queue {name!r}? Give max_running, notify, or both"
             raise TypeError(msg)
         loud = None if isinstance(notify, EllipsisType) else _truth(notify, "notify")
         if not isinstance(max_running, EllipsisType):
             limit = None if max_running is None else whole(max_running, "max_running", minimum=0)
-            await self.store.limit(name, limit)
+            await store.limit(name, limit)
         if loud is not None:
-            await self.store.notify(name, notify=loud)
+            await store.notify(name, notify=loud)
 
     async def workers(self) -> list[WorkerStatus]:
         """Return every registered worker, the oldest first, and what is known of it."""
-        self._check_open()
-        return await self.store.workers()
+        return await self._open_store.workers()
 
     async def promote(self) -> int:
         """Make scheduled tasks that are due ready, and return how many; workers do so too."""
-        self._check_open()
-        return await self.store.promote()
+        return await self._open_store.promote()
 
     async def prune(self) -> int:
         """Delete tasks that ended longer ago than they are kept, and return how many.
 
         One batch of at most 1,000; workers do so too.
         """
+        return await self._open_store.prune()
+
+    @property
+    def _open_store(self) -> Store:
         self._check_open()
-        return await self.store.prune()
+        return self.store
 
     def _check_open(self) -> None:
-        raise NotImplementedError
+        if self._closed:
+            raise Closed(CLOSED)
 
 
 def _truth(given: object, name: str) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import datetime as dt
 
 from collections import deque
-from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, Self
 
 import attrs
@@ -56,7 +54,9 @@ class ClientStreams:
         bells = frozenset({Bell.STREAM, Bell.FINISHED})
         self._policy = WakePolicy(bells, deaf=self._poll, hearing=self._poll, calm=CALM)
         self._notifier.ring_for(self._policy)
-        self._questions = question_batcher(self._read, what="reading streams", most=AT_ONCE)
+        self._questions = question_batcher(
+            self._store.read_streams, what="reading streams", most=AT_ONCE
+        )
 
     def reader(self, task_id: int, name: str, start: int, restarts: int | None) -> StreamReader:
         """Return a reader that begins at *start*; nothing happens before it reads."""
@@ -65,7 +65,7 @@ class ClientStreams:
     async def info(self, task_id: int, name: str) -> StreamInfo | None:
         """Say how far a stream has come; None: there is no such task."""
         asked = StreamRequest(task_id=task_id, name=name, start=FURTHEST)
-        (page,) = await self._read([asked])
+        (page,) = await self._store.read_streams([asked])
         if page is None:
             return None
         return StreamInfo(
@@ -88,9 +88,6 @@ class ClientStreams:
     async def ask(self, request: StreamRequest) -> StreamPage | None:
         """Return a page, read after this call. Rides out outages."""
         return await self._questions.call(request)
-
-    async def _read(self, requests: Sequence[StreamRequest]) -> Sequence[StreamPage | None]:
-        return await self._store.read_streams(requests)
 
 
 @attrs.define(eq=False)
@@ -157,12 +154,7 @@ class StreamReader:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:

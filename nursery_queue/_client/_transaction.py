@@ -155,19 +155,9 @@ class Transaction(Enqueuer):
             self._events.enqueued.tell(event)
 
 
-def opened(
-    inner: StoreTransaction,
-    max_params_bytes: int,
-    events: EventTopics,
-    pending: PendingCallbacks,
-    app: App | None,
-) -> Transaction:
-    """Return a `Transaction` that is open already."""
-
-    async def never() -> StoreTransaction:
-        raise AssertionError
-
-    return Transaction(never, max_params_bytes, events, pending, app, inner)
+async def already_open() -> StoreTransaction:
+    """Open nothing: for a `Transaction` that has been given an open one."""
+    raise AssertionError
 
 
 def check_options(after: object, isolation: object) -> None:

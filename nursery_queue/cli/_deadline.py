@@ -8,7 +8,6 @@ import threading
 import time
 
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
 import attrs
@@ -36,12 +35,7 @@ class Deadline:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._news.put(None)
         assert self._thread is not None
         self._thread.join()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
 import sys
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -48,20 +49,24 @@ def on_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def write(text: str) -> None:
-    """Write a line."""
+@contextlib.contextmanager
+def _to_stdout() -> Generator[None]:
     try:
-        print(text)
+        yield
     except BrokenPipeError as exc:
         raise OutputClosedError from exc
+
+
+def write(text: str) -> None:
+    """Write a line."""
+    with _to_stdout():
+        print(text)
 
 
 def flush() -> None:
-    """Let a reader have what was written."""
-    try:
+    """Let a reader have the lines that were written."""
+    with _to_stdout():
         sys.stdout.flush()
-    except BrokenPipeError as exc:
-        raise OutputClosedError from exc
 
 
 def write_json(value: Mapping[str, Any]) -> None:
@@ -174,7 +179,5 @@ def terminal() -> Console:
 
 def to_terminal(thing: Any) -> None:
     """Let rich write something on the terminal that stdout is."""
-    try:
+    with _to_stdout():
         terminal().print(thing)
-    except BrokenPipeError as exc:
-        raise OutputClosedError from exc
