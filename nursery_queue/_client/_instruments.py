@@ -18,6 +18,14 @@ log = logging.getLogger("nursery_queue")
 events = logging.getLogger("nursery_queue.events")
 E = TypeVar("E", bound=Happening)
 
+# The methods of an instrument, and the level at which `LogEvents` logs their events.
+_LEVELS = {
+    "task_enqueued": logging.DEBUG,
+    "task_started": logging.DEBUG,
+    "task_completed": logging.DEBUG,
+    "report": logging.INFO,
+}
+
 
 class Instrument:
     """Is told of events of tasks: override the methods for those that you want to hear of.
@@ -65,7 +73,6 @@ class LogEvents(Instrument):
         where = "its queue" if event.queue is None else f"queue {event.queue}"
         what = f"task {event.task_id} ({event.task_type}) on {where}"
         _log(
-            logging.DEBUG,
             "task_enqueued",
             event,
             f"enqueued {what}" if event.created else f"not enqueued: there is {what}",
@@ -74,10 +81,7 @@ class LogEvents(Instrument):
     def task_started(self, event: Started) -> None:
         """Log it at level DEBUG."""
         _log(
-            logging.DEBUG,
-            "task_started",
-            event,
-            f"{_attempt(event)} started, {event.lag:.3g} s after it was due",
+            "task_started", event, f"{_attempt(event)} started, {event.lag:.3g} s after it was due"
         )
 
     def task_completed(self, event: Completed) -> None:
@@ -85,7 +89,6 @@ class LogEvents(Instrument):
         error = "" if event.error is None else f": {event.error}"
         end = "" if event.state.value == event.status.value else f", the task is {event.state}"
         _log(
-            logging.DEBUG,
             "task_completed",
             event,
             f"{_attempt(event)} {event.status} after {event.took:.3g} s{end}{error}",
@@ -95,7 +98,6 @@ class LogEvents(Instrument):
         """Log it at level INFO."""
         count = event.counters
         _log(
-            logging.INFO,
             "report",
             event,
             f"worker {event.worker}, {event.seconds:.3g} s: {count.completed} completed"
@@ -110,8 +112,8 @@ def _attempt(event: Started | Completed) -> str:
     return f"task {event.task_id} ({event.task_type}, attempt {event.attempt})"
 
 
-def _log(level: int, kind: str, event: Happening, message: str) -> None:
-    events.log(level, "%s", message, extra={"event": {"kind": kind, **_fields(event)}})
+def _log(kind: str, event: Happening, message: str) -> None:
+    events.log(_LEVELS[kind], "%s", message, extra={"event": {"kind": kind, **_fields(event)}})
 
 
 def _fields(event: Happening) -> dict[str, Any]:
@@ -135,7 +137,6 @@ class Topic(Generic[E]):
     """The instruments that are told of one kind of event."""
 
     method: str
-    level: int  # at which it is logged
     give_up: Callable[[object], None]  # an instrument that raised
     _listeners: list[object] = attrs.field(factory=list[object], init=False)
     _loggers: list[object] = attrs.field(factory=list[object], init=False)
@@ -143,11 +144,13 @@ class Topic(Generic[E]):
     @property
     def wanted(self) -> bool:
         """Whether an instrument would be told now: if not, the event need not be made."""
-        return bool(self._listeners or (self._loggers and events.isEnabledFor(self.level)))
+        return bool(
+            self._listeners or (self._loggers and events.isEnabledFor(_LEVELS[self.method]))
+        )
 
     def tell(self, event: E) -> None:
         """Tell the instruments, one after the other. Raises only an error of a signal handler."""
-        loggers = self._loggers if events.isEnabledFor(self.level) else []
+        loggers = self._loggers if events.isEnabledFor(_LEVELS[self.method]) else []
         for instrument in [*self._listeners, *loggers]:
             try:
                 getattr(instrument, self.method)(event)
@@ -176,40 +179,28 @@ class Topic(Generic[E]):
         self._loggers = [each for each in self._loggers if each is not instrument]
 
 
-@attrs.define(eq=False)
 class EventTopics:
     """The instruments of one client, by kind of event."""
 
-    instruments: Sequence[Instrument]
-    enqueued: Topic[Enqueued] = attrs.field(init=False)
-    started: Topic[Started] = attrs.field(init=False)
-    completed: Topic[Completed] = attrs.field(init=False)
-    reports: Topic[Report] = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.enqueued = Topic("task_enqueued", logging.DEBUG, self._give_up)
-        self.started = Topic("task_started", logging.DEBUG, self._give_up)
-        self.completed = Topic("task_completed", logging.DEBUG, self._give_up)
-        self.reports = Topic("report", logging.INFO, self._give_up)
-        for instrument in self.instruments:
+    def __init__(self, instruments: Sequence[Instrument]) -> None:
+        self.enqueued = Topic[Enqueued]("task_enqueued", self._give_up)
+        self.started = Topic[Started]("task_started", self._give_up)
+        self.completed = Topic[Completed]("task_completed", self._give_up)
+        self.reports = Topic[Report]("report", self._give_up)
+        self._topics = self.enqueued, self.started, self.completed, self.reports
+        for instrument in instruments:
             _check(instrument)
-            for topic in self._topics():
+            for topic in self._topics:
                 topic.add(instrument)
 
-    def _topics(self) -> tuple[Topic[Any], ...]:
-        return self.enqueued, self.started, self.completed, self.reports
-
     def _give_up(self, instrument: object) -> None:
-        for topic in self._topics():
+        for topic in self._topics:
             topic.remove(instrument)
-
-
-_METHODS = ("task_enqueued", "task_started", "task_completed", "report")
 
 
 def _check(instrument: object) -> None:
     if isinstance(instrument, type):
         raise TypeError(f"instruments must be objects: write {instrument.__qualname__}()")
-    if not any(callable(getattr(instrument, name, None)) for name in _METHODS):
-        msg = f"an instrument has at least one of the methods {', '.join(_METHODS)}; not so: "
+    if not any(callable(getattr(instrument, name, None)) for name in _LEVELS):
+        msg = f"an instrument has at least one of the methods {', '.join(_LEVELS)}; not so: "
         raise TypeError(f"{msg}{instrument!r}")

@@ -82,17 +82,10 @@ class LevelSetting(Setting):
     It is for programs of all kinds, and none is to fail for it.
     """
 
-    def consume_value(self, ctx: click.Context, opts: Any) -> tuple[Any, ParameterSource]:
-        """Find the value: flag, environment if it is any good, pyproject.toml, default."""
-        value, source = click.Option.consume_value(self, ctx, opts)
-        if source is ParameterSource.ENVIRONMENT and is_level(str(value).strip()):
-            return str(value).strip(), source
-        if source is ParameterSource.COMMANDLINE:
-            return value, source
-        assert self.name is not None
-        project = project_settings(Path.cwd())
-        project.check(ctx)
-        return project.values.get(self.name), ParameterSource.DEFAULT_MAP
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        """Return the level that the environment has; None: there is none, or no good one."""
+        level = (super().resolve_envvar_value(ctx) or "").strip()
+        return level if is_level(level) else None
 
 
 _IN_WORDS: Mapping[type, str] = {
