@@ -14,9 +14,9 @@ import contextlib
 import functools
 import logging
 
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator
 from types import TracebackType
-from typing import Any, LiteralString, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import psycopg
 import trio
@@ -33,10 +33,10 @@ from nursery_queue._trio._connection_use import awaiting_answer
 
 from ._cancelling import request_cancel
 from ._connecting import open_pgconn
-from ._cursors import OwnAsyncCursor
 from ._database_errors import CallTimeout
 from ._hosts import Hosts
 from ._notifications import receive, take_backlog
+from ._own_statements import OwnStatements
 from ._session_clock import SessionClock, nothing
 from ._transaction_block import TransactionBlock, check_committable, truthful_commit
 from ._waiting import READ, Lock, Turn, drive, ready_now
@@ -60,7 +60,7 @@ class ServerCursor(psycopg.AsyncServerCursor[TupleRow]):
                 await super().close()
 
 
-class Connection(psycopg.AsyncConnection[TupleRow]):
+class Connection(OwnStatements):
     """A connection to PostgreSQL; everything of `psycopg.AsyncConnection` works under trio.
 
     `call_timeout` bounds, in seconds, every wait for an answer: on expiry the statement is
@@ -82,7 +82,6 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         self.server_cursor_factory = ServerCursor
         self._turn = Turn()
         self._in_finishing = 0
-        self._fetch_cursor: OwnAsyncCursor | None = None
 
     @classmethod
     async def connect(
@@ -375,52 +374,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
                 if self.pgconn.transaction_status != _INERROR:
                     await self.wait(self._prepared.maintain_gen(self))
 
-    async def sync_pipeline(self) -> None:
-        """Read all answers of the pipeline; nothing to do outside of one."""
-        if self._pipeline is not None:
-            await self._pipeline.sync()
-
     # -- the rest ------------------------------------------------------------------------
-
-    async def fetch(
-        self,
-        query: bytes | LiteralString,
-        params: Sequence[Any] | Mapping[str, Any] | None = None,
-    ) -> list[TupleRow]:
-        """Run *query*, of ours, as a prepared statement and return its rows, none if it gives none.
-
-        A third cheaper than `execute()` for a small statement: the cursor, an own one, is kept.
-        """
-        # No checkpoint from the answer to the rows: another task may use the cursor next
-        # (tests/pg/test_connection.py, fetch by many tasks).
-        cursor = await self._ask(query, params)
-        return [] if cursor is None else await cursor.fetchall()
-
-    async def fetch_named(
-        self,
-        query: bytes | LiteralString,
-        params: Sequence[Any] | Mapping[str, Any] | None = None,
-    ) -> list[dict[str, Any]]:
-        """Run *query* as `fetch` does, and return its rows by the names of their columns."""
-        cursor = await self._ask(query, params)
-        if cursor is None or cursor.description is None:
-            return []
-        names = [column.name for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
-
-    async def _ask(
-        self, query: bytes | LiteralString, params: Sequence[Any] | Mapping[str, Any] | None
-    ) -> OwnAsyncCursor | None:
-        """Run *query* and return the cursor that has its rows; None: it gives none."""
-        if self._pipeline is not None:  # each statement under way needs a cursor of its own
-            cursor = await OwnAsyncCursor(self).execute(query, params, prepare=True)
-            await self.sync_pipeline()
-        else:
-            cursor = self._fetch_cursor = self._fetch_cursor or OwnAsyncCursor(self)
-            await cursor.execute(query, params, prepare=True)  # not if `prepare_threshold` is None
-        if cursor.pgresult is None or cursor.pgresult.status != pq.ExecStatus.TUPLES_OK:
-            return None
-        return cursor
 
     async def notifies(
         self,

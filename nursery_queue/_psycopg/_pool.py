@@ -123,8 +123,6 @@ class Pool:
         with time: trying again is up to the caller. But a server that takes no more
         connections is asked again, and a connection that comes back meanwhile is taken.
         """
-        # Whether a statement was in flight when the block is left decides what happens to the
-        # connection, not whether the block failed: see `_as_new`.
         conn = await self._checkout(purpose)
         try:
             yield conn
