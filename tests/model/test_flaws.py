@@ -40,8 +40,8 @@ FLAWS = {
     ),
     "a claim does not look at the pause": Flaw(
         "function room",
-        "when paused then -1",
-        "when false then -1",
+        "case when not paused",
+        "case when true",
         also=Flaw("function walk", "(paused or max_running = 0)", "false"),
     ),
     "a settlement does not look at the fence": Flaw(
