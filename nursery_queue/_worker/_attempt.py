@@ -39,7 +39,7 @@ class Phase(enum.StrEnum):
     RUNNING = "running"  # it has a slot
     COMMITTED = "committed"  # its transaction has stored its success, and its handler is about done
     RELEASED = "released"  # its outcome is on its way to the store although its handler runs on
-    CLOSED = "closed"  # the same, and the store has that outcome
+    CLOSED = "closed"  # the same, and the store has that outcome, or that of its transaction
     TAKEN = "taken"  # its handler runs on, and the store takes no outcome of ours any more
     ENDED = "ended"  # no handler runs; the outcome is on its way to the store
     SETTLED = "settled"  # the store has the outcome
@@ -62,9 +62,9 @@ EDGES: Mapping[Step, Mapping[Phase, Phase]] = {
     Step.COMMIT: {
         Phase.RUNNING: Phase.COMMITTED,
         # The transaction was faster than the release, whose answer says so later on.
-        Phase.RELEASED: Phase.COMMITTED,
+        Phase.RELEASED: Phase.CLOSED,
         Phase.CLOSED: Phase.CLOSED,
-        Phase.TAKEN: Phase.COMMITTED,
+        Phase.TAKEN: Phase.CLOSED,
     },
     Step.RELEASE: {Phase.WAITING: Phase.ENDED, Phase.RUNNING: Phase.RELEASED},
     Step.END: {
@@ -77,13 +77,14 @@ EDGES: Mapping[Step, Mapping[Phase, Phase]] = {
     Step.STORE: {
         Phase.ENDED: Phase.SETTLED,
         Phase.RELEASED: Phase.CLOSED,
+        Phase.CLOSED: Phase.CLOSED,
         Phase.COMMITTED: Phase.COMMITTED,
     },
     Step.LOSE: {
         Phase.WAITING: Phase.LOST,
         Phase.RUNNING: Phase.TAKEN,
         Phase.RELEASED: Phase.TAKEN,
-        Phase.COMMITTED: Phase.COMMITTED,
+        Phase.CLOSED: Phase.CLOSED,
         Phase.ENDED: Phase.LOST,
     },
 }
@@ -92,8 +93,11 @@ _RUNS = frozenset({Phase.RUNNING, Phase.COMMITTED, Phase.RELEASED, Phase.CLOSED,
 _NOT_OURS = frozenset({Phase.TAKEN, Phase.LOST})
 
 
-class IllegalEdgeError(AssertionError):
-    """An attempt was to take a step that its phase does not allow."""
+class IllegalEdgeError(BaseException):
+    """An attempt was to take a step that its phase does not allow.
+
+    No loop may take it for an outcome at fault, or for an outage: tests are to end with it.
+    """
 
 
 # Tests set it. In production a worker goes on, and its log has the error: to end it would harm all
@@ -203,7 +207,7 @@ class Attempt:
 
     def cancel(self, reason: CancelReason) -> None:
         """Cancel the handler, or keep it from starting; the greatest reason is kept."""
-        if self._by_the_clock() is not CancelReason.TIMED_OUT:
+        if self.by_the_clock() is not CancelReason.TIMED_OUT:
             self.scope.deadline = math.inf  # its clean-up is not what the time limit is for
         self.note(reason)
         self.cancelled_at = min(self.cancelled_at, trio.current_time())
@@ -217,7 +221,7 @@ class Attempt:
         """Return why it has been cancelled, or is about to be: the question may come first."""
         if self.over or not trio.lowlevel.in_trio_run():  # a thread cannot see the clock
             return self.reason
-        return CancelReason.LEASE_LOST if self.lost else self._by_the_clock()
+        return CancelReason.LEASE_LOST if self.lost else self.by_the_clock()
 
     @property
     def lost(self) -> bool:
@@ -226,7 +230,8 @@ class Attempt:
             self.note(CancelReason.LEASE_LOST)
         return self.reason is CancelReason.LEASE_LOST
 
-    def _by_the_clock(self) -> CancelReason | None:
+    def by_the_clock(self) -> CancelReason | None:
+        """Return the reason so far; asking does not depend on the lease, as `why` does."""
         if trio.current_time() >= self.scope.deadline:  # of which no one tells us
             self.note(CancelReason.TIMED_OUT)
         return self.reason

@@ -61,7 +61,7 @@ def handlers(slots: Slots, threads: Threads) -> Iterator[HandlerHealth]:
 def _state(attempt: Attempt, threads: Threads) -> HandlerState:
     if attempt.over:
         return "after"
-    if attempt.why() is not None:
+    if attempt.by_the_clock() is not None:
         return "cancelled"
     return "waiting" if threads.waits(attempt) else "running"
 

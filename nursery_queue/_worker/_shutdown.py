@@ -41,6 +41,8 @@ class Shutdown:
     cleanup: float
     # How long handlers may go on once the worker is stopped; may be cancelled before that.
     grace_scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    # What there was to report when all that was left were handlers that ignore cancellation.
+    abandoned_with: ExitReport | None = attrs.field(default=None, init=False)
     _stopped_at: float | None = attrs.field(default=None, init=False)
     # What the exit report is about: all that has been held since the stop.
     _in_hand: dict[Fence, Attempt] = attrs.field(factory=dict[Fence, Attempt], init=False)
@@ -61,9 +63,12 @@ class Shutdown:
 
     async def run(self, handlers: trio.Nursery) -> None:
         """Wait for the stop; let handlers finish, then cancel them, then release what is left."""
-        if self.stop.when_idle:
-            handlers.start_soon(self._stop_when_idle, name="end when idle")
-        await self.stop.requested.wait()
+        async with trio.open_nursery() as nursery:
+            if self.stop.when_idle:
+                nursery.start_soon(self._stop_when_idle, name="end when idle")
+            await self.stop.requested.wait()
+            # It would wait for the store, however long that is down (tests/engine/test_races.py).
+            nursery.cancel_scope.cancel("the worker was asked to stop")
         self._stopped_at = trio.current_time()
         self._note(self.slots.held)
         self._give_back_unstarted()
@@ -101,6 +106,7 @@ class Shutdown:
         with trio.move_on_after(FLUSH):
             await self.slots.settled_all()
         self._complain(handlers)
+        self.abandoned_with = self.report()
         self.stop.abandoned.set()
         while True:
             due, pause = due + pause, 2 * pause

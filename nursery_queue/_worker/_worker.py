@@ -166,9 +166,7 @@ class Worker:
     @property
     def exit_report(self) -> ExitReport | None:
         """What became of the tasks in hand at the last `stop`; None until `run` has ended."""
-        if self._parts is not None and self._stop.abandoned.is_set():
-            return self._parts.shutdown.report()
-        return self._exit_report
+        return self._exit_report if self._parts is None else self._parts.shutdown.abandoned_with
 
     async def run_until_idle(self) -> None:
         """Work until nothing is ready that this worker could do, and nothing of it runs.

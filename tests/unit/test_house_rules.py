@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import re
 
 from collections import Counter
 from collections.abc import Container, Iterator
@@ -17,6 +18,11 @@ LONGEST_FUNCTION = 60
 WORKER = PACKAGE / "_worker"
 MOST_CALLBACKS_OF_A_CLASS = 2
 MOST_CALLBACKS = 5  # in the whole of the worker
+# Metaphors that the field's words have replaced.
+GONE = {
+    *("hands", "crew", "stage", "tenancy", "books", "news"),
+    *("seat", "gathering", "census", "duties", "fate"),
+}
 
 
 def name(path: Path) -> str:
@@ -34,6 +40,19 @@ def functions(module: Path) -> Iterator[tuple[str, int]]:
                 assert docstring.end_lineno is not None
                 lines -= docstring.end_lineno - docstring.lineno + 1
             yield f"{name(module)}:{node.lineno} {node.name}", lines
+
+
+def words(text: str) -> set[str]:
+    """Return the words of a name, in lower case: of `_see_theNews`, `see`, `the` and `news`."""
+    return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", text)}
+
+
+def names_in(module: Path) -> Iterator[str]:
+    """Yield the names of *module* itself and of its classes and functions."""
+    yield module.stem
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name
 
 
 def mentions(node: ast.expr, named: Container[str]) -> bool:
@@ -103,6 +122,23 @@ def test_a_file_name_says_where_it_is() -> None:
     """No two modules have the same name, so that a name in a traceback or a talk is enough."""
     names = Counter(module.name for module in MODULES if module.name != "__init__.py")
     assert [found for found, count in names.items() if count > 1] == []
+
+
+def test_names_are_the_fields() -> None:
+    """No metaphor that was given up is in the name of a module, a class or a function."""
+    found = {
+        f"{name(module)}: {each}"
+        for module in MODULES
+        for each in names_in(module)
+        if words(each) & GONE
+    }
+
+    assert found == set()
+
+
+def test_words_of_names() -> None:
+    """Names are taken apart at underscores and capitals."""
+    assert words("_see_theNewsHTTPFirst2") == {"see", "the", "news", "http", "first"}
 
 
 def test_loops_are_tied_by_few_callbacks() -> None:
