@@ -176,7 +176,8 @@ class Listener:
 
     async def _readable(self, deadline: float) -> bool:
         """Read until *deadline*, and return as soon as something came; tell whether it did."""
-        left = deadline - trio.current_time()
+        # The clock goes on between two looks at it, and none of the timers takes less than nothing.
+        left = max(0.0, deadline - trio.current_time())
         if self._asked == self._answered:
             # A test's clock asks before it moves, if there is a reason to: it need not for this.
             with upkeep_after(left, eager=False):

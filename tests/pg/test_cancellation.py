@@ -362,7 +362,7 @@ async def test_cancelled_while_the_network_fails(
     work, expected, _ = KINDS[kind]
     rng = random.Random(f"chaos {kind}")
     seen: set[str] = set()
-    for key in range(0, 4000, 10):
+    for key in range(0, 6000, 10):
         if key >= 1000 and seen >= {"cancelled", "returned", "error"}:
             break
         longest = LONGEST_DELAY * 2 ** (key // 1000)  # more, if the machine is busy
