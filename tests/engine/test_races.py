@@ -44,7 +44,7 @@ class Told(nq.Instrument):
 @pytest.mark.parametrize("until", ["idle", "stopped", "cancelled"])
 async def test_a_stop_while_the_store_is_away(virtual_time: VirtualTime, until: str) -> None:
     """However a worker was told to work, stopped in an outage it ends within its budget."""
-    app, store = nq.App(), FlakyStore()
+    app, store, stopped_at = nq.App(), FlakyStore(), 0.0
 
     @app.task(name="quick")
     async def quick() -> None:

@@ -14,7 +14,6 @@ import attrs
 import psycopg
 import pytest
 import trio
-import trio.testing
 
 from psycopg.conninfo import make_conninfo
 
