@@ -183,10 +183,10 @@ class EventTopics:
     """The instruments of one client, by kind of event."""
 
     def __init__(self, instruments: Sequence[Instrument]) -> None:
-        self.enqueued = Topic[Enqueued]("task_enqueued", self._give_up)
-        self.started = Topic[Started]("task_started", self._give_up)
-        self.completed = Topic[Completed]("task_completed", self._give_up)
-        self.reports = Topic[Report]("report", self._give_up)
+        self.enqueued: Topic[Enqueued] = Topic("task_enqueued", self._give_up)
+        self.started: Topic[Started] = Topic("task_started", self._give_up)
+        self.completed: Topic[Completed] = Topic("task_completed", self._give_up)
+        self.reports: Topic[Report] = Topic("report", self._give_up)
         self._topics = self.enqueued, self.started, self.completed, self.reports
         for instrument in instruments:
             _check(instrument)

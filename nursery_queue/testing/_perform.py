@@ -40,6 +40,42 @@ from nursery_queue._worker._threads import Threads
 P = ParamSpec("P")
 
 
+@overload
+async def perform(task: TaskType[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Any: ...
+
+
+@overload
+async def perform(task: TaskRequest, /) -> Any: ...
+
+
+async def perform(task: object, /, *args: Any, **kwargs: Any) -> Any:
+    """Run one attempt of a task here and now, without a store; return its result as JSON has it.
+
+    The code is the worker's: params go through JSON and are checked, time limit, `ctx.tx`,
+    `ctx.nursery`, threads and asyncio are as declared or as `options()` says. There is one
+    attempt, and no retry. `ctx.client` and `ctx.tx` lead to a new `MemoryStore`; `performing()`
+    gives handlers a client that you can look at afterwards. Functions that `ctx.after` was given
+    are called when the handler has succeeded, and awaited; an error of theirs is logged. Data that
+    the handler writes to streams are checked and dropped.
+
+    Being cancelled cancels the handler, with reason SHUTDOWN; a handler that returns all the
+    same has its result returned.
+
+    Args:
+        task: A task type, followed by the handler's arguments without the context; or what
+            `bind()` returned.
+        args: The handler's positional arguments.
+        kwargs: The handler's arguments by name.
+
+    Raises:
+        BaseException: What the handler raised, as it is; `DoNotRetry` and its like, too.
+        ParamsError, ResultError: Params or result cannot go through JSON, or do not fit.
+        trio.TooSlowError: It was cancelled at its time limit; its own error is the cause.
+        TypeError: *task* is neither, or the arguments do not fit its signature.
+    """
+    return await Performer().perform(as_request(task, *args, **kwargs), _task_type(task))
+
+
 def performing(*, client: Client | None = None, attempt: int = 1) -> Performer:
     """Return a `perform` for the same calls, with another context for the handlers.
 
@@ -59,40 +95,19 @@ class Performer:
     attempt: int = 1
 
     @overload
-    async def perform(
+    async def __call__(
         self, task: TaskType[P, Any], /, *args: P.args, **kwargs: P.kwargs
     ) -> Any: ...
 
     @overload
-    async def perform(self, task: TaskRequest, /) -> Any: ...
+    async def __call__(self, task: TaskRequest, /) -> Any: ...
 
-    async def perform(self, task: object, /, *args: Any, **kwargs: Any) -> Any:
-        """Run one attempt of a task here and now, without a store.
+    async def __call__(self, task: object, /, *args: Any, **kwargs: Any) -> Any:
+        """Run one attempt; see `perform`."""
+        return await self.perform(as_request(task, *args, **kwargs), _task_type(task))
 
-        Returns its result as JSON has it. The code is the worker's: params go through JSON and
-        are checked, time limit, `ctx.tx`, `ctx.nursery`, threads and asyncio are as declared or
-        as `options()` says. There is one attempt, and no retry. `ctx.client` and `ctx.tx` lead
-        to a new `MemoryStore`; `performing()` gives handlers a client that you can look at
-        afterwards. Functions that `ctx.after` was given are called when the handler has
-        succeeded, and awaited; an error of theirs is logged. Data that the handler writes to
-        streams are checked and dropped.
-
-        Being cancelled cancels the handler, with reason SHUTDOWN; a handler that returns all the
-        same has its result returned.
-
-        Args:
-            task: A task type, followed by the handler's arguments without the context; or what
-                `bind()` returned.
-            args: The handler's positional arguments.
-            kwargs: The handler's arguments by name.
-
-        Raises:
-            BaseException: What the handler raised, as it is; `DoNotRetry` and its like, too.
-            ParamsError, ResultError: Params or result cannot go through JSON, or do not fit.
-            trio.TooSlowError: It was cancelled at its time limit; its own error is the cause.
-            TypeError: *task* is neither, or the arguments do not fit its signature.
-        """
-        request, task_type = as_request(task, *args, **kwargs), _task_type(task)
+    async def perform(self, request: TaskRequest, task_type: TaskType[..., Any]) -> Any:
+        """Run one attempt of this call."""
         client = self.client or Client(MemoryStore())
         claim = self._claim(request.to_new_task(client.max_params_bytes))
         lease = _endless_lease(claim.task_type)
@@ -121,8 +136,6 @@ class Performer:
             await call_all(attempt.pending.callbacks, client.called_back)
         return await _result(end, attempt)
 
-    __call__ = perform
-
     def _claim(self, task: NewTask) -> Claim:
         return Claim(
             fence=Fence(task_id=0, epoch=1),  # of no task in any store
@@ -135,18 +148,16 @@ class Performer:
         )
 
 
-perform = Performer().perform
-
-
 def _task_type(task: object) -> TaskType[..., Any]:
     if isinstance(task, TaskType):
         return cast("TaskType[..., Any]", task)
     if isinstance(task, TaskRequest) and task.made_by is not None:
         return task.made_by
-    raise TypeError(
+    msg = (
         f"perform takes a task type, or what its bind() returned, not {task!r:.100}:"
         " the handler must be here (app[name] is the task type of that name)"
     )
+    raise TypeError(msg)
 
 
 def _endless_lease(task_type: str) -> Lease:
