@@ -350,7 +350,7 @@ def test_usr2_shows_the_task_tree(
             worker.send(USR2)
             worker.line("task tree:", count=count)
             worker.line(rf"^ +task 1 {handler}: {does}\S+shop\.py:\d+ in {where}$", count=count)
-        for name in ("nursery tenancy", "heartbeat: ", "nursery work", "claimer: ", "signals: "):
+        for name in ("nursery lease", "heartbeat: ", "nursery handlers", "claimer: ", "signals: "):
             worker.line(rf"^ +{name}")
         assert outcomes(migrated) == ["running"]
         if handler == "waits":
