@@ -91,6 +91,7 @@ from ._embedded import Embedded as Embedded, embedded as embedded
 from ._producers import producer as producer
 from ._producers._producer import AsyncProducer as AsyncProducer, Producer as Producer
 from ._store import Store as Store
+from ._trio._supervisor import LoopState as LoopState
 from ._worker._exit_report import (
     ExitOutcome as ExitOutcome,
     ExitReport as ExitReport,

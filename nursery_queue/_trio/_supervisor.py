@@ -38,12 +38,12 @@ class Service(Protocol):
 
 
 class LoopState(enum.StrEnum):
-    """How a supervised sibling is doing."""
+    """How a supervised loop is doing."""
 
-    STARTING = "starting"
-    HEALTHY = "healthy"
-    BACKING_OFF = "backing_off"
-    OFF = "off"
+    STARTING = "starting"  # for the first time
+    HEALTHY = "healthy"  # it has said that it is ready, and has not failed since
+    BACKING_OFF = "backing_off"  # it has failed, and is started again after a while
+    OFF = "off"  # it does not run, or never can
 
 
 @attrs.define(eq=False)
@@ -126,7 +126,7 @@ class Loop:
 
 async def supervise(
     service: Service,
-    sibling: Loop,
+    loop: Loop,
     *,
     backoff: Backoff,
     rng: random.Random,
@@ -140,27 +140,27 @@ async def supervise(
     After `NotifyUnavailable` it stays off: no restart would change that. *on_back* is called
     each time that it is ready again after a failure.
     """
-    sibling.starting()
+    loop.starting()
     try:
         while True:
             try:
                 async with trio.open_nursery() as nursery:
-                    await nursery.start(service, name=sibling.name)
-                    if sibling.started():
+                    await nursery.start(service, name=loop.name)
+                    if loop.started():
                         on_back()
                     task_status.started()
                     task_status = trio.TASK_STATUS_IGNORED  # only the first start is news
-                sibling.failed(RuntimeError("it returned"))
+                loop.failed(RuntimeError("it returned"))
             except* NotifyUnavailable as group:
-                sibling.unavailable(unwrapped(group))
+                loop.unavailable(unwrapped(group))
             except* Exception as group:  # noqa: BLE001  # whatever it is, the loop must go on
-                sibling.failed(unwrapped(group))
-            if sibling.state is LoopState.OFF:
+                loop.failed(unwrapped(group))
+            if loop.state is LoopState.OFF:
                 task_status.started()  # it will never be ready
                 await trio.sleep_forever()
-            await sibling.pause(backoff, rng)
+            await loop.pause(backoff, rng)
     finally:
-        sibling.state = LoopState.OFF
+        loop.state = LoopState.OFF
 
 
 async def insist(

@@ -120,12 +120,12 @@ def records(seen: Overview) -> Iterator[dict[str, Any]]:
         yield {"kind": "queue", "queue": name} | counts | settings
     for worker in stats.workers:
         yield {"kind": "worker"} | plain(worker)
-    for task_type, stranded in stats.unknown_task_types.items():
+    for task_type, unknown in stats.unknown_task_types.items():
         yield {
             "kind": "unknown_task_type",
             "task_type": task_type,
-            "ready": stranded.count,
-            "since": stranded.since,
+            "ready": unknown.count,
+            "since": unknown.since,
         }
     for name, counters in stats.counters.items():
         yield (

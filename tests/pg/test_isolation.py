@@ -144,7 +144,7 @@ async def test_workers_never_conflict(level: str, migrated: str) -> None:
 
     assert stats.completed == stats.counters["default"].succeeded == 300
     for each in workers:
-        assert {sibling.restarts for sibling in each.health().loops.values()} == {0}
+        assert {loop.restarts for loop in each.health().loops.values()} == {0}
 
 
 async def test_a_key_is_taken_once_by_all(level: str, migrated: str) -> None:

@@ -122,7 +122,7 @@ def test_the_maximum_is_the_maximum() -> None:
 
 @given(st.integers(1, 10**9), st.randoms(use_true_random=False))
 def test_siblings_are_restarted_for_ever(failures: int, rng: random.Random) -> None:
-    """However often a sibling has failed, it waits between nothing and the maximum."""
+    """However often a loop has failed, it waits between nothing and the maximum."""
     assert 0.125 <= Backoff().delay(failures, rng) <= 30
 
 
