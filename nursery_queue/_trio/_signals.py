@@ -79,6 +79,8 @@ class Escalation:
 
     def obey(self, signum: signal.Signals) -> None:
         """Take the steps that were asked for and not yet taken."""
+        if not self._asked:
+            self.ask(signum)  # it came before there was a handler that counts
         # By the count and not by the wake-up: two signals in a row may wake us only once.
         while self._obeyed < min(self._asked, len(self.steps)):
             self._obeyed += 1
@@ -104,6 +106,7 @@ async def obey(
     """
     others, at_once = others or {}, at_once or {}
     caught = [*signals, *others]
+    early = _Early(escalation, signals, others)
 
     def count(signum: signal.Signals, _frame: FrameType | None) -> None:
         escalation.ask(signum)
@@ -112,29 +115,65 @@ async def obey(
         at_once[signum](frame)
 
     # trio gives a signal that it could not deliver to the handler from before, which is none.
-    def count_only(signum: signal.Signals, _frame: FrameType | None) -> None:
-        if signum in signals:
+    def count_only(signum: signal.Signals, frame: FrameType | None) -> None:
+        if not early.over:
+            early.keep(signum, frame)
+        elif signum in signals:
             escalation.ask(signum)
 
     with (
         _wrapped([*caught, *at_once], count_only, lasting=True) if lasting else nullcontext(),
         _wrapped([*at_once], look),
-        _wrapped(caught, _swallow),
+        _wrapped(caught, early.keep),
         trio.open_signal_receiver(*caught) as received,
     ):
         try:
             with _wrapped(signals, count, then_inner=True):
+                early.end()
                 task_status.started()
                 async for number in received:
-                    signum = signal.Signals(number)
-                    if signum in others:
-                        others[signum](signum)
-                    else:
-                        escalation.obey(signum)
+                    _heed(signal.Signals(number), escalation, others)
         finally:
             with _wrapped(caught, _swallow):
                 await _under_way()
     raise AssertionError  # the receiver never ends
+
+
+def _heed(
+    signum: signal.Signals, escalation: Escalation, others: Mapping[signal.Signals, Obey]
+) -> None:
+    if signum in others:
+        others[signum](signum)
+    else:
+        escalation.obey(signum)
+
+
+@attrs.define(eq=False)
+class _Early:
+    """What comes while the handlers are being put in place.
+
+    A worker that was told to stop in that moment would never end
+    (tests/unit/test_escalation.py, too early).
+    """
+
+    _escalation: Escalation
+    _signals: Sequence[signal.Signals]
+    _others: Mapping[signal.Signals, Obey]
+    over: bool = attrs.field(default=False, init=False)
+    _kept: list[signal.Signals] = attrs.field(factory=list[signal.Signals], init=False)
+
+    def keep(self, signum: signal.Signals, _frame: FrameType | None) -> None:
+        """Keep a signal; called by the signal handler."""
+        self._kept.append(signum)
+
+    def end(self) -> None:
+        """Heed what was kept: the handlers are in place."""
+        self.over = True
+        for signum in self._kept:
+            if signum in self._signals:
+                self._escalation.ask(signum)
+            if signum in self._signals or signum in self._others:
+                _heed(signum, self._escalation, self._others)
 
 
 async def _under_way() -> None:

@@ -6,10 +6,11 @@ import functools
 import inspect
 import signal
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from types import FrameType
 
+import pytest
 import trio
 
 from nursery_queue._trio._signals import Escalation, obey
@@ -46,7 +47,7 @@ class Steps:
 
 
 @asynccontextmanager
-async def obeying(steps: Steps) -> AsyncGenerator[None]:
+async def obeying(steps: Steps, *, lasting: bool = False) -> AsyncGenerator[None]:
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             await nursery.start(
@@ -56,6 +57,7 @@ async def obeying(steps: Steps) -> AsyncGenerator[None]:
                     [TERM, INT],
                     others={USR1: steps.beside},
                     at_once={USR2: steps.seen.append},
+                    lasting=lasting,
                 )
             )
             yield
@@ -114,6 +116,52 @@ async def test_other_signals_do_not_count() -> None:
         await steps.first.wait()
 
     assert steps.taken == [("beside", USR1), ("one", TERM)]
+
+
+@pytest.fixture
+def handlers_restored() -> Iterator[None]:
+    """Put back the signal handlers that were there before."""
+    before = {signum: signal.getsignal(signum) for signum in (TERM, INT, USR1, USR2)}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+@pytest.mark.parametrize("opened", [False, True])
+async def test_signals_that_come_too_early(
+    monkeypatch: pytest.MonkeyPatch, handlers_restored: None, opened: bool, lasting: bool
+) -> None:
+    """Whatever comes while the handlers are being put in place is heeded when they are."""
+    steps, open_receiver = Steps(), trio.open_signal_receiver
+
+    def pressed(*signals: signal.Signals) -> AbstractContextManager[AsyncIterator[int]]:
+        return _pressing(open_receiver(*signals), (USR1, TERM), opened=opened)
+
+    monkeypatch.setattr(trio, "open_signal_receiver", pressed)
+    async with obeying(steps, lasting=lasting):
+        await steps.first.wait()
+        await steps.aside.wait()
+
+    assert sorted(steps.taken) == [("beside", USR1), ("one", TERM)]
+
+
+@contextmanager
+def _pressing(
+    receiver: AbstractContextManager[AsyncIterator[int]],
+    signals: Sequence[signal.Signals],
+    *,
+    opened: bool,
+) -> Generator[AsyncIterator[int]]:
+    """Raise signals just before, or just after, trio catches them."""
+    if not opened:
+        for signum in signals:
+            signal.raise_signal(signum)
+    with receiver as received:
+        if opened:
+            for signum in signals:
+                signal.raise_signal(signum)
+        yield received
 
 
 async def test_what_is_to_be_done_at_once() -> None:
