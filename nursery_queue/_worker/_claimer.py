@@ -87,9 +87,8 @@ class Claimer:
     def _walk(self) -> Walk:
         return self._others_walk if self._only_others else self._whole_walk
 
-    @property
-    def _maybe_more(self) -> bool:
-        """Whether there may be something to claim, by all that has been signalled so far."""
+    def _may_be_more(self) -> bool:
+        """Take the signals; whether there may be something to claim, by all of them so far."""
         self._take_signals()
         return self._more
 
@@ -139,7 +138,7 @@ class Claimer:
         # While it has no lease it promotes nothing, and is rung when it has one again.
         due = self._due if self.lease.holds else math.inf
         until = min(due, self._look_again, self.slots.oldest + GIVE_BACK_AFTER)
-        if self._wants_more and trio.current_time() < self._not_before:
+        if self._wants_more() and trio.current_time() < self._not_before:
             until = min(until, self._not_before)
         return max(0.0, min(interval, until - trio.current_time()))
 
@@ -177,11 +176,10 @@ class Claimer:
                 self.outbox.release(withdrawn)
 
     def _seems_idle(self) -> bool:
-        return not (self._maybe_more or self.slots.busy or self._look_again < math.inf)
+        return not (self._may_be_more() or self.slots.busy or self._look_again < math.inf)
 
-    @property
     def _wants_more(self) -> bool:
-        return self._maybe_more and self.slots.wants_more
+        return self._may_be_more() and self.slots.wants_more
 
     async def _claim_on(self) -> None:
         """Claim until there is no room, or nothing left."""
@@ -193,7 +191,7 @@ class Claimer:
                 await self._promote()
             if self.must_reconcile or trio.current_time() >= self._reconciled_at + RECONCILE_EVERY:
                 await self.reconcile(worker_id)  # also if there is no room for more
-            if not self._wants_more or trio.current_time() < self._not_before:
+            if not self._wants_more() or trio.current_time() < self._not_before:
                 break
             await self._claim(worker_id)
 

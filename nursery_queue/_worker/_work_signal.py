@@ -14,7 +14,7 @@ from nursery_queue._trio._wakeup import Wakeup
 class WorkSignal:
     """There may be work. Level-triggered: what was set stays set until the claimer takes it."""
 
-    news: bool = True  # something may be ready that the claimer has not seen
+    news: bool = False  # something may be ready that the claimer has not seen
     freed: bool = False  # there is more room than there was
     queues_changed: bool = False  # one may have been paused of which claims wait for a slot
     deaf: bool = False  # no notification will ever come
