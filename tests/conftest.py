@@ -28,6 +28,11 @@ pytest_plugins = ["pytester"]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
+# So does nohup with a hangup, and a worker heeds that. Here it stays without effect, but what has a
+# handler is not inherited.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda _number, _frame: None)
+
 # An attempt that takes a step which its table does not have ends the worker of a test.
 _attempt.strict = True
 

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,14 @@ def has_ended(worker: Running) -> bool:
     return worker.process.poll() is not None
 
 
+@pytest.fixture
+def hangups_ignored() -> Generator[None]:
+    """What nohup does for its command."""
+    before = signal.signal(HUP, signal.SIG_IGN)
+    yield
+    signal.signal(HUP, before)
+
+
 # -- the first, the second, the third ------------------------------------------------------------
 
 
@@ -66,6 +75,20 @@ def test_the_first_signal_drains(
     assert rows(migrated, STATES) == [("succeeded", 1), ("ready", 0)]
     assert outcomes(migrated) == ["succeeded"]
     assert rows(migrated, WORKERS) == [(0,)]
+
+
+def test_a_hangup_that_is_ignored_stays_so(start: Start, hangups_ignored: None) -> None:
+    """A worker that is started with nohup works on when its terminal is gone."""
+    with start("worker", "shop:app") as worker:
+        worker.line("ready: ")
+        worker.send(HUP)
+        worker.send(USR2)
+        worker.line("task tree:")
+        worker.send(TERM)
+        code = worker.code()
+
+    assert code == 0
+    assert "SIGHUP" not in worker.stderr
 
 
 @pytest.mark.parametrize("signals", [[TERM, TERM], [INT, INT], [TERM, INT], [USR1, TERM, TERM]])
