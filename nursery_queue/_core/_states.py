@@ -67,6 +67,10 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
 }
 
 FINAL: Final = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+# The events with which a running task ends.
+ENDS: Final = frozenset(
+    event for event, state in TRANSITIONS[State.RUNNING].items() if state in FINAL
+)
 
 
 def transition(state: State, event: Event) -> State:

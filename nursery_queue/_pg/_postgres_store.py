@@ -228,7 +228,7 @@ class PostgresStore(Sessions, Store):
                 rows = await conn.fetch(query("claim", self.schema), params)
                 return _rows.claimed(rows, at_once)
             async with conn.pipeline():  # one transaction, which is sent in one go
-                await OwnAsyncCursor(conn).execute(
+                await OwnAsyncCursor(conn).run(
                     query("keep_to_indexes", self.schema), {"once": True}
                 )
                 rows = await conn.fetch(query("claim", self.schema), params)

@@ -69,7 +69,10 @@ def settle_params(settlements: Sequence[Settlement]) -> dict[str, Any]:
     fences = [settlement.fence for settlement in settlements]
     states = [settlement.state for settlement in settlements]
     outcomes = [settlement.outcome for settlement in settlements]
+    results = [settlement.result for settlement in settlements]
+    # Mostly there are none: then psycopg need not look at each, and unnest() takes a null for them.
     errors = [settlement.error for settlement in settlements]
+    errors = errors if any(errors) else []
     return {
         "task_ids": _plain([fence.task_id for fence in fences]),
         "epochs": _plain([fence.epoch for fence in fences]),
@@ -80,12 +83,12 @@ def settle_params(settlements: Sequence[Settlement]) -> dict[str, Any]:
         "delays": _plain([settlement.delay for settlement in settlements]),
         "keep_fors": _plain([settlement.keep_for for settlement in settlements]),
         "outcomes": _plain([outcome and outcome.value for outcome in outcomes]),
-        "results": [settlement.result for settlement in settlements],
+        "results": results if any(results) else None,
         "error_types": [error and error.type for error in errors],
         "error_messages": [error and error.message for error in errors],
         "error_tracebacks": [error and error.traceback for error in errors],
         "error_details": [error and error.details for error in errors],
-        "on_completes": [settlement.on_complete for settlement in settlements],
+        "on_completes": _plain([settlement.on_complete for settlement in settlements]),
     }
 
 

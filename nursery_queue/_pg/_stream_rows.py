@@ -17,6 +17,7 @@ from nursery_queue._core._streams import (
     insist_on,
 )
 from nursery_queue._psycopg._connection import Connection
+from nursery_queue._psycopg._cursors import BinaryArray
 
 from ._rows import IDS, Row
 from ._sql import query
@@ -32,7 +33,7 @@ async def write(conn: Connection, schema: str, asked: StreamWrite) -> None:
         "epoch": asked.fence.epoch,
         "name": asked.name,
         "kinds": [chunk.kind.value for chunk in asked.chunks],
-        "pieces": [chunk.data for chunk in asked.chunks],
+        "pieces": BinaryArray(chunk.data for chunk in asked.chunks),
         "restart": asked.restart,
         "close_on_finish": asked.close_on_finish,
         "close": asked.close,

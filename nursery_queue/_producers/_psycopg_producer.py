@@ -124,7 +124,7 @@ class _SyncWire:
     async def execute(self, statement: LiteralString, params: Params = None) -> list[Row]:
         with OwnCursor(self.connection) as cursor:
             with self._synced():
-                cursor.execute(statement, params)
+                cursor.run(statement, params)
             return cursor.fetchall() if cursor.description else []
 
     async def mark(self, statement: LiteralString) -> None:
@@ -161,7 +161,7 @@ class _AsyncWire:
     async def execute(self, statement: LiteralString, params: Params = None) -> list[Row]:
         async with OwnAsyncCursor(self.connection) as cursor:
             async with self._synced():
-                await cursor.execute(statement, params)
+                await cursor.run(statement, params)
             return await cursor.fetchall() if cursor.description else []
 
     async def mark(self, statement: LiteralString) -> None:

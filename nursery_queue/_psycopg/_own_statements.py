@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
 
 from psycopg import pq
 from psycopg.rows import TupleRow
 
-from ._cursors import OwnAsyncCursor
-
-
-Statement = bytes | LiteralString
-Params = Sequence[Any] | Mapping[str, Any] | None
+from ._cursors import OwnAsyncCursor, Params, Statement
 
 
 class OwnStatements(psycopg.AsyncConnection[TupleRow]):
@@ -48,11 +43,11 @@ class OwnStatements(psycopg.AsyncConnection[TupleRow]):
     async def _ask(self, query: Statement, params: Params) -> OwnAsyncCursor | None:
         """Run *query* and return the cursor that has its rows; None: it gives none."""
         if self._pipeline is not None:  # each statement under way needs a cursor of its own
-            cursor = await OwnAsyncCursor(self).execute(query, params, prepare=True)
+            cursor = await OwnAsyncCursor(self).run(query, params, prepare=True)
             await self.sync_pipeline()
         else:
             cursor = self._fetch_cursor = self._fetch_cursor or OwnAsyncCursor(self)
-            await cursor.execute(query, params, prepare=True)  # not if `prepare_threshold` is None
+            await cursor.run(query, params, prepare=True)  # not if `prepare_threshold` is None
         if cursor.pgresult is None or cursor.pgresult.status != pq.ExecStatus.TUPLES_OK:
             return None
         return cursor

@@ -226,7 +226,7 @@ class Attempt:
     @property
     def lost(self) -> bool:
         """Whether others may have the task. From then on nothing is to be said about it."""
-        if not (self.over or self.lease.holds):
+        if not self.lease.holds and self.phase not in _OVER:
             self.note(CancelReason.LEASE_LOST)
         return self.reason is CancelReason.LEASE_LOST
 

@@ -112,9 +112,9 @@ class AttemptRunner:
 
         Raises only what is not its business, as being cancelled around it.
         """
-        scope = attempt.scope
         if attempt.task_type.is_async:  # else when it has a thread
-            _start_clock(attempt)
+            attempt.scope = _with_time_limit(attempt)
+        scope = attempt.scope
         error: BaseException | None = None
         # For good: the context is the attempt's own, and so is what it still calls afterwards.
         connection_use.set(use := ConnectionUse(in_attempt=True))
@@ -282,6 +282,14 @@ async def _when_unlocked(settle: Callable[[], Awaitable[None]]) -> None:
         except ClaimLocked:
             await trio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _with_time_limit(attempt: Attempt) -> trio.CancelScope:
+    """Return a scope, not entered, whose time limit runs from now on."""
+    if attempt.cancelled_at < math.inf:
+        return attempt.scope
+    # To give the one there is a deadline would take four times as long as to make another.
+    return trio.CancelScope(deadline=trio.current_time() + attempt.policy.timeout)
 
 
 def _start_clock(attempt: Attempt) -> None:

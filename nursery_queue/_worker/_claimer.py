@@ -240,7 +240,8 @@ class Claimer:
             self._walk.saw(claimed)
             self._note_due(claimed)
             self._note_others(claimed)
-            self.slots.take([self._attempt(claim) for claim in claimed.claims])
+            now = trio.current_time()
+            self.slots.take([self._attempt(claim, now) for claim in claimed.claims])
             self.must_reconcile = False
             if self._left_something(claimed.claims, limit, queue_slots):
                 self._walk.again = True
@@ -335,12 +336,12 @@ class Claimer:
         if claimed.unknown_types and not self._only_others:
             self.requests.park_soon()
 
-    def _attempt(self, claim: Claim) -> Attempt:
+    def _attempt(self, claim: Claim, claimed_at: float) -> Attempt:
         task_type = self.app[claim.task_type]
         return Attempt(
             claim=claim,
             task_type=task_type,
             policy=task_type.policy(claim),
             lease=self.lease,
-            claimed_at=trio.current_time(),
+            claimed_at=claimed_at,
         )

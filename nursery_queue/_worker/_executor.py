@@ -100,10 +100,10 @@ class Executor:
             attempt.afterwards = self._afterwards(attempt, attempt.pending, outcome)
         # A released attempt has been handed in already: what its handler comes to now is of no
         # consequence, except for a commit, which came first.
-        if attempt.phase in {Phase.COMMITTED, Phase.CLOSED}:
-            self._record_commit(attempt)
-        elif attempt.phase is Phase.RUNNING:
+        if attempt.phase is Phase.RUNNING:
             self.outbox.put(attempt, outcome)
+        elif attempt.phase in {Phase.COMMITTED, Phase.CLOSED}:
+            self._record_commit(attempt)
         attempt.take(Step.END)
         if attempt.afterwards is None:
             self.slots.finished(attempt)

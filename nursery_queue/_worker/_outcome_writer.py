@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import attrs
 
 from nursery_queue._core._model import Claim, Fence, Refusal, Settlement
-from nursery_queue._core._states import Event
+from nursery_queue._core._states import ENDS, Event
 from nursery_queue._store import WorkerStore
 from nursery_queue._trio._timeouts import answered_within
 
@@ -54,7 +54,8 @@ class OutcomeWriter:
                 found = await look_up(self.store, batch, refused, self.rng) if refused else {}
             for fence in found:
                 del refused[fence]
-            settlements = [found.get(each.fence, each) for each in settlements]
+            if found:
+                settlements = [found.get(each.fence, each) for each in settlements]
             # No checkpoint from here to `leave`: a cancellation between the two would settle claims
             # twice.
             self.slots.settled(self._sort(batch, settlements, refused))
@@ -69,7 +70,7 @@ class OutcomeWriter:
         self.recorder.stored(batch, settlements, refused)
         # A task that goes back to ready may be claimed here at once; no notification tells this
         # worker what it has done itself, if it does not listen.
-        if not all(settlement.state.is_final for settlement in settlements):
+        if not {settlement.event for settlement in settlements} <= ENDS:
             self.work.ring()
 
     def _sort(
@@ -81,7 +82,7 @@ class OutcomeWriter:
         """Tell each attempt what the store said; return the claims that need not be held."""
         done: list[Fence] = []
         for attempt, settlement in zip(batch, settlements, strict=True):
-            match refused.get(attempt.fence):
+            match refused.get(attempt.fence) if refused else None:
                 case None:
                     _log(attempt.claim, settlement)
                     attempt.stored(settlement)

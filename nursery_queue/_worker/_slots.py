@@ -117,15 +117,16 @@ class Slots:
             self._backlog.append(attempt)
         if self._backlog:
             self.used.set()
-        self._start_next()
+        self._start_next(trio.current_time())
 
     def finished(self, attempt: Attempt) -> None:
         """Free the slot of an attempt; its claim is held until it is settled."""
         self._running.pop(attempt, None)
+        now = trio.current_time()
         # Before the next one starts: how long handlers take decides how many are claimed ahead.
-        self.pace.took(trio.current_time() - attempt.started_at)
+        self.pace.took(now - attempt.started_at)
         self._stalled = False
-        self._start_next()
+        self._start_next(now)
         if attempt in self._staying:
             self._staying.remove(attempt)
             self._freed()
@@ -168,11 +169,11 @@ class Slots:
         while self.held:
             await self._changed.park()
 
-    def _start_next(self) -> None:
+    def _start_next(self, now: float) -> None:
         while self._backlog and len(self._running) < self.concurrency:
             attempt = self._backlog.popleft()
             attempt.take(Step.START)
-            attempt.started_at = trio.current_time()
+            attempt.started_at = now
             self._running[attempt] = None
             if self.closing:
                 attempt.cancel(CancelReason.SHUTDOWN)
