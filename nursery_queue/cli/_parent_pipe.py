@@ -33,7 +33,8 @@ class ParentPipe:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read what `str()` has written."""
-        return cls(*map(int, text.split(":")))
+        number, closed_by_parent, ready = map(int, text.split(":"))  # a ValueError is a usage error
+        return cls(number, closed_by_parent, ready)
 
     def __str__(self) -> str:
         return f"{self.number}:{self.closed_by_parent}:{self.ready}"

@@ -297,3 +297,12 @@ def test_usage_errors_are_2(quick: Run) -> None:
     assert done.returncode == 2
     assert "--nothing-like-it" in done.stderr
     assert "Usage: nursery-queue status" in done.stderr
+
+
+@pytest.mark.parametrize("pipe", ["1", "1:2", "1:2:3:4", "one:2:3"])
+def test_a_child_is_given_three_numbers(quick: Run, pipe: str) -> None:
+    """What a parent does not write after --child is a usage error, and no error of ours."""
+    done = quick("worker", "shop:app", "--child", pipe)
+
+    assert done.returncode == 2
+    assert "Invalid value for '--child'" in done.stderr
