@@ -179,12 +179,14 @@ _REFUSALS = {
 def _decide(  # noqa: PLR0911  # one return a case
     claim: Claim, outcome: AttemptOutcome, policy: Policy, rng: random.Random
 ) -> Settlement:
+    if isinstance(outcome, Succeeded):  # of all but a few
+        return _settlement(
+            claim, policy.keep_for, Event.SUCCEED, Outcome.SUCCEEDED, result=outcome.result
+        )
     here = functools.partial(_settlement, claim, policy.keep_for)
     retry = policy.retry
     again = claim.attempt < retry.max_attempts
     match outcome:
-        case Succeeded(result):
-            return here(Event.SUCCEED, Outcome.SUCCEEDED, result=result)
         case Failed():
             after = outcome.after
             delay = retry.delay(claim.attempt, rng) if after is None else after

@@ -147,10 +147,13 @@ class Executor:
     # -- what it means -------------------------------------------------------------------
 
     def _meaning(self, attempt: Attempt, end: HandlerEnd) -> AttemptOutcome:
-        if isinstance(end, NotBegun):
-            return NOT_STARTED
         task_id = attempt.claim.fence.task_id
-        match end:
+        match end:  # what is frequent first
+            case Succeeded():
+                self.refunds.ended(task_id)
+                return end
+            case NotBegun():
+                return NOT_STARTED
             case Raised(error):
                 return self._unless_excused(attempt, error, _of_error(attempt, error))
             case Unsure(success, error, committed):
@@ -164,9 +167,6 @@ class Executor:
             case Stopped(reason, error):
                 self.refunds.ended(task_id)
                 return meaning(attempt, reason, None if error is None else _record(error))
-            case Succeeded():
-                self.refunds.ended(task_id)
-                return end
             case _:
                 assert_never(end)
 
