@@ -70,8 +70,9 @@ def query(dsn: str, statement: str) -> list[tuple[object, ...]]:
 def is_running(path: Path) -> bool:
     """Whether the server of *path* has a live process."""
     try:
-        pid = int((path / "data" / "postmaster.pid").read_text().split()[0])
-        os.kill(pid, 0)
+        written = (path / "data" / "postmaster.pid").read_text().split()
+        if written:  # else it has just made the file
+            os.kill(int(written[0]), 0)
     except (FileNotFoundError, ProcessLookupError):
         return False
     return True
