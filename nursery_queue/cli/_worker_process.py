@@ -24,7 +24,7 @@ from nursery_queue._core._exception_groups import leaves
 from nursery_queue._declare._app import App
 from nursery_queue._trio._signals import Escalation, Look, obey
 from nursery_queue._trio._task_tree import task_tree
-from nursery_queue._worker._exit_report import ExitReport
+from nursery_queue._worker._exit_report import ExitReport, tell
 from nursery_queue._worker._worker import Worker
 
 from ._database import Database
@@ -230,6 +230,9 @@ async def _run_worker(spec: WorkerSpec, worker: Worker) -> None:
 async def _exit_without_handlers(worker: Worker, look: Look) -> None:
     """End the process when all that is left are handlers that ignore their cancellation."""
     await worker.abandoned()
+    # The run has not ended and never will, so it does not tell.
+    if (report := worker.exit_report) is not None:
+        tell(report)
     look(None)
     say_at_once(logging.CRITICAL, "exiting without the handlers that have not ended")
     os._exit(PROBLEM)

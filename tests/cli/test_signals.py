@@ -281,7 +281,7 @@ def test_a_handler_that_ignores_cancellation(
 ) -> None:
     """When its time is over its task is released, and the process ends without it, with 1.
 
-    The log says who it was, and at which line.
+    The log says who it was, at which line, and what became of all tasks in hand.
     """
     enqueue(migrated, "stubborn", mark=mark)
     with start("worker", "shop:app", "--grace", grace, "--cleanup", "0.2") as worker:
@@ -301,6 +301,8 @@ def test_a_handler_that_ignores_cancellation(
         r"^ +task 1 stubborn: \S+shop\.py:\d+ in stubborn$", worker.stderr, re.MULTILINE
     )
     assert "exiting without" in worker.stderr
+    assert "tasks in hand: 1 (1 released)" in worker.stderr
+    assert "task 1 (stubborn, attempt 1): released, its handler still running" in worker.stderr
     assert is_released(migrated)
     assert rows(migrated, WORKERS) == [(0,)]
 
