@@ -168,7 +168,10 @@ def project_settings(directory: Path) -> ProjectSettings:
             continue
         except (OSError, ValueError) as exc:
             raise click.UsageError(f"{file} cannot be read: {exc}") from exc
-        table = document.get("tool", {}).get("nursery_queue")
+        tools = document.get("tool", {})
+        if not isinstance(tools, dict):
+            raise click.UsageError(f"{file}: tool must be a table, not {tools!r}")
+        table = tools.get("nursery_queue")  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]  # whatever TOML holds
         if isinstance(table, dict):
             named = {str(key).replace("-", "_"): value for key, value in table.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]  # whatever TOML holds
             return ProjectSettings(file, named)  # pyright: ignore[reportUnknownArgumentType]  # as above

@@ -204,7 +204,10 @@ def test_a_wrong_key_or_value_in_pyproject_is_told_with_its_place(
     assert told.out == ""
 
 
-@pytest.mark.parametrize("text", ["[tool.nursery_queue", "[tool]\nnursery_queue = 3\n", "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    ["[tool.nursery_queue", "[tool]\nnursery_queue = 3\n", "tool = 3\n", "[[tool]]\n", "\xff"],
+)
 def test_a_pyproject_that_cannot_be_read_is_named(
     clean: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
