@@ -78,7 +78,8 @@ def _stop(home: Path, programs: Path, uid: int, gid: int, sockets: Path) -> None
     data = home / "data"
     pid_file, starting = data / "postmaster.pid", home / STARTING
     deadline = time.monotonic() + START_SECONDS
-    while starting.exists() and not pid_file.exists() and time.monotonic() < deadline:
+    # Nor can pg_ctl stop a server whose file is still empty.
+    while starting.exists() and not _is_written(pid_file) and time.monotonic() < deadline:
         time.sleep(0.05)
     for mode in ("fast", "immediate"):
         if not pid_file.exists():
@@ -100,6 +101,12 @@ def _stop(home: Path, programs: Path, uid: int, gid: int, sockets: Path) -> None
     if sockets != data:
         with contextlib.suppress(OSError):
             sockets.rmdir()
+
+
+def _is_written(file: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return file.stat().st_size > 0
+    return False
 
 
 if __name__ == "__main__":
