@@ -21,8 +21,7 @@ def duration(value: object, name: str, *, positive: bool = False) -> float:
     # NaN fails the comparison, too, and an int that is too large for a float does not overflow.
     if not 0 <= value <= LONGEST or (positive and value == 0):
         bounds = "more than 0" if positive else "0 or more"
-        msg = f"{name} must be {bounds} seconds and at most 100 years, not {value!r}"
-        raise ValueError(msg)
+        raise ValueError(f"{name} must be {bounds} seconds and at most 100 years, not {value!r}")
     return float(value)
 
 
@@ -42,11 +41,9 @@ def limit(value: object, name: str, *, positive: bool = False) -> float:
 def whole(value: object, name: str, *, minimum: int, maximum: int = 2**31 - 1) -> int:
     """Return *value*, a whole number within the bounds, or raise naming it."""
     if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"{name} must be a whole number, not {value!r}"
-        raise TypeError(msg)
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
     if not minimum <= value <= maximum:
-        msg = f"{name} must be between {minimum} and {maximum}, not {value!r}"
-        raise ValueError(msg)
+        raise ValueError(f"{name} must be between {minimum} and {maximum}, not {value!r}")
     return value
 
 
@@ -54,8 +51,7 @@ def real(value: object, name: str, *, minimum: float, maximum: float) -> float:
     """Return *value*, a finite number within the bounds, or raise naming it."""
     value = _number(value, f"{name} must be a number, not {value!r}")
     if not minimum <= value <= maximum:  # NaN fails this comparison too
-        msg = f"{name} must be between {minimum:g} and {maximum:g}, not {value!r}"
-        raise ValueError(msg)
+        raise ValueError(f"{name} must be between {minimum:g} and {maximum:g}, not {value!r}")
     return float(value)
 
 
@@ -66,8 +62,7 @@ def instant(value: object, name: str) -> dt.datetime:
     them.
     """
     if not isinstance(value, dt.datetime):
-        msg = f"{name} must be a datetime, not {value!r}"
-        raise TypeError(msg)
+        raise TypeError(f"{name} must be a datetime, not {value!r}")
     if value.tzinfo is None or value.utcoffset() is None:
         msg = f"{name} must be timezone-aware, not {value!r}: give it a tzinfo such as UTC"
         raise ValueError(msg)
@@ -82,9 +77,7 @@ def instant(value: object, name: str) -> dt.datetime:
 def label(value: object, name: str) -> str:
     """Return *value*, a short printable name, or raise naming it."""
     if not isinstance(value, str):
-        msg = f"{name} must be a string, not {value!r}"
-        raise TypeError(msg)
+        raise TypeError(f"{name} must be a string, not {value!r}")
     if not value or len(value) > 255 or not value.isprintable():
-        msg = f"{name} must be 1 to 255 printable characters, not {value!r}"
-        raise ValueError(msg)
+        raise ValueError(f"{name} must be 1 to 255 printable characters, not {value!r}")
     return value

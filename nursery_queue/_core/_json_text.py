@@ -131,8 +131,7 @@ def _flattened(text: str) -> str:
 
 
 def _no_constant(name: str) -> NoReturn:
-    msg = f"{name} is not JSON"
-    raise ValueError(msg)
+    raise ValueError(f"{name} is not JSON")
 
 
 _DECODER = json.JSONDecoder(parse_constant=_no_constant)
@@ -156,11 +155,9 @@ def object_from_text(text: str) -> dict[str, Any]:
     except ValueError as error:
         raise NotJsonError(str(error)) from None
     except RecursionError:
-        msg = "it is nested too deeply"
-        raise NotJsonError(msg) from None
+        raise NotJsonError("it is nested too deeply") from None
     if not is_of(found, dict):
-        msg = f"they must be a JSON object, not {text:.100}"
-        raise NotJsonError(msg)
+        raise NotJsonError(f"they must be a JSON object, not {text:.100}")
     return found  # type: ignore[no-any-return]  # JSON objects have string keys
 
 

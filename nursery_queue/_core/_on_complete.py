@@ -34,11 +34,10 @@ def as_on_complete(value: Any) -> str | Literal[False]:
         return _text(_by_name(label(value, "on_complete")))
     if isinstance(value, _Completer) and not isinstance(value, type):
         return _text(value.to_completion())
-    msg = (
+    raise TypeError(
         f"on_complete must be a task type or the name of one, not {value!r:.100}: "
         f"is the function decorated with @app.task?"
     )
-    raise TypeError(msg)
 
 
 def _by_name(name: str) -> NewTask:

@@ -78,8 +78,7 @@ def transition(state: State, event: Event) -> State:
     try:
         return TRANSITIONS[state][event]
     except KeyError:
-        msg = f"a {state} task cannot {event}"
-        raise InvalidTransition(msg) from None
+        raise InvalidTransition(f"a {state} task cannot {event}") from None
 
 
 def sources(event: Event) -> list[State]:

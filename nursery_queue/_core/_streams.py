@@ -25,8 +25,7 @@ LONGEST_NAME = 200  # characters
 def stream_name(name: object) -> str:
     """Return *name*, if a stream can be called that, or raise naming it."""
     if not isinstance(name, str):
-        msg = f"a stream is named by a string, not {name!r}"
-        raise TypeError(msg)
+        raise TypeError(f"a stream is named by a string, not {name!r}")
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
         msg = f"the name of a stream must be 1 to {LONGEST_NAME} printable characters, not {name!r}"
         raise ValueError(msg)
@@ -106,14 +105,12 @@ def insist_on(result: WriteResult, write: StreamWrite) -> None:
             msg = f"nothing was written to the {stream}: {write.fence} is not ours any more"
             raise StaleClaim(msg)
         case WriteResult.CLOSED:
-            msg = f"the {stream} has been closed by this attempt: write before you close"
-            raise Closed(msg)
+            raise Closed(f"the {stream} has been closed by this attempt: write before you close")
         case WriteResult.FULL:
-            msg = (
+            raise StreamFull(
                 f"the {stream} may have {write.most} chunks and would have more: write fewer, or"
                 " raise max_chunks; nothing of this write was stored"
             )
-            raise StreamFull(msg)
 
 
 @attrs.frozen(kw_only=True)

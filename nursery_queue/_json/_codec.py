@@ -51,8 +51,7 @@ class Params:
         try:
             return CONVERTER.get_unstructure_hook(hint), CONVERTER.get_structure_hook(hint)
         except Exception as error:  # building them evaluates users' annotations: any error
-            msg = f"{self.owner}: parameter {name}: {no_way(error, hint)}"
-            raise ParamsError(msg) from error
+            raise ParamsError(f"{self.owner}: parameter {name}: {no_way(error, hint)}") from error
 
     @classmethod
     def of_unknown(cls, owner: str) -> Params:
@@ -78,8 +77,7 @@ class Params:
         try:
             return to_text(plain, "", deep=deep)
         except NotJsonError as error:
-            msg = f"{self.owner}: parameter {error}"
-            raise ParamsError(msg) from None
+            raise ParamsError(f"{self.owner}: parameter {error}") from None
 
     def load(self, text: str) -> dict[str, Any]:
         """Return the values that *text* holds, each as its annotation says.
@@ -91,8 +89,7 @@ class Params:
         try:
             values = object_from_text(text)
         except NotJsonError as error:
-            msg = f"{self.owner}: params cannot be read: {error}"
-            raise ParamsError(msg) from None
+            raise ParamsError(f"{self.owner}: params cannot be read: {error}") from None
         exact = self._exact
         for name, value in values.items():
             if exact.get(name) is not type(value):
@@ -100,8 +97,7 @@ class Params:
         if not self.required <= values.keys():
             absent = self.required - values.keys()
             missing = ", ".join(name for name in self.hints if name in absent)
-            msg = f"{self.owner}: parameter {missing} is required, but missing"
-            raise ParamsError(msg)
+            raise ParamsError(f"{self.owner}: parameter {missing} is required, but missing")
         return values
 
     def _unstructure(self, name: str, value: Any) -> Any:
@@ -109,24 +105,21 @@ class Params:
             return self._dumps.get(name, CONVERTER.unstructure)(value)
         except Exception as error:  # hooks run the attributes of values that are the user's
             wanted = named(self.hints.get(name, self.others))
-            msg = (
+            raise ParamsError(
                 f"{self.owner}: parameter {reasons(error, name)}: "
                 f"a {type(value).__qualname__} cannot be written as {wanted}"
-            )
-            raise ParamsError(msg) from error
+            ) from error
 
     def _structure(self, name: str, value: Any) -> Any:
         load = self._loads.get(name, self._load_other)
         if load is None:
             known = ", ".join(self.hints) or "none"
-            msg = f"{self.owner}: there is no parameter {name!r}; there are: {known}"
-            raise ParamsError(msg)
+            raise ParamsError(f"{self.owner}: there is no parameter {name!r}; there are: {known}")
         hint = self.hints.get(name, self.others)
         try:
             return load(value, hint)
         except Exception as error:  # hooks and users' own validators raise anything
-            msg = f"{self.owner}: parameter {reasons(error, name)}"
-            raise ParamsError(msg) from error
+            raise ParamsError(f"{self.owner}: parameter {reasons(error, name)}") from error
 
 
 def dump_result(value: Any, hint: Any, owner: str) -> str | None:

@@ -126,8 +126,7 @@ def check_task(asked: NewTask) -> None:
 def check_name(value: str, what: str) -> None:
     """Raise for a name that an index would not take."""
     if not 1 <= len(value) <= LONGEST_NAME:
-        msg = f"{what} must have 1 to {LONGEST_NAME} characters, not {value!r}"
-        raise ValueError(msg)
+        raise ValueError(f"{what} must have 1 to {LONGEST_NAME} characters, not {value!r}")
 
 
 def check_names_in(on_complete: dict[str, Any] | None) -> None:

@@ -51,15 +51,13 @@ class MemoryTransaction:
     @property
     def connection(self) -> NoReturn:
         """There is none."""
-        msg = "a MemoryStore has no database connection: use PostgreSQL for your own SQL"
-        raise TypeError(msg)
+        raise TypeError("a MemoryStore has no database connection: use PostgreSQL for your own SQL")
 
     async def execute(self, query: Any, params: Any = None) -> NoReturn:
         """There is no SQL."""
         del params
         await trio.lowlevel.checkpoint()
-        msg = f"a MemoryStore runs no SQL: use PostgreSQL for {query!r}"
-        raise TypeError(msg)
+        raise TypeError(f"a MemoryStore runs no SQL: use PostgreSQL for {query!r}")
 
     async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[TaskRef]:
         del copy  # it is stored in one way here
@@ -166,8 +164,7 @@ class MemoryTransaction:
             insist_on_settling(settlement, self._tables.refusal(settlement))
         for key in self._draft.keys:
             if self._tables.dedup.get(key, 0) not in {0, *self._draft.ended}:
-                msg = f"dedup key {key!r} was taken while the transaction was open"
-                raise TransientError(msg)
+                raise TransientError(f"dedup key {key!r} was taken while the transaction was open")
         if self._draft.written:
             self._tried()  # raises if a claim is stale or a stream has been closed
         for step in self._draft.steps:

@@ -25,8 +25,7 @@ class MemoryVerbs:
 
     async def _begin(self) -> None:
         if self._closed:
-            msg = "this MemoryStore has been closed"
-            raise Closed(msg)
+            raise Closed("this MemoryStore has been closed")
         await trio.lowlevel.checkpoint()
 
     def _ring(self, *bells: Bell, task_id: int | None = None) -> None:

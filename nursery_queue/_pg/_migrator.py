@@ -129,11 +129,10 @@ async def _check_encoding(conn: Connection) -> None:
     """
     ((found,),) = await conn.fetch(query("encoding", DEFAULT_SCHEMA))
     if found != "UTF8":
-        msg = (
+        raise SchemaError(
             f"the database {conn.info.dbname!r} has the encoding {found}, and tasks need UTF8:"
             " use a database in UTF8"
         )
-        raise SchemaError(msg)
 
 
 async def up(conn: Connection, schema: str = DEFAULT_SCHEMA) -> list[Migration]:
@@ -224,11 +223,10 @@ def roles(schema: str = DEFAULT_SCHEMA, prefix: str | None = None) -> str:
     checked_schema(schema)
     prefix = f"{schema}_" if prefix is None else prefix
     if not _PREFIX.fullmatch(prefix):
-        msg = (
+        raise ValueError(
             "a prefix of roles must be at most 54 lower-case letters, digits and underscores, and"
             f" must not begin with a digit or pg_; not {prefix!r}"
         )
-        raise ValueError(msg)
     text = importlib.resources.files("nursery_queue._pg").joinpath("roles.sql")
     named = re.sub(r"\bnursery_queue_(?=[a-z])", prefix, text.read_text(encoding="utf-8"))
     return render(named, schema)

@@ -119,8 +119,7 @@ class Sessions:
         Raises `NotifyUnavailable` behind a pooler.
         """
         if self._closed:
-            msg = "this store has been closed"
-            raise Closed(msg)
+            raise Closed("this store has been closed")
         channels = {channel_of(bell, self.schema): bell for bell in bells}
 
         def hear(channel: str, payload: bytes) -> None:

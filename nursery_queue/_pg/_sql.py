@@ -40,13 +40,12 @@ _SERVERS = re.compile(r"pg_.*|information_schema|plpgsql")
 def checked_schema(schema: str) -> str:
     """Return *schema*, a plain lower-case SQL name, or raise `ValueError`."""
     if not _NAME.fullmatch(schema):
-        msg = (
+        raise ValueError(
             "schema must be lower-case letters, digits and underscores, at most 50, must not"
             " begin with a digit, nor end in _cancel, _finished or _stream, as names of channels"
             " do;"
             f" not {schema!r}"
         )
-        raise ValueError(msg)
     if schema in _WORDS.split():
         msg = f"schema must be a name that SQL takes without quotes: {schema!r} is a word of SQL"
         raise ValueError(msg)

@@ -169,8 +169,7 @@ class Connection(OwnStatements):
             return await self._wait(gen)
         with trio.move_on_after(limit):
             return await self._wait(gen)
-        msg = f"no answer from the database within {limit:g} s; the call was cancelled"
-        raise CallTimeout(msg)
+        raise CallTimeout(f"no answer from the database within {limit:g} s; the call was cancelled")
 
     @trio.lowlevel.enable_ki_protection  # Ctrl-C comes where it waits, and nowhere between
     async def _wait(self, gen: PQGen[RV]) -> RV:

@@ -110,8 +110,7 @@ class ConnectionSlots:
     def refuse_if_closed(self) -> None:
         """Raise `Closed` after `close`."""
         if self._closed:
-            msg = "this pool is closed"
-            raise Closed(msg)
+            raise Closed("this pool is closed")
 
     def shortage(self, purpose: int) -> str:
         """Say why there may be none to be had."""

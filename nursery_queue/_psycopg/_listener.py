@@ -134,8 +134,7 @@ class Listener:
         """Wait until `run()` has read the answer; raises if the connection dies first."""
         while self._answered < question:
             if self.connection.closed:
-                msg = "the LISTEN connection was closed"
-                raise psycopg.OperationalError(msg)
+                raise psycopg.OperationalError("the LISTEN connection was closed")
             await self._answers.park()
 
     async def flushed(self) -> None:

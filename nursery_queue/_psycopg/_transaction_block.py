@@ -89,11 +89,10 @@ def check_committable(conn: Connection) -> None:
         msg = "the connection was lost before COMMIT: nothing was committed"
         raise psycopg.OperationalError(msg)
     if conn.pgconn.transaction_status == _INERROR:
-        msg = (
+        raise InFailedSqlTransaction(
             "a statement of this transaction failed, so nothing was committed; put statements "
             "that may fail in a nested transaction()"
         )
-        raise InFailedSqlTransaction(msg)
 
 
 @contextlib.contextmanager
@@ -106,5 +105,4 @@ def truthful_commit() -> Generator[None]:
     except (psycopg.OperationalError, psycopg.InternalError) as exc:
         if is_answer(exc):
             raise
-        msg = f"the connection was lost during COMMIT: {exc}"
-        raise CommitOutcomeUnknown(msg) from exc
+        raise CommitOutcomeUnknown(f"the connection was lost during COMMIT: {exc}") from exc

@@ -41,8 +41,7 @@ class DaemonThreads(Executor):
         future: Future[R] = Future()
         with self._lock:
             if self._closed:
-                msg = "the asyncio loop has ended: it starts no more threads"
-                raise RuntimeError(msg)
+                raise RuntimeError("the asyncio loop has ended: it starts no more threads")
             self._waiting.append((future, lambda: fn(*args, **kwargs)))
             if self._threads == self.limit:
                 return future

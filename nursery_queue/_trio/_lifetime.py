@@ -53,8 +53,7 @@ class Lifetime:
             del self._runs[over]
             over.set()
         if stopped:
-            msg = "the client of this worker was closed while it ran: stop the worker first"
-            raise Closed(msg)
+            raise Closed("the client of this worker was closed while it ran: stop the worker first")
 
     def lend(self) -> None:
         """Keep code in this context, and in copies of it, from closing the client."""

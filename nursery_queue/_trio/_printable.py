@@ -53,8 +53,7 @@ async def printable(awaitable: Awaitable[T]) -> T:
     except BaseException as exc:
         if _is_printable(exc):
             raise
-        msg = f"{type(exc).__qualname__}, whose __repr__ raises"
-        raise UnprintableError(msg) from exc
+        raise UnprintableError(f"{type(exc).__qualname__}, whose __repr__ raises") from exc
 
 
 def _is_printable(exc: BaseException) -> bool:

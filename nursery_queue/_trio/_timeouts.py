@@ -17,5 +17,4 @@ def answered_within(seconds: float, what: str, *, shield: bool = False) -> Gener
     with trio.move_on_after(seconds, shield=shield) as limit:
         yield
     if limit.cancelled_caught:
-        msg = f"{what} got no answer within {seconds:g} s"
-        raise TransientError(msg)
+        raise TransientError(f"{what} got no answer within {seconds:g} s")

@@ -209,8 +209,7 @@ class AttemptRunner:
         self, settle: Settle, tx: Transaction, attempt: Attempt, success: Succeeded
     ) -> None:
         if attempt.lost:
-            msg = f"the lease ran out before {attempt.claim} had ended"
-            raise StaleClaim(msg)
+            raise StaleClaim(f"the lease ran out before {attempt.claim} had ended")
         with trio.move_on_after(SETTLE_WITHIN):
             await _when_unlocked(functools.partial(settle, tx, attempt, success))
             return
@@ -234,10 +233,9 @@ class AttemptRunner:
             return await self.threads.run(attempt, begun, task_type.invoke, context, values)
         if task_type.asyncio:
             if self.bridge is None:
-                msg = (
+                raise RuntimeError(
                     f"{task_type.name} needs asyncio and was declared after the worker had started"
                 )
-                raise RuntimeError(msg)
             crossing = None if context is None else self.bridge.crossing(context)
             return await self.bridge.run(task_type.invoke, crossing, values)
         if task_type.nursery and context is not None:
@@ -318,11 +316,10 @@ def _abandon_nurseries(task: trio.lowlevel.Task) -> None:
         nursery.cancel_scope.cancel("the handler that opened this nursery has ended")
         nursery._closed = True  # pyright: ignore[reportPrivateUsage]  # as trio does itself
     task._child_nurseries.clear()  # pyright: ignore[reportPrivateUsage]  # as above
-    msg = (
+    raise RuntimeError(
         "the handler has ended before a nursery that it had opened: leave each with `async with`,"
         " and close async generators that hold one with contextlib.aclosing"
     )
-    raise RuntimeError(msg)
 
 
 def _is_for_others(exc: BaseException) -> bool:

@@ -140,8 +140,7 @@ class LeaseRenewal:
         # So that a call that hangs leaves time for another one.
         with trio.move_on_after(limit := self.lease.info.lease / 3):
             return await verb()
-        msg = f"a heartbeat got no answer within {limit:g} s"
-        raise TransientError(msg)
+        raise TransientError(f"a heartbeat got no answer within {limit:g} s")
 
     async def watch(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Cancel all handlers the moment the lease runs out, whatever the heartbeat does."""

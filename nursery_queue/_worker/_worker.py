@@ -204,8 +204,7 @@ class Worker:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         if self._parts is not None:
-            msg = "this worker is running already: make another one"
-            raise RuntimeError(msg)
+            raise RuntimeError("this worker is running already: make another one")
         self._exit_report = None
         stop, store = self._stop, self._client.store
         stop.when_idle = until_idle
@@ -370,12 +369,10 @@ def _checked_queues(
     if queues is None:
         return None
     if isinstance(queues, str):
-        msg = f"queues must be a mapping or a sequence of names: write [{queues!r}]"
-        raise TypeError(msg)
+        raise TypeError(f"queues must be a mapping or a sequence of names: write [{queues!r}]")
     limits = queues if isinstance(queues, Mapping) else dict.fromkeys(queues, concurrency)
     if not limits:
-        msg = "queues must name at least one queue; None means all"
-        raise ValueError(msg)
+        raise ValueError("queues must name at least one queue; None means all")
     return {
         label(name, "queue"): whole(limit, f"the limit of queue {name!r}", minimum=1)
         for name, limit in limits.items()

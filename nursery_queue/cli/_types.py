@@ -110,8 +110,7 @@ def _instant(value: Any, examples: str = _INSTANTS) -> dt.datetime:
     try:
         return instant(dt.datetime.fromisoformat(value), "it")
     except ValueError:
-        msg = f"{value!r} is no instant with a time zone: write {examples}"
-        raise ValueError(msg) from None
+        raise ValueError(f"{value!r} is no instant with a time zone: write {examples}") from None
 
 
 def _past(value: Any) -> dt.datetime:

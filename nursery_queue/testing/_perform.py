@@ -153,11 +153,10 @@ def _task_type(task: object) -> TaskType[..., Any]:
         return cast("TaskType[..., Any]", task)
     if isinstance(task, TaskRequest) and task.made_by is not None:
         return task.made_by
-    msg = (
+    raise TypeError(
         f"perform takes a task type, or what its bind() returned, not {task!r:.100}:"
         " the handler must be here (app[name] is the task type of that name)"
     )
-    raise TypeError(msg)
 
 
 def _endless_lease(task_type: str) -> Lease:
