@@ -24,7 +24,8 @@ log = logging.getLogger("nursery_queue")
 class ExitOutcome(enum.StrEnum):
     """What became of a task that a worker had in hand when it was stopped.
 
-    The first five are outcomes of the attempt, and stored.
+    The first five are stored, and say how the attempt ended; but a task that was to be cancelled
+    is "cancelled" however its attempt did, or if that had not begun.
     """
 
     SUCCEEDED = "succeeded"

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from nursery_queue._quiet_start import deafen, disarm, rearm
 
+from ._standard_streams import open_missing
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
@@ -20,6 +22,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Args:
         args: The arguments; by default those of the process.
     """
+    open_missing()
     if any(importlib.util.find_spec(name) is None for name in ("click", "rich")):
         print(
             "nursery-queue: the command line is an extra: pip install 'nursery-queue[cli]'",

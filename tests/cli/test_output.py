@@ -138,6 +138,28 @@ def test_a_full_disk_is_a_problem(project: Path, many: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "args", [("enqueue", "hello"), ("worker", "shop:app", "--drain", "--processes", "2")]
+)
+def test_what_is_closed_counts_as_dev_null(
+    project: Path, migrated: str, args: tuple[str, ...], closed: str
+) -> None:
+    """A command that was started without input, output or error does its work all the same."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'"$@" {closed}', "sh", *command(*args)],
+        cwd=project,
+        env=environment({"NURSERY_QUEUE_DSN": migrated}),
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("missing", ["click", "rich"])
 def test_without_the_extra_it_says_what_to_install(project: Path, missing: str) -> None:
     """Without click or rich there is one line, and exit code 2."""
