@@ -49,6 +49,7 @@ class Maintenance:
     work: WorkSignal
     _well: bool = attrs.field(default=True, init=False)
     _failing: set[str] = attrs.field(factory=set[str], init=False)  # parts, until they succeed
+    _unanswered: str | None = attrs.field(default=None, init=False)  # the last part that was
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Tidy up until cancelled. Ready means: as far as we know, or the store has swept.
@@ -78,17 +79,20 @@ class Maintenance:
         Nor for its success: what fails is done again after a while, and raised at the end.
         """
         trouble: Exception | None = None
-        for due, part, step in [
+        parts = [
             (self.due.unpark_at <= trio.current_time(), UNPARK, self._unpark),
             (self._is_time(self.due.sweep_at), SWEEP, self._sweep),
             (self._is_time(self.due.park_at), PARK, self._park),
             (self._is_time(self.due.prune_at), PRUNE, self._prune),
-        ]:
+        ]
+        # What got no answer goes last: it may be alone in that, for one row of it.
+        for due, part, step in sorted(parts, key=lambda each: each[1] == self._unanswered):
             if due:
                 try:
                     await step()
                 except TransientError:
-                    raise  # the others would fare no better
+                    self._unanswered = part
+                    raise  # mostly the others would fare no better
                 except Exception as exc:  # noqa: BLE001  # raised below, when the others are done
                     trouble = trouble or exc
                     self._fails(part, exc)
@@ -108,6 +112,8 @@ class Maintenance:
         self._failing.add(part)
 
     def _succeeds(self, part: str) -> None:
+        if part == self._unanswered:
+            self._unanswered = None
         if part in self._failing:
             self._failing.remove(part)
             if self._failing:

@@ -59,7 +59,7 @@ async def test_the_second_host_gets_its_turn(silent: int, proxy: Proxy) -> None:
 
 async def test_the_time_that_the_caller_has_is_shared(silent: int, proxy: Proxy) -> None:
     """Each host gets its share of what the caller can wait, whatever `connect_timeout` says."""
-    with trio.fail_after(3):
+    with trio.fail_after(10):
         dsn = behind(silent, proxy.dsn, connect_timeout="60")
         async with await Connection.connect(dsn) as conn:
             assert await conn.fetch("select 1") == [(1,)]
@@ -67,9 +67,9 @@ async def test_the_time_that_the_caller_has_is_shared(silent: int, proxy: Proxy)
 
 async def test_the_host_that_answered_last_comes_first(silent: int, proxy: Proxy) -> None:
     """Only the first connection waits for a host that hangs."""
-    hosts, dsn = Hosts(), behind(silent, proxy.dsn, connect_timeout="2")
+    hosts, dsn = Hosts(), behind(silent, proxy.dsn, connect_timeout="5")
     (await Connection.connect_to(hosts, dsn)).abort()
-    with trio.fail_after(1):
+    with trio.fail_after(4.5):
         (await Connection.connect_to(hosts, dsn)).abort()
 
 
@@ -113,9 +113,9 @@ async def test_a_name_of_several_addresses(proxy: Proxy, monkeypatch: pytest.Mon
             return both
 
         monkeypatch.setattr(socket, "getaddrinfo", look_up)
-        hosts, dsn = Hosts(), make_conninfo(proxy.dsn, host="db.example", connect_timeout="2")
+        hosts, dsn = Hosts(), make_conninfo(proxy.dsn, host="db.example", connect_timeout="5")
         (await Connection.connect_to(hosts, dsn)).abort()
-        with trio.fail_after(1):
+        with trio.fail_after(4.5):
             (await Connection.connect_to(hosts, dsn)).abort()
 
 
@@ -127,13 +127,13 @@ async def test_a_name_that_nobody_looks_up(proxy: Proxy, monkeypatch: pytest.Mon
 
     def hang(*_args: object, **_options: object) -> None:
         token.run_sync_soon(asked.set)
-        time.sleep(3)  # a thread, which nothing interrupts
+        time.sleep(8)  # a thread, which nothing interrupts
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     dsn = make_conninfo(
         proxy.dsn, host="db.example,127.0.0.1", port=f"{port},{port}", connect_timeout="2"
     )
-    with trio.fail_after(2.5):
+    with trio.fail_after(7.5):
         async with await Connection.connect(dsn) as conn:
             assert await conn.fetch("select 1") == [(1,)]
     assert asked.is_set()

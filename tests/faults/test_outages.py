@@ -213,6 +213,21 @@ async def test_no_call_hangs_for_ever(
     assert [await outcomes(client, ref) for ref in refs] == [["succeeded"]] * 5
 
 
+@pytest.mark.parametrize("verb", ["sweep", "prune"])
+async def test_a_part_of_the_tidying_up_hangs(
+    virtual_time: VirtualTime, app: nq.App, client: nq.Client, store: FlakyStore, verb: str
+) -> None:
+    """The parts of it that get their answers go on, however long another one gets none."""
+    async with working(nq.Worker(app, client, rng=Longest())):
+        await trio.sleep(1)
+        store.stuck = {verb}
+        store.calls.clear()
+        await trio.sleep(3600)
+
+        assert store.calls[verb] > 20
+        assert store.calls["prune" if verb == "sweep" else "sweep"] > 20
+
+
 async def test_a_claim_that_outlives_the_lease(
     virtual_time: VirtualTime,
     app: nq.App,

@@ -361,6 +361,7 @@ async def test_errors(
     assert "test_errors.<locals>.at_once()" in texts[0]
     assert "OSError: [Errno 5] no disk" in texts[0]
     assert "KeyError: 'y'" in texts[1]
+    assert 'raise ExceptionGroup("two"' in texts[1]
     assert "test_after_commit.fail()" in texts[2]
     assert "Traceback" in texts[2]
     assert "ExceptionGroup" not in texts[2]
