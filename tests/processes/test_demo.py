@@ -111,7 +111,9 @@ def test_every_file_is_stored_once_though_a_worker_is_killed(dsn: str, tmp_path:
         path = os.fsencode(tree) + b"/" + name
         assert (path, hashlib.sha256(data).hexdigest(), len(data), lines) in rows
     assert runs == [(["lost", "succeeded"], 2)] * report["lost attempts"]
-    assert workers == (0,)
+    # One that held nothing is killed between two claims, and forgotten when its lease is over.
+    assert workers is not None
+    assert workers[0] <= ("which held 0 tasks" in output)
 
 
 def test_a_wrong_row_makes_the_demo_fail(dsn: str, tmp_path: Path) -> None:
