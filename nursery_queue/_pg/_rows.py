@@ -61,7 +61,8 @@ def enqueue_params(tasks: Sequence[NewTask]) -> dict[str, str]:
         }
         for task in tasks
     ]
-    return {"tasks": _encode(rows)}
+    # What is left out is null there, too; most of it is, and need be neither sent nor read.
+    return {"tasks": _encode([{k: v for k, v in row.items() if v is not None} for row in rows])}
 
 
 def settle_params(settlements: Sequence[Settlement]) -> dict[str, Any]:

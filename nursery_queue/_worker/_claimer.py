@@ -246,6 +246,8 @@ class Claimer:
             if self._left_something(claimed.claims, limit, queue_slots):
                 self._walk.again = True
                 self._others_next |= self._left_out and not self._only_others
+            elif not self._only_others:
+                self._left_out = False  # it was asked for, and all that there was has come
             if self._walk.again or not self._walk.at_start:
                 self._more = True
             else:
@@ -262,12 +264,14 @@ class Claimer:
         so many at most of whatever comes first, then the others alone. What is more urgent goes
         first all the same, by a claim or two.
         """
-        room, left = self.slots.room, self.slots.transactions_left
+        room, startable = self.slots.room, self._startable()
+        others = [name for name in startable if not self.app[name].transactional]
+        left = self.slots.transactions_left if len(others) < len(startable) else math.inf
         self._left_out = left < room
         self._only_others = self._left_out and (self._others_next or not left)
         if not self._only_others:
-            return self._startable(), int(min(left, room))
-        return [name for name in self._startable() if not self.app[name].transactional], room
+            return startable, int(min(left, room))
+        return others, room
 
     def _startable(self) -> list[str]:
         """Return the task types whose handlers can start: of what claims may give us."""

@@ -14,8 +14,11 @@ import trio
 import nursery_queue as nq
 
 from nursery_queue._core._outcome import MAX_LOST
+from nursery_queue._core._states import State
+from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue.testing import VirtualTime
-from tests.support.workers import final, outcomes, working
+from tests.support.flaky_store import FlakyStore
+from tests.support.workers import Longest, final, outcomes, working
 
 
 AT_ONCE = 8  # transactions of handlers, by default
@@ -304,3 +307,48 @@ async def test_idle_connections_are_closed_while_nothing_happens(
         await trio.sleep(120)
         with virtual_time.hold():
             assert sessions(migrated) <= OWN + 3
+
+
+@pytest.mark.parametrize("transactional", [False, True])
+async def test_one_at_a_time_takes_a_claim_each(
+    virtual_time: VirtualTime, app: nq.App, migrated: str, transactional: bool
+) -> None:
+    """There are fewer connections than slots: that is no reason to claim again when one is free."""
+
+    @app.task(transactional=transactional)
+    async def quick() -> None:
+        pass
+
+    @app.task
+    async def other() -> None:
+        pass
+
+    store = FlakyStore(PostgresStore(migrated))
+    client = nq.Client(store)
+    async with client, working(nq.Worker(app, client, poll_interval=0, rng=Longest())):
+        await trio.sleep(1)
+        store.calls.clear()
+        for each in (quick, other) * 5:
+            await final(client, await client.enqueue(each))
+            await trio.sleep(1)
+
+        assert store.calls["claim"] == 10
+
+
+async def test_a_backlog_without_transactions_is_claimed_in_one_go(
+    virtual_time: VirtualTime, app: nq.App, migrated: str
+) -> None:
+    """Where no task type is transactional, a claim asks for as many as there are slots."""
+
+    @app.task
+    async def slow() -> None:
+        await trio.sleep(100)
+
+    store = FlakyStore(PostgresStore(migrated))
+    async with nq.Client(store) as client:
+        await client.enqueue_many([slow.bind() for _ in range(32)])
+        async with working(nq.Worker(app, client, poll_interval=0, rng=Longest())):
+            await trio.sleep(50)
+
+            assert (await client.stats()).queues["default"][State.RUNNING] == 32
+            assert store.calls["claim"] == 1
