@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import signal
 
@@ -286,3 +287,28 @@ def test_an_app_without_task_types_is_warned_about(cli: Run, project: Path) -> N
 
     assert done.returncode == 0
     assert "has no task types" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "seen"),
+    [
+        ("pass", [True, 10000, True]),
+        ("gc.set_threshold(900)", [True, 900, False]),
+        ("gc.disable()", [False, gc.get_threshold()[0], False]),
+    ],
+)
+def test_garbage_is_looked_for_seldom(
+    cli: Run, project: Path, migrated: str, setting: str, seen: list[object]
+) -> None:
+    """A worker process spares itself collections, unless its application has a say in them."""
+    (project / "tidy.py").write_text(
+        f"import gc\nimport nursery_queue as nq\napp = nq.App()\n{setting}\n"
+        "@app.task\nasync def look() -> list[int]:\n"
+        "    return [gc.isenabled(), gc.get_threshold()[0], gc.get_freeze_count() > 0]\n"
+    )
+    rows(migrated, "insert into nursery_queue.task (task_type) values ('tidy.look')")
+
+    done = cli("worker", "tidy:app", "--drain")
+
+    assert done.returncode == 0
+    assert rows(migrated, "select result from nursery_queue.finished") == [(seen,)]
