@@ -213,6 +213,31 @@ async def test_no_call_hangs_for_ever(
     assert [await outcomes(client, ref) for ref in refs] == [["succeeded"]] * 5
 
 
+async def test_promoting_is_refused(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    client: nq.Client,
+    store: FlakyStore,
+    starts: list[float],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What is ready is claimed as ever, the log says once what is refused, and then it is done."""
+    async with working(nq.Worker(app, client, rng=Longest())):
+        await trio.sleep(1)
+        store.raises = {"promote": nq.DatabaseRefused("no")}
+        late = await client.enqueue(app["note"].options(run_after=2))
+        await trio.sleep(10)
+        ready = await client.enqueue("note")
+        await trio.sleep(1)
+        assert await outcomes(client, ready) == ["succeeded"]
+        assert await outcomes(client, late) == []
+        store.mend()
+        await trio.sleep(10)
+
+    assert await outcomes(client, late) == ["succeeded"]
+    assert len(lines(caplog, "what is due cannot be made ready, trying again: ")) == 1
+
+
 @pytest.mark.parametrize("verb", ["sweep", "prune"])
 async def test_a_part_of_the_tidying_up_hangs(
     virtual_time: VirtualTime, app: nq.App, client: nq.Client, store: FlakyStore, verb: str
