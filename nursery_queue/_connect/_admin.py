@@ -103,27 +103,27 @@ class Step:
 
 async def migrate_up(dsn: str, schema: str) -> list[Step]:
     """Apply what is missing and return it."""
-    async with _connected(dsn) as connection:
+    async with connected(dsn) as connection:
         done = await _migrate.up(connection, schema)
     return [Step(version=each.version, name=each.name, state="applied") for each in done]
 
 
 async def migrate_down(dsn: str, schema: str, to: int) -> list[Step]:
     """Undo what is above version *to* and return it."""
-    async with _connected(dsn) as connection:
+    async with connected(dsn) as connection:
         done = await _migrate.down(connection, schema, to=to)
     return [Step(version=each.version, name=each.name, state="pending") for each in done]
 
 
 async def migration_steps(dsn: str, schema: str) -> list[Step]:
     """Return every migration that the code or the database knows."""
-    async with _connected(dsn) as connection:
+    async with connected(dsn) as connection:
         return _steps(await _migrate.applied(connection, schema))
 
 
 async def check_schema(dsn: str, schema: str) -> None:
     """Raise `SchemaError` unless the schema is what this code needs."""
-    async with _connected(dsn) as connection:
+    async with connected(dsn) as connection:
         await _migrate.check(connection, schema)
 
 
@@ -138,7 +138,7 @@ def roles_sql(schema: str, prefix: str | None) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _connected(dsn: str) -> AsyncGenerator[Connection]:
+async def connected(dsn: str) -> AsyncGenerator[Connection]:
     """Open one connection, whatever the schema is like; its errors are ours."""
     with translated():
         try:

@@ -6,6 +6,7 @@ import importlib.metadata
 
 import click
 
+from ._bench import bench
 from ._dev import dev
 from ._enqueue import enqueue
 from ._migrate import migrate
@@ -53,5 +54,5 @@ def commands() -> None:
     """  # noqa: D301  # click needs the control character itself
 
 
-for command in (worker, dev, migrate, enqueue, tasks, queues, status):
+for command in (worker, dev, migrate, enqueue, tasks, queues, status, bench):
     commands.add_command(command)

@@ -41,6 +41,19 @@ def verbose(command: F) -> F:
     )(command)
 
 
+def dsn(command: F) -> F:
+    """Give *command* `--dsn`, as a `Dsn`."""
+    return setting(
+        "--dsn",
+        cls=DsnSetting,
+        type=click.UNPROCESSED,  # what it means is for the database side to say
+        default="",
+        show_default=False,
+        metavar="DSN",
+        help="URL or keywords of libpq. Else DATABASE_URL, else PG* variables.",
+    )(command)
+
+
 def schema(command: F) -> F:
     """Give *command* `--schema`."""
     return setting(
@@ -73,13 +86,4 @@ def database(command: Callable[..., Any]) -> Callable[..., Any]:
     def with_database(*args: Any, dsn: Any, schema: str, **kwargs: Any) -> Any:
         return command(Database.of(dsn, schema), *args, **kwargs)
 
-    dsn_option = setting(
-        "--dsn",
-        cls=DsnSetting,
-        type=click.UNPROCESSED,  # what it means is for the database side to say
-        default="",
-        show_default=False,
-        metavar="DSN",
-        help="URL or keywords of libpq. Else DATABASE_URL, else PG* variables.",
-    )
-    return dsn_option(schema(verbose(with_database)))
+    return dsn(schema(verbose(with_database)))

@@ -184,7 +184,7 @@ async def test_migrating_through_it(dsn: str) -> None:
             async with client.transaction() as tx:
                 await tx.execute("select 1")
         await nothing_left_behind(pooler)
-        async with _admin._connected(pooler.dsn) as connection:  # if there are many of them
+        async with _admin.connected(pooler.dsn) as connection:  # if there are many of them
             assert connection.prepare_threshold is None
 
 

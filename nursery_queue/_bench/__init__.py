@@ -1,0 +1,1 @@
+"""How fast tasks go on a server of the user's. Measures and checks; prints nothing."""

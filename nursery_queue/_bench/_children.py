@@ -1,0 +1,79 @@
+"""The parent's side of the processes of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import attrs
+import trio
+
+from nursery_queue._connect._scratch import Scratch
+from nursery_queue._core._errors import NurseryQueueError
+
+from ._messages import Messages
+
+
+PATIENCE = 5.0  # seconds to end by itself
+
+
+class BenchFailed(NurseryQueueError):
+    """There are no figures: a process failed, or the database says something else than it."""
+
+
+@attrs.frozen(eq=False)
+class Child:
+    """A process that measures, or works, for us."""
+
+    role: str
+    _messages: Messages
+
+    async def tell(self, what: str) -> None:
+        """Let it begin ("go") or end ("stop") what it is to do."""
+        await self.send(do=what)
+
+    async def send(self, **message: Any) -> None:
+        """Send a message; if the process has ended, what it says of that is still to be heard."""
+        with contextlib.suppress(trio.BrokenResourceError):
+            await self._messages.send(**message)
+
+    async def hear(self, kind: str) -> Any:
+        """Wait until it says something of this kind; raises `BenchFailed` if it fails."""
+        while (message := await self._messages.receive()) is not None:
+            if "error" in message:
+                raise BenchFailed(f"the process that is to {self.role} failed: {message['error']}")
+            if kind in message:
+                return message[kind]
+        raise BenchFailed(f"the process that is to {self.role} has ended, and does not say why")
+
+
+@contextlib.asynccontextmanager
+async def child(role: str, place: Scratch, **job: Any) -> AsyncGenerator[Child]:
+    """Start a process, which is ready when the block begins, and has ended when that has."""
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-m", "nursery_queue._bench._child"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        process_group=0,  # not the one that Ctrl-C on a terminal goes to: it ends with us
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    messages = Messages(process.stdout, process.stdin)
+    started = Child(role.replace("_", " "), messages)
+    try:
+        await started.send(role=role, dsn=place.dsn, schema=place.schema, **job)
+        await started.hear("ready")
+        yield started
+    finally:
+        with trio.CancelScope(shield=True):
+            await process.stdin.aclose()
+            with trio.move_on_after(PATIENCE):
+                await process.wait()
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            await messages.aclose()

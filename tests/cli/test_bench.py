@@ -1,0 +1,475 @@
+"""`bench`: it shows what the database confirms, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from psycopg.conninfo import make_conninfo
+
+from nursery_queue._bench import _round
+from nursery_queue._bench._figures import Measured, Row
+from nursery_queue._bench._server_cpu import ServerCpu
+from nursery_queue._connect import _scratch
+from nursery_queue._connect._scratch import scratch
+from nursery_queue._core._errors import NurseryQueueError
+from nursery_queue._pg import _migrator
+from nursery_queue._psycopg._connection import Connection
+from tests.cli.printed import lines, objects
+from tests.cli.runs import Run, Start
+from tests.cli.terminals import in_terminal
+from tests.support.command_line import Running, is_alive, rows, until
+
+
+FEW = ("--tasks", "20", "--rounds", "1")
+ENDLESS = ("trickle", "--tasks", "1000000", "--rounds", "1")
+ROWS = {
+    "drain": ["drain"],
+    "latency": ["latency"],
+    "enqueue": ["enqueue one", "enqueue many", "enqueue copy"],
+    "transactional": ["transactional"],
+    "streams": ["streams write", "streams read"],
+    "trickle": ["trickle"],
+}
+FIGURES = [
+    *("what", "tasks", "rounds", "rate", "rate_min", "rate_max"),
+    *("worker_cpu_us", "server_cpu_us"),
+]
+LATENCIES = ["p50_ms", "p99_ms", "max_ms"]
+
+
+@attrs.frozen
+class Role:
+    """Who runs `bench`, so that what is left behind can be told from what others have."""
+
+    name: str
+    admin: str
+    dsn: str
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"NURSERY_QUEUE_DSN": self.dsn}
+
+    def databases(self) -> list[str]:
+        return self._owned("select datname from pg_database where datdba = %s::regrole")
+
+    def schemas(self) -> list[str]:
+        return self._owned("select nspname from pg_namespace where nspowner = %s::regrole")
+
+    def _owned(self, query: str) -> list[str]:
+        return [name for (name,) in rows(self.admin, query, [self.name])]
+
+
+def drop(role: Role) -> None:
+    """Drop its databases."""
+    for database in role.databases():
+        rows(role.admin, f"drop database {database} with (force)")
+
+
+def made_role(admin: str, options: str) -> Generator[Role]:
+    name = f"bencher_{uuid.uuid4().hex}"
+    rows(admin, f"create role {name} login {options}")
+    role = Role(name, admin, make_conninfo(admin, user=name))
+    try:
+        yield role
+        assert (role.databases(), role.schemas()) == ([], [])
+    finally:
+        drop(role)
+        rows(admin, f"drop owned by {name} cascade")
+        rows(admin, f"drop role {name}")
+
+
+@pytest.fixture
+def role(migrated: str) -> Generator[Role]:
+    """May create databases; nothing of it may be left when the test ends."""
+    yield from made_role(migrated, "createdb")
+
+
+@pytest.fixture
+def guest(migrated: str) -> Generator[Role]:
+    """May create no database; nothing of it may be left when the test ends."""
+    yield from made_role(migrated, "nocreatedb")
+
+
+# -- figures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ROWS)
+def test_figures_as_json(cli: Run, role: Role, what: str) -> None:
+    """Each thing that is measured is a line, with figures that make sense."""
+    done = cli("bench", what, *FEW, "--json", env=role.env)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    found = objects(done.stdout)
+    assert [row["what"] for row in found] == ROWS[what]
+    for row in found:
+        assert list(row) == FIGURES + (LATENCIES if what == "latency" else [])
+        assert row["tasks"] == (2 if row["what"] == "enqueue one" else 20)
+        assert row["rounds"] == 1
+        assert row["rate"] == row["rate_min"] == row["rate_max"] > 0
+        assert row["worker_cpu_us"] > 0
+        assert row["server_cpu_us"] is None or row["server_cpu_us"] >= 0
+        if what == "latency":
+            assert row["p50_ms"] <= row["p99_ms"] <= row["max_ms"]
+
+
+def test_figures_for_a_program(cli: Run, role: Role) -> None:
+    """Without a terminal: tab-separated, and nothing of a bar."""
+    done = cli("bench", "enqueue", "--tasks", "30", "--rounds", "2", env=role.env)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    expected = [["enqueue one", "3", "2"], ["enqueue many", "30", "2"], ["enqueue copy", "30", "2"]]
+    assert [line[:3] for line in lines(done.stdout)] == expected
+
+
+def test_figures_for_a_person(project: Path, role: Role) -> None:
+    """On a terminal there is a bar, and a table at the end."""
+    code, shown = in_terminal("bench", "drain", *FEW, cwd=project, dsn=role.dsn, NO_COLOR="1")
+
+    assert code == 0
+    assert "20/20" in shown
+    heading, row = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown).rstrip().splitlines()[-2:]
+    assert heading.split() == FIGURES
+    assert row.split()[:3] == ["drain", "20", "1"]
+
+
+def test_several_processes(cli: Run, role: Role) -> None:
+    """Workers share the tasks, though some may get none of so few."""
+    done = cli("bench", "drain", *FEW, "--processes", "2", "--json", env=role.env)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [row["tasks"] for row in objects(done.stdout)] == [20]
+
+
+def measured(seconds: float, server_cpu: float | None, *waits: float) -> Measured:
+    return Measured(
+        what="x", tasks=10, seconds=seconds, worker_cpu=seconds, server_cpu=server_cpu, waits=waits
+    )
+
+
+def test_rounds_are_put_together() -> None:
+    """Medians, and the extremes of the rate; latencies of all rounds together."""
+    row = Row.of([measured(1, 2, 5, 1), measured(2, 4, 3), measured(10, 9, 2, 4)])
+
+    assert (row.rate, row.rate_min, row.rate_max) == (5, 1, 10)
+    assert (row.worker_cpu_us, row.server_cpu_us) == (200_000, 400_000)
+    assert (row.p50_ms, row.p99_ms, row.max_ms) == (3, 5, 5)
+
+
+def test_what_is_not_known_is_null() -> None:
+    """A server elsewhere has no CPU time, and a latency that is not measured is left out."""
+    row = Row.of([measured(1, None)]).as_json()
+
+    assert list(row) == FIGURES
+    assert row["server_cpu_us"] is None
+
+
+def test_another_program_is_no_server() -> None:
+    """The number of a process on another machine may be that of any process here."""
+    assert ServerCpu.of_backend(os.getpid(), "postgres") is None
+    assert ServerCpu.of_backend(2**22 + 1, "postgres") is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
+async def test_the_server_of_a_backend(db: Connection) -> None:
+    """It is found, and never has used less than before, though sessions end meanwhile."""
+    server = ServerCpu.of_backend(db.info.backend_pid, db.info.dbname)
+    assert server is not None
+    before = server.seconds()
+    async with await Connection.connect(db.info.dsn) as other:
+        assert ServerCpu.of_backend(other.info.backend_pid, db.info.dbname) == server
+        await other.fetch("select count(md5(i::text)) from generate_series(1, 100000) as i")
+        with_session = server.seconds()
+
+    assert before < with_session
+    assert server.seconds() >= with_session
+
+
+# -- nothing is left -----------------------------------------------------------------------------
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()  # a child belongs to the thread that made it
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+def at_work(running: Running, role: Role, there: Callable[[], Any]) -> list[int]:
+    """Wait until there is a place, and tasks go through it; return the processes."""
+    until(there, "a place of its own")
+    at = make_conninfo(role.admin, dbname=role.databases()[0]) if role.databases() else role.admin
+    schema = "nursery_queue" if role.databases() else role.schemas()[0]
+    made = "select to_regclass(%s) is not null"
+    until(lambda: rows(at, made, [f"{schema}.attempt"]) == [(True,)], "tables")
+    until(lambda: rows(at, f"select 1 from {schema}.attempt offset 20 limit 1"), "tasks")
+    return children(running.pid)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it(start: Start, role: Role, signum: signal.Signals) -> None:
+    """One line, exit code 130; database and processes are gone."""
+    with start("bench", *ENDLESS, env=role.env) as running:
+        processes = at_work(running, role, role.databases)
+        running.send(signum)
+        code = running.code()
+
+    assert (code, running.stderr, running.lines("stdout")) == (130, "interrupted", [])
+    assert len(processes) == 2
+    assert not any(map(is_alive, processes))
+    assert role.databases() == []
+
+
+def test_a_signal_at_the_very_beginning(start: Start, role: Role) -> None:
+    """The database is gone also if it was not ready yet."""
+    with start("bench", *ENDLESS, env=role.env) as running:
+        until(role.databases, "a database")
+        running.send(signal.SIGINT)
+        code = running.code()
+
+    assert (code, running.stderr) == (130, "interrupted")
+    assert role.databases() == []
+
+
+def test_a_second_signal_does_not_wait(start: Start, role: Role) -> None:
+    """If its end takes too long, a second signal ends it at once, and it says what may be left."""
+    with start("bench", *ENDLESS, env=role.env) as running:
+        processes = at_work(running, role, role.databases)
+        for pid in processes:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            while running.process.poll() is None:
+                running.send(signal.SIGINT)
+                time.sleep(0.1)
+        finally:
+            for pid in processes:
+                os.kill(pid, signal.SIGKILL)
+        code = running.code()
+
+    assert code == 1
+    assert "a database or schema called nursery_queue_bench_*" in running.stderr
+    drop(role)
+
+
+def test_a_process_that_dies(start: Start, role: Role) -> None:
+    """There are no figures, and nothing is left."""
+    with start("bench", *ENDLESS, env=role.env) as running:
+        processes = at_work(running, role, role.databases)
+        os.kill(processes[0], signal.SIGKILL)
+        code = running.code()
+
+    assert code == 1
+    assert "has ended, and does not say why" in running.stderr
+    assert running.lines("stdout") == []
+    assert not any(map(is_alive, processes))
+    assert role.databases() == []
+
+
+def test_processes_end_with_their_parent(start: Start, role: Role) -> None:
+    """Nothing goes on when the command is killed, though its database is left."""
+    with start("bench", *ENDLESS, env=role.env) as running:
+        processes = at_work(running, role, role.databases)
+        secrets = [Path(f"/proc/{pid}/cmdline").read_text() for pid in processes]
+        running.send(signal.SIGKILL)
+        running.code()
+        until(lambda: not any(map(is_alive, processes)), "their end")
+
+    assert not any("user=" in each or "postgres" in each for each in secrets)
+    drop(role)
+
+
+# -- a role that may not create databases --------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["transactional", "streams"])
+def test_a_schema_will_do(cli: Run, guest: Role, what: str) -> None:
+    """A role that may only create schemas gets one, beside other tables, which stay as they are."""
+    rows(guest.admin, f"grant create on database {database_of(guest)} to {guest.name}")
+    rows(guest.admin, "insert into nursery_queue.task (task_type) values ('nothing')")
+    done = cli("bench", what, *FEW, "--json", env=guest.env)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [row["what"] for row in objects(done.stdout)] == ROWS[what]
+    assert guest.schemas() == []
+    assert rows(guest.admin, "select count(*) from nursery_queue.ready") == [(1,)]
+
+
+def test_a_signal_removes_the_schema(start: Start, guest: Role) -> None:
+    """As it removes a database."""
+    rows(guest.admin, f"grant create on database {database_of(guest)} to {guest.name}")
+    with start("bench", *ENDLESS, env=guest.env) as running:
+        at_work(running, guest, guest.schemas)
+        running.send(signal.SIGINT)
+        code = running.code()
+
+    assert (code, running.stderr) == (130, "interrupted")
+    assert guest.schemas() == []
+
+
+def test_a_role_that_may_do_nothing(quick: Run, guest: Role) -> None:
+    """It is told so."""
+    done = quick("bench", "drain", *FEW, env=guest.env)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "permission denied for database" in done.stderr
+
+
+def database_of(role: Role) -> str:
+    ((name,),) = rows(role.admin, "select current_database()")
+    return str(name)
+
+
+# -- no figures without proof --------------------------------------------------------------------
+
+FAULTS = {
+    "a log without some rows": (
+        "before insert on nursery_queue.attempt for each row when (new.task_id % 5 = 0)",
+        "return null",
+    ),
+    "a log with rows twice": (
+        "after insert on nursery_queue.attempt for each row when (new.epoch < 1000)",
+        "new.epoch := new.epoch + 1000; insert into nursery_queue.attempt select new.*; return new",
+    ),
+    "tasks that vanish": (
+        "after insert on nursery_queue.attempt for each row when (new.task_id % 5 = 0)",
+        "delete from nursery_queue.task where id = new.task_id; return new",
+    ),
+}
+SPOIL = """
+    create function spoil() returns trigger language plpgsql as $$ begin {1}; end $$;
+    create trigger spoil {0} execute function spoil()
+"""
+
+
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Gives the tables of every round a trigger."""
+    up = _migrator.up
+
+    def spoil(when: str, body: str) -> None:
+        async def spoiled(session: Connection, schema: str) -> Any:
+            done = await up(session, schema)
+            await session.execute(SPOIL.format(when, body).encode())
+            return done
+
+        monkeypatch.setattr(_migrator, "up", spoiled)
+
+    return spoil
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_false_log_is_refused(
+    quick: Run, role: Role, spoil: Callable[[str, str], None], fault: str
+) -> None:
+    """Unless each task has one row in the log there are no figures; nothing is left."""
+    spoil(*FAULTS[fault])
+    done = quick("bench", "drain", *FEW, "--json", env=role.env)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "There are no figures" in done.stderr
+    assert role.databases() == []
+
+
+def test_enqueued_tasks_that_are_not_there(
+    quick: Run, role: Role, spoil: Callable[[str, str], None]
+) -> None:
+    """What was enqueued must be stored, and ready."""
+    spoil(
+        "after insert on nursery_queue.ready for each row",
+        "delete from nursery_queue.ready where task_id = new.task_id; return new",
+    )
+    done = quick("bench", "enqueue", *FEW, "--json", env=role.env)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "of 2 tasks, the database has 2, and 0 are ready" in done.stderr
+
+
+def test_tasks_that_never_start(
+    quick: Run, role: Role, spoil: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not wait for ever."""
+    monkeypatch.setattr(_round, "STALL", 2.0)
+    spoil(
+        "after insert on nursery_queue.ready for each row",
+        "delete from nursery_queue.ready where task_id = new.task_id; return new",
+    )
+    done = quick("bench", "drain", *FEW, "--json", env=role.env)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "0 of 20 tasks have started, and none for 2 s" in done.stderr
+
+
+def test_an_error_in_a_process_is_told(
+    quick: Run, role: Role, spoil: Callable[[str, str], None]
+) -> None:
+    """What the database says to it is not lost."""
+    spoil("before insert on nursery_queue.task for each row", "raise 'no tasks today'")
+    done = quick("bench", "latency", *FEW, env=role.env)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the process that is to enqueue slowly failed" in done.stderr
+    assert "no tasks today" in done.stderr
+
+
+async def test_what_cannot_be_removed_is_named(role: Role, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error has the statement that removes it."""
+
+    async def fail(_session: Connection, _statement: str) -> None:
+        raise trio.TooSlowError
+
+    with pytest.raises(NurseryQueueError, match="remove it by hand") as caught:
+        async with scratch(role.dsn):
+            monkeypatch.setattr(_scratch, "_do", fail)
+
+    (database,) = role.databases()
+    assert f"drop database if exists {database} with (force)" in str(caught.value)
+    rows(role.admin, f"drop database {database}")
+
+
+# -- the command itself --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("drain", "--tasks", "0"),
+        ("drain", "--processes", "0"),
+        ("latency", "--gap", "soon"),
+        ("enqueue", "--rounds", "none"),
+        ("drain", "--dsn", "postgresql://a@b@c/d"),
+    ],
+)
+def test_what_makes_no_sense_is_2(quick: Run, args: tuple[str, ...]) -> None:
+    """A usage error, before anything is made."""
+    assert quick("bench", *args).returncode == 2
+
+
+def test_a_server_that_is_not_there(quick: Run) -> None:
+    """It is told with its place, as by any command."""
+    done = quick("bench", "drain", "--dsn", "postgresql://u:secret@127.0.0.1:1/x")
+
+    assert done.returncode == 69
+    assert "127.0.0.1:1" in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_other_commands_do_not_load_it() -> None:
+    """They start without what measures."""
+    program = "import sys, nursery_queue.cli._run as run; code = run.run(['bench', '--help']);"
+    program += (
+        "sys.exit(code or any(name.startswith('nursery_queue._bench') for name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, b"")
