@@ -31,11 +31,15 @@ async def measure(what: str, dsn: str, plan: Plan, rounds: int, progress: Progre
     that all was done.
     """
     measured: dict[str, list[Measured]] = {}
-    for _ in range(rounds):
+    for number in range(1, rounds + 1):
+
+        def show(part: str, done: int, total: int, number: int = number) -> None:
+            progress(f"{part}, round {number} of {rounds}", done, total)
+
         async with scratch(dsn) as place:
             ((pid, database),) = await place.ask("select pg_backend_pid(), current_database()")
             server = ServerCpu.of_backend(pid, database)
-            for each in await SCENARIOS[what](Round(place, plan, progress, server)):
+            for each in await SCENARIOS[what](Round(place, plan, show, server)):
                 measured.setdefault(each.what, []).append(each)
     return [Row.of(each) for each in measured.values()]
 

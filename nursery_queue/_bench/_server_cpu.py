@@ -35,19 +35,27 @@ class ServerCpu:
 
     def seconds(self) -> float:
         """Return what all of its processes have used so far, those that have ended included."""
-        ticks = 0
-        for entry in _PROC.iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                stat = _stat(int(entry.name))
-            except OSError:
-                continue  # it has ended meanwhile
-            if int(entry.name) == self.postmaster:
-                ticks += sum(map(int, stat[11:15]))  # its own, and of children that have ended
-            elif int(stat[1]) == self.postmaster:
-                ticks += int(stat[11]) + int(stat[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        while True:
+            ended = self._of_ended()
+            alive = sum(map(self._of_living, _PROC.iterdir()))
+            # A process that ends between the two would be counted twice, or not at all.
+            if self._of_ended() == ended:
+                return (ended + alive) / os.sysconf("SC_CLK_TCK")
+
+    def _of_ended(self) -> int:
+        """Return the ticks of children that have ended."""
+        return sum(map(int, _stat(self.postmaster)[13:15]))
+
+    def _of_living(self, entry: Path) -> int:
+        """Return the ticks of a process of the server; 0 for any other one."""
+        if not entry.name.isdigit():
+            return 0
+        try:
+            stat = _stat(int(entry.name))
+        except OSError:
+            return 0  # it has ended meanwhile
+        ours = int(entry.name) == self.postmaster or int(stat[1]) == self.postmaster
+        return int(stat[11]) + int(stat[12]) if ours else 0
 
 
 def _stat(pid: int) -> list[str]:

@@ -140,10 +140,13 @@ def test_figures_for_a_person(project: Path, role: Role) -> None:
     code, shown = in_terminal("bench", "drain", *FEW, cwd=project, dsn=role.dsn, NO_COLOR="1")
 
     assert code == 0
+    assert "drain, round 1 of 1" in shown
     assert "20/20" in shown
     heading, row = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown).rstrip().splitlines()[-2:]
-    assert heading.split() == FIGURES
-    assert row.split()[:3] == ["drain", "20", "1"]
+    assert heading.split("  ")[0] == "what"
+    assert heading.endswith("server us")
+    assert row.split()[:2] == ["drain", "20"]
+    assert len(row.split()) == 7
 
 
 def test_several_processes(cli: Run, role: Role) -> None:
