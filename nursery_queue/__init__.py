@@ -4,7 +4,6 @@
 # import-linter holds (pyproject.toml).
 #
 #   cli, testing                       the command line; virtual time, MemoryStore, pytest fixtures
-#   _bench                             `nursery-queue bench`: processes, figures, checks
 #   _connect, _embedded, _producers    the one place that picks a store; a server out of a wheel;
 #                                      enqueuing on other libraries' connections
 #   _worker       the worker: lease, settling, handlers, claiming, one loop a file

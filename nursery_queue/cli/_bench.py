@@ -28,8 +28,8 @@ from ._types import integer, seconds
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from nursery_queue._bench._figures import Row
-    from nursery_queue._bench._round import Plan
+    from ._measuring._figures import Row
+    from ._measuring._round import Plan
 
 
 @click.group()
@@ -161,7 +161,7 @@ def trickle(**options: Any) -> None:
 
 
 def _run(what: str, *, dsn: Dsn, as_json: bool, rounds: int, **plan: Any) -> None:
-    from nursery_queue._bench._round import Plan
+    from ._measuring._round import Plan
 
     database = Database.of(dsn, DEFAULT_SCHEMA)
     with database.explaining_errors():
@@ -203,9 +203,9 @@ def _measured(what: str, dsn: str, plan: Plan, rounds: int, *, bar: bool) -> lis
     """
     import trio
 
-    from nursery_queue._bench._scenarios import measure
     from nursery_queue._trio._signals import Escalation, obey
 
+    from ._measuring._scenarios import measure
     from ._worker_process import stop_signals
 
     async def run() -> list[Row] | None:

@@ -20,14 +20,14 @@ import trio
 
 from psycopg.conninfo import make_conninfo
 
-from nursery_queue._bench import _round
-from nursery_queue._bench._figures import Measured, Row
-from nursery_queue._bench._server_cpu import ServerCpu
 from nursery_queue._connect import _scratch
 from nursery_queue._connect._scratch import scratch
 from nursery_queue._core._errors import NurseryQueueError
 from nursery_queue._pg import _migrator
 from nursery_queue._psycopg._connection import Connection
+from nursery_queue.cli._measuring import _round
+from nursery_queue.cli._measuring._figures import Measured, Row
+from nursery_queue.cli._measuring._server_cpu import ServerCpu
 from tests.cli.printed import lines, objects
 from tests.cli.runs import Run, Start
 from tests.cli.terminals import in_terminal
@@ -470,9 +470,7 @@ def test_a_server_that_is_not_there(quick: Run) -> None:
 def test_other_commands_do_not_load_it() -> None:
     """They start without what measures."""
     program = "import sys, nursery_queue.cli._run as run; code = run.run(['bench', '--help']);"
-    program += (
-        "sys.exit(code or any(name.startswith('nursery_queue._bench') for name in sys.modules))"
-    )
+    program += "sys.exit(code or any('._measuring.' in name for name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
 
     assert (done.returncode, done.stderr) == (0, b"")

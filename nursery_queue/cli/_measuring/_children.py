@@ -55,7 +55,7 @@ class Child:
 async def child(role: str, place: Scratch, **job: Any) -> AsyncGenerator[Child]:
     """Start a process, which is ready when the block begins, and has ended when that has."""
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "nursery_queue._bench._child"],
+        [sys.executable, "-m", "nursery_queue.cli._measuring._child"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         process_group=0,  # not the one that Ctrl-C on a terminal goes to: it ends with us

@@ -1,4 +1,4 @@
-"""A process of a run, `python -m nursery_queue._bench._child`; it ends with its parent.
+"""A process of a run, `python -m nursery_queue.cli._measuring._child`; it ends with its parent.
 
 The first message on stdin names its role and what that needs, the DSN among it, which is so in no
 list of processes. It answers "ready" as soon as it could begin, and begins when it hears "go".
@@ -19,6 +19,7 @@ from nursery_queue._client._client import Client
 from nursery_queue._connect import connect
 from nursery_queue._core._exception_groups import leaves
 from nursery_queue._worker._worker import Worker
+from nursery_queue.cli._garbage import collect_seldom
 
 from ._bench_tasks import app, nothing, started, write
 from ._messages import Messages
@@ -56,6 +57,7 @@ async def work(parent: Parent, client: Client) -> None:
 
     An idle worker is at work before it is ready, one with "backlog" begins when it hears "go".
     """
+    collect_seldom()  # as `nursery-queue worker` does
     worker = Worker(app, client, concurrency=parent.job["concurrency"])
     async with trio.open_nursery() as nursery:
         if parent.job["backlog"]:
