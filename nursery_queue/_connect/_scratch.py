@@ -57,6 +57,10 @@ async def scratch(dsn: str) -> AsyncGenerator[Scratch]:
                 place, schema = make_conninfo(readable_dsn(dsn), dbname=name), DEFAULT_SCHEMA
             except psycopg.errors.InsufficientPrivilege:
                 place, schema = dsn, name
+            except psycopg.Error as exc:
+                if exc.sqlstate is not None:  # the server has answered: nothing was made
+                    stack.pop_all()
+                raise
         session = await stack.enter_async_context(connected(place))
         await _migrator.up(session, schema)
         yield Scratch(dsn=place, schema=schema, session=session)
@@ -64,16 +68,18 @@ async def scratch(dsn: str) -> AsyncGenerator[Scratch]:
 
 async def _remove(dsn: str, name: str) -> None:
     """Drop whichever of the two there is; shielded."""
-    statements = (
-        f"drop database if exists {name} with (force)",
-        f"drop schema if exists {name} cascade",
-    )
+    statements = f"drop database if exists {name}", f"drop schema if exists {name} cascade"
     try:
         with trio.CancelScope(shield=True), trio.fail_after(PATIENCE):
             async with connected(dsn) as session:
                 await _do(session, "set client_min_messages = warning")  # not "does not exist"
-                for statement in statements:
-                    await _do(session, statement)
+                try:
+                    # Not by force at once: that wants rights over an autovacuum that is there,
+                    # which the server ends by itself.
+                    await _do(session, statements[0])
+                except psycopg.errors.ObjectInUse:
+                    await _do(session, f"{statements[0]} with (force)")
+                await _do(session, statements[1])
     except (psycopg.Error, TransientError, trio.TooSlowError) as exc:
         why = str(exc).strip() or type(exc).__name__
         raise NurseryQueueError(

@@ -49,7 +49,8 @@ class Maintenance:
     work: WorkSignal
     _well: bool = attrs.field(default=True, init=False)
     _failing: set[str] = attrs.field(factory=set[str], init=False)  # parts, until they succeed
-    _unanswered: str | None = attrs.field(default=None, init=False)  # the last part that was
+    # Parts that got no answer, until they get one; the last one is the last that was asked.
+    _unanswered: dict[str, None] = attrs.field(factory=dict[str, None], init=False)
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Tidy up until cancelled. Ready means: as far as we know, or the store has swept.
@@ -86,12 +87,14 @@ class Maintenance:
             (self._is_time(self.due.prune_at), PRUNE, self._prune),
         ]
         # What got no answer goes last: it may be alone in that, for one row of it.
-        for due, part, step in sorted(parts, key=lambda each: each[1] == self._unanswered):
+        late = {part: place for place, part in enumerate(self._unanswered, start=1)}
+        for due, part, step in sorted(parts, key=lambda each: late.get(each[1], 0)):
             if due:
                 try:
                     await step()
                 except TransientError:
-                    self._unanswered = part
+                    self._unanswered.pop(part, None)
+                    self._unanswered[part] = None
                     raise  # mostly the others would fare no better
                 except Exception as exc:  # noqa: BLE001  # raised below, when the others are done
                     trouble = trouble or exc
@@ -112,8 +115,7 @@ class Maintenance:
         self._failing.add(part)
 
     def _succeeds(self, part: str) -> None:
-        if part == self._unanswered:
-            self._unanswered = None
+        self._unanswered.pop(part, None)
         if part in self._failing:
             self._failing.remove(part)
             if self._failing:

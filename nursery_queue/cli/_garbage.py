@@ -7,7 +7,7 @@ import gc
 from typing import Final
 
 
-# As Python comes: an application that has set others, or has switched it off, knows why.
+# Before the application is loaded: one that sets others, or switches it off, knows why.
 _USUAL: Final = gc.get_threshold()
 _SELDOM: Final = (10_000, 20, 20)
 

@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 
 from collections.abc import Sequence
 
@@ -20,6 +19,7 @@ from nursery_queue._trio._rng import new_rng
 from nursery_queue._trio._signals import Escalation, obey
 
 from ._failures import CLEAN, PROBLEM, UNREACHABLE, USAGE
+from ._interpreter import python
 from ._logging import say_at_once
 from ._parent_pipe import ParentPipe
 from ._worker_process import stop_signals
@@ -143,7 +143,7 @@ class WorkerProcesses:
 
     async def _started(self, pipe: ParentPipe) -> trio.Process:
         return await trio.lowlevel.open_process(
-            [sys.executable, "-m", "nursery_queue", "worker", "--child", str(pipe), *self.args],
+            [*python(), "-m", "nursery_queue", "worker", "--child", str(pipe), *self.args],
             stdin=subprocess.DEVNULL,
             pass_fds=[pipe.closed_by_parent, pipe.ready],
             # Ctrl-C on a terminal goes to the whole foreground group. Workers are not part of it,

@@ -19,6 +19,7 @@ PRIVATE = re.compile(r"nursery_queue\b.*\._")
 # Caught where they are raised, shown by the command line without their names, never raised, or
 # only in our own tests.
 NEVER_SHOWN = {
+    "BenchFailed",
     "IllegalEdgeError",
     "NoThread",
     "OutputClosedError",

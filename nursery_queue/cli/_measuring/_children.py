@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-import sys
 
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -14,6 +13,7 @@ import trio
 
 from nursery_queue._connect._scratch import Scratch
 from nursery_queue._core._errors import NurseryQueueError
+from nursery_queue.cli._interpreter import python
 
 from ._messages import Messages
 
@@ -55,7 +55,7 @@ class Child:
 async def child(role: str, place: Scratch, **job: Any) -> AsyncGenerator[Child]:
     """Start a process, which is ready when the block begins, and has ended when that has."""
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "nursery_queue.cli._measuring._child"],
+        [*python(), "-m", "nursery_queue.cli._measuring._child"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         process_group=0,  # not the one that Ctrl-C on a terminal goes to: it ends with us

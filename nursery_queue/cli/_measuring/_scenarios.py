@@ -123,7 +123,7 @@ async def _one_by_one(it: Round, what: str) -> Measured:
     return Measured(
         what=what,
         tasks=tasks,
-        seconds=(max(started.values()) - returned[0]) / 1e9,
+        seconds=(max(started.values()) - returned[0]) / 1e9 + it.plan.gap,  # one for each task
         worker_cpu=result["cpu"],
         server_cpu=_since(before, after),
         waits=waits if what == "latency" else (),
@@ -171,9 +171,12 @@ async def streams(it: Round) -> list[Measured]:
     ):
         before = it.server_cpu()
         await worker.tell("go")
-        await reader.tell("go")
-        read: dict[str, Any] = await reader.hear("result")
-        await it.nothing_left()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(worker.hear, "nothing")  # unless it fails
+            await reader.tell("go")
+            read: dict[str, Any] = await reader.hear("result")
+            await it.nothing_left()
+            nursery.cancel_scope.cancel("it has not failed")
         after = it.server_cpu()
         await worker.tell("stop")
         result = await worker.hear("result")

@@ -31,7 +31,7 @@ class ServerCpu:
             parent = int(_stat(pid)[1])
         except (OSError, ValueError):
             return None
-        return cls(parent) if title.startswith("postgres") and database in title else None
+        return cls(parent) if title.startswith("postgres") and f" {database} " in title else None
 
     def seconds(self) -> float:
         """Return what all of its processes have used so far, those that have ended included."""
