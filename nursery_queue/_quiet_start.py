@@ -20,7 +20,8 @@ _state = {"armed": False}
 def arm() -> None:
     """End at once on Ctrl-C, if this process is the command line and has only begun."""
     named = os.path.basename(sys.argv[0] if sys.argv else "")  # noqa: PTH119  # pathlib is slow
-    ours = named == "nursery-queue" or sys.orig_argv[1:3] == ["-m", "nursery_queue"]
+    command = [each for each in sys.orig_argv[1:4] if each != "-P"]  # as cli/_interpreter.py has it
+    ours = named == "nursery-queue" or command[:2] == ["-m", "nursery_queue"]
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ours and usual and threading.current_thread() is threading.main_thread():
         _state["armed"] = True
