@@ -89,10 +89,8 @@ def _numbered(query: Statement, params: Params) -> tuple[Statement, Sequence[Any
     """Return *query* as PostgreSQL reads it, and its parameters in their order."""
     if params is None:
         return query, None
-    if not isinstance(params, Mapping):
-        return _parsed(query)[0], params
     text, names = _parsed(query)
-    return text, [params[name] for name in names]
+    return text, [params[name] for name in names] if isinstance(params, Mapping) else params
 
 
 @functools.lru_cache(maxsize=256)  # our files, times the schemas that a process works with
