@@ -384,14 +384,18 @@ def test_a_false_log_is_refused(
     assert role.databases() == []
 
 
+# For `spoil`: tasks are stored, and no worker will find them.
+NEVER_READY = (
+    "after insert on nursery_queue.ready for each row",
+    "delete from nursery_queue.ready where task_id = new.task_id; return new",
+)
+
+
 def test_enqueued_tasks_that_are_not_there(
     quick: Run, role: Role, spoil: Callable[[str, str], None]
 ) -> None:
     """What was enqueued must be stored, and ready."""
-    spoil(
-        "after insert on nursery_queue.ready for each row",
-        "delete from nursery_queue.ready where task_id = new.task_id; return new",
-    )
+    spoil(*NEVER_READY)
     done = quick("bench", "enqueue", *FEW, "--json", env=role.env)
 
     assert (done.returncode, done.stdout) == (1, "")
@@ -403,10 +407,7 @@ def test_tasks_that_never_start(
 ) -> None:
     """It does not wait for ever."""
     monkeypatch.setattr(_round, "STALL", 2.0)
-    spoil(
-        "after insert on nursery_queue.ready for each row",
-        "delete from nursery_queue.ready where task_id = new.task_id; return new",
-    )
+    spoil(*NEVER_READY)
     done = quick("bench", "drain", *FEW, "--json", env=role.env)
 
     assert (done.returncode, done.stdout) == (1, "")

@@ -360,7 +360,8 @@ def test_usr1_ends_a_draining_worker(
         (project / "go").touch()
         assert worker.code() == 0
 
-    assert rows(migrated, STATES)[-1] == ("ready", 0)
+    found = rows(migrated, STATES)
+    assert (found[0], found[-1]) == (("succeeded", 1), ("ready", 0))
 
 
 @pytest.mark.parametrize(("handler", "does"), [("waits", ""), ("blocks", "running at ")])
