@@ -31,24 +31,39 @@ from nursery_queue._pg._migrator import up_sync
 
 DECLARED = """
     insert into nursery_queue.task_type (name, queue, priority, keep_for)
-    select 'type' || i, 'mail', 1, 60 from generate_series(1, 500) as i
+    select 'type' || i, 'mail', 1, 60 from generate_series(1, 500) as i;
+    insert into nursery_queue.task_type (name, queue, priority, keep_for, key_parameter)
+    values ('keyed', 'mail', 1, 60, 'customer_id')
 """
 PLAIN = """
     drop trigger as_declared on nursery_queue.task;
     alter table nursery_queue.task alter queue set default 'default', alter priority set default 0,
-          alter on_complete drop default
+          alter on_complete drop default, alter key drop default
 """
 EMPTY = "truncate nursery_queue.task, nursery_queue.ready"
 INSERT = "insert into nursery_queue.task (%s) select %s from generate_series(1, %d) as i"
-SAID = ("task_type, params, queue, priority, on_complete", "'type1', '{}', 'default', 0, null")
+SAID = (
+    "task_type, params, queue, priority, key, on_complete",
+    "'type1', '{}', 'default', 0, null, null",
+)
 LEFT = ("task_type, params", "'type1', '{}'")
 TURNS = ("task_type, params", "'type' || i %% 2, '{}'")
+KEYED = ("task_type, params", "'keyed', '{\"customer_id\": 17}'")
+KEY_SAID = (SAID[0], "'keyed', '{\"customer_id\": 17}', 'default', 0, '17', null")
 COPIES = {
-    "copy, all said": (SAID[0], ["type1\t{}\tdefault\t0\t\\N\n"]),
+    "copy, all said": (SAID[0], ["type1\t{}\tdefault\t0\t\\N\t\\N\n"]),
     "copy, left out": (LEFT[0], ["type1\t{}\n"]),
     "copy, left out, types in turns": (LEFT[0], ["type1\t{}\n", "type2\t{}\n"]),
+    "copy, key said": (SAID[0], ['keyed\t{"customer_id": 17}\tdefault\t0\t17\t\\N\n']),
+    "copy, key declared": (LEFT[0], ['keyed\t{"customer_id": 17}\n']),
 }
-INSERTS = {"insert, all said": SAID, "insert, left out": LEFT, "insert, left out, turns": TURNS}
+INSERTS = {
+    "insert, all said": SAID,
+    "insert, left out": LEFT,
+    "insert, left out, turns": TURNS,
+    "insert, key said": KEY_SAID,
+    "insert, key declared": KEYED,
+}
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
