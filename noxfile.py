@@ -61,6 +61,8 @@ def find_postgres(major: int) -> Path | None:
     return None
 
 
+# What can differ from one PostgreSQL to the next.
+ABOUT_SQL = ("contract", "model", "pg", "producers", "sql", "streams")
 PYTHON_3_13 = find_python("3.13")
 
 
@@ -75,18 +77,27 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the suite on the embedded PostgreSQL, then on PostgreSQL 15 if it is here."""
-    session.install("-e", ".[binary,embedded,cli,testing]", *group("tests"))
+    session.install("-e", ".[binary,embedded,cli,schedules,testing]", *group("tests"))
     suite = ("python", "-m", "pytest", *PARALLEL, *session.posargs)
     session.run(*suite, env={"NURSERY_QUEUE_TEST_DSN": None})
     if programs := find_postgres(15):
-        # Not again what knows no server, brings its own, or is about programs rather than SQL.
-        programs_alone = ("unit", "smoke", "docs", "examples", "cli", "asyncio_libraries")
-        ignored = [f"--ignore=tests/{each}" for each in programs_alone]
-        left_out = ("--with-server-only", "--model-examples=100", *ignored)
-        session.run("python", "tests/on_postgres.py", str(programs), *suite, *left_out)
+        left_out = ("--with-server-only", "--model-examples=60")
+        # What was asked for, or else what can differ.
+        which = [] if session.posargs else [f"tests/{each}" for each in ABOUT_SQL]
+        session.run("python", "tests/on_postgres.py", str(programs), *suite, *left_out, *which)
     else:
         session.warn("NOT RUN: the suite on PostgreSQL 15: its programs were not found")
     session.notify("smoke-3.13")
+
+
+@nox.session
+def postgres_15(session: nox.Session) -> None:
+    """Run all tests that use a server on PostgreSQL 15, the workers' and the processes' too."""
+    if (programs := find_postgres(15)) is None:
+        session.error("the programs of PostgreSQL 15 were not found")
+    session.install("-e", ".[binary,embedded,cli,schedules,testing]", *group("tests"))
+    suite = ("python", "-m", "pytest", *PARALLEL, "--with-server-only", *session.posargs)
+    session.run("python", "tests/on_postgres.py", str(programs), *suite)
 
 
 @nox.session(name="smoke-3.13", python=PYTHON_3_13 or False)
@@ -95,14 +106,14 @@ def smoke_3_13(session: nox.Session) -> None:
     if PYTHON_3_13 is None:
         session.warn("NOT RUN: the smoke tests on Python 3.13: no such interpreter was found")
         return
-    session.install(".[binary,cli,testing]", *group("tests"))
+    session.install(".[binary,cli,schedules,testing]", *group("tests"))
     smoke(session)
 
 
 @nox.session
 def psycopg_lowest(session: nox.Session) -> None:
     """Run the tests of the PostgreSQL side on the lowest psycopg that is supported."""
-    session.install("-e", ".[binary,embedded,cli,testing]", *group("tests"))
+    session.install("-e", ".[binary,embedded,cli,schedules,testing]", *group("tests"))
     session.install(f"psycopg[binary]=={LOWEST_PSYCOPG}")
     session.run("python", "-m", "pytest", "tests/pg", *session.posargs)
 
@@ -120,7 +131,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types as strictly as mypy and pyright can, and that all that is public has them."""
-    session.install("-e", ".[binary,embedded,cli,testing]", *group("types"))
+    session.install("-e", ".[binary,embedded,cli,schedules,testing]", *group("types"))
     session.run("mypy", "--cache-dir", f"{session.create_tmp()}/mypy")
     session.run("pyright")
     session.run("pyright", "--verifytypes", "nursery_queue", "--ignoreexternal")
@@ -129,7 +140,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning is an error. It is in docs/_build/html then."""
-    session.install("-e", ".[binary,cli,testing]", *group("docs"))
+    session.install("-e", ".[binary,cli,schedules,testing]", *group("docs"))
     build = ("sphinx-build", "-W", "--keep-going", "--fresh-env", "-b", "html")
     session.run(*build, *session.posargs, "docs", "docs/_build/html")
 
@@ -150,7 +161,9 @@ def wheel(session: nox.Session) -> None:
     if missing := sorted(source - shipped):
         session.error(f"the wheel lacks {', '.join(missing)}")
     session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", "nursery-queue")
-    session.install(f"nursery-queue[binary,cli,testing] @ {built.as_uri()}", *group("tests"))
+    session.install(
+        f"nursery-queue[binary,cli,schedules,testing] @ {built.as_uri()}", *group("tests")
+    )
     smoke(session)
 
 

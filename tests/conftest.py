@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 
 from collections.abc import AsyncGenerator, Generator
 
@@ -33,6 +34,11 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda _number, _frame: None)
 
+# Containers set it for the sake of their images. Each of the many processes that tests start would
+# compile all of the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # An attempt that takes a step which its table does not have ends the worker of a test.
 _attempt.strict = True
 
@@ -46,7 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--model-examples",
         type=int,
-        default=500,
+        default=200,
         help="how many sequences of steps tests/model is to try",
     )
 

@@ -18,15 +18,11 @@ from nursery_queue._core._filters import TaskFilter
 from nursery_queue._core._log_level import log_level
 from nursery_queue._core._model import Attempt, Held, Settlement, Stats, TaskRef, TaskStatus
 from nursery_queue._core._outcome import MAX_LOST
+from nursery_queue._core._reasons import ReasonCode, Why, reason_code
 from nursery_queue._core._states import State
 from nursery_queue._core._streams import stream_name
 from nursery_queue._declare._app import App
-from nursery_queue._declare._task_type import (
-    MAX_PARAMS_BYTES,
-    MAX_RESULT_BYTES,
-    TaskRequest,
-    TaskType,
-)
+from nursery_queue._declare._task_type import MAX_RESULT_BYTES, TaskRequest, TaskType
 from nursery_queue._store import Isolation
 from nursery_queue._trio._lifetime import Lifetime
 
@@ -35,14 +31,16 @@ from ._callbacks import CallbackCounts, CallbackTally, PendingCallbacks, call_al
 from ._enqueuer import Enqueuer, new_tasks, task_id
 from ._instruments import EventTopics, Instrument, LogEvents
 from ._notifier import Notifier
-from ._queue_administration import CLOSED, QueueAdministration, name_of
+from ._queue_administration import CLOSED, name_of
+from ._reason_search import held_by
 from ._result_waiter import ResultWaiter
+from ._schedule_administration import ScheduleAdministration
 from ._stream_reader import FURTHEST, POLL, ClientStreams, StreamInfo, StreamReader, poll_interval
 from ._transaction import Transaction, already_open, check_options
 
 
 @attrs.define(eq=False)
-class Client(QueueAdministration, Enqueuer):
+class Client(ScheduleAdministration, Enqueuer):
     """Enqueues tasks and asks about them. `connect()` makes one on PostgreSQL.
 
     Every method raises `TransientError` if the database cannot be reached or does not
@@ -70,7 +68,6 @@ class Client(QueueAdministration, Enqueuer):
         TypeError: One of *instruments* is none.
     """
 
-    max_params_bytes: int = attrs.field(default=MAX_PARAMS_BYTES, kw_only=True)
     max_result_bytes: int = attrs.field(default=MAX_RESULT_BYTES, kw_only=True)
     instruments: Sequence[Instrument] = attrs.field(
         factory=lambda: (LogEvents(),), converter=tuple[Instrument, ...], kw_only=True
@@ -249,6 +246,7 @@ class Client(QueueAdministration, Enqueuer):
         state: State | str | None = None,
         queue: str | None = None,
         task_type: TaskType[..., Any] | str | None = None,
+        reason: ReasonCode | str | None = None,
         limit: int = 100,
         after: TaskRef | int | None = None,
         payloads: bool = False,
@@ -259,10 +257,16 @@ class Client(QueueAdministration, Enqueuer):
             state: Only tasks in this state.
             queue: Only tasks of this queue.
             task_type: Only of this type.
+            reason: Only tasks that are where they are for this reason, "queue_limit" for instance:
+                see `why`. Looks at the newest 2,000 tasks of each state in which it can hold, that
+                fit the rest: a page with fewer than *limit* may lack older ones.
             limit: How many at most, 1 to 10,000.
             after: Only those below this id: for the next page, the last id of this one. So no
                 task comes twice, whatever is enqueued meanwhile.
             payloads: With their params, contexts and results, which are not read otherwise.
+
+        Raises:
+            ValueError: There is no such *state* or *reason*; *limit* is out of its bounds.
         """
         store = self._open_store
         which = TaskFilter(
@@ -273,7 +277,20 @@ class Client(QueueAdministration, Enqueuer):
             after=None if after is None else task_id(after),
             payloads=payloads,
         )
+        if reason is not None:
+            return await held_by(store, reason_code(reason), which)
         return await store.list_tasks(which)
+
+    async def why(self, task: TaskRef | int) -> Why:
+        """Say in which state a task is, and every reason that keeps it there.
+
+        By the predicates by which workers take tasks, in words and as data. A task that has not
+        ended or started has one reason at least, the strongest comes first, and there may be
+        several: remove them all, and it starts. An unknown id has the state None and one reason,
+        `unknown`. The cost is bounded, however many tasks there are.
+        """
+        (found,) = await self._open_store.why([task_id(task)])
+        return found
 
     async def stats(self) -> Stats:
         """Count tasks by queue and state, list workers, and name unknown task types."""

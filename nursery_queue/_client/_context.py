@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import enum
 
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -66,6 +67,7 @@ class TaskContext:
     worker_id: UUID
     fence: Fence
     client: Client
+    tick: dt.datetime | None = None  # the instant of a schedule that it stands for; in UTC
     _why: Callable[[], CancelReason | None] = attrs.field(alias="why", repr=False)
     _pending: Callable[[], PendingCallbacks] = attrs.field(alias="pending", repr=False)
     _send: Send = attrs.field(alias="send", repr=False)

@@ -9,10 +9,12 @@ from typing import Any
 
 import attrs
 
-from nursery_queue._core._checks import instant, label, whole
+from nursery_queue._core._checks import instant, label
 from nursery_queue._core._errors import Closed
 from nursery_queue._core._filters import CancelFilter, TaskFilter
 from nursery_queue._core._model import QueueStatus, WorkerStatus
+from nursery_queue._core._queue_changes import QueueChanges, checked
+from nursery_queue._core._rate import Rate
 from nursery_queue._declare._task_type import TaskType
 from nursery_queue._store import Store
 
@@ -85,45 +87,62 @@ class QueueAdministration:
         it only polls. Until then it may start some of that. Twice is as good as once.
         Raises `ValueError` if *queue* is no name.
         """
-        await self._open_store.pause(label(queue, "queue"), paused=True)
+        await self._open_store.configure(label(queue, "queue"), paused=True)
 
     async def resume(self, queue: str) -> None:
-        """Start tasks of a paused queue again, at once. Keeps its `max_running`."""
-        await self._open_store.pause(label(queue, "queue"), paused=False)
+        """Start tasks of a paused queue again, at once. Keeps its limits and rates."""
+        await self._open_store.configure(label(queue, "queue"), paused=False)
 
     async def configure_queue(
         self,
         queue: str,
         *,
+        paused: bool | EllipsisType = ...,
         max_running: int | EllipsisType | None = ...,
+        max_running_per_key: int | EllipsisType | None = ...,
+        rate: Rate | EllipsisType | None = ...,
+        rate_per_key: Rate | EllipsisType | None = ...,
         notify: bool | EllipsisType = ...,
     ) -> None:
         """Set how a queue is worked on, over all workers. What is left out stays as it is.
 
+        All of it is set at once, or nothing: cancelled or failed, it has changed nothing.
+
         Args:
             queue: Its name.
+            paused: Whether nothing of it starts, as after `pause` and `resume`.
             max_running: At most so many of its tasks run at a time, exact at every moment. 0 is
                 a pause; None: as many as the workers can. A lower limit stops nothing that
                 runs, a higher one starts tasks at once. What was claimed ahead of a queue that
                 has too many is given back, as after `pause`.
+            max_running_per_key: The same for its tasks with one key. A task without a key is not
+                limited by it.
+            rate: At most so many of its tasks start in so much time; None: any number. A retry
+                is a start, too. A raised rate counts at once.
+            rate_per_key: The same for its tasks with one key. A task without a key is not limited
+                by it.
             notify: Whether an enqueue to this queue wakes the workers, by NOTIFY. False spares
                 its commits that, and leaves its tasks to be found at the next poll
                 (`poll_interval` of the worker, 5 s). At first true.
 
         Raises:
-            ValueError: *queue* is no name, or *max_running* is negative.
-            TypeError: *max_running* is no whole number, *notify* is no bool, or neither is given.
+            ValueError: *queue* is no name, or a limit is negative.
+            TypeError: A limit is no whole number, a rate no `Rate`, a switch no bool, or nothing
+                is given but the name.
         """
         store, name = self._open_store, label(queue, "queue")
-        if isinstance(max_running, EllipsisType) and isinstance(notify, EllipsisType):
-            msg = f"what is to be set for the queue {name!r}? Give max_running, notify, or both"
-            raise TypeError(msg)
-        loud = None if isinstance(notify, EllipsisType) else _truth(notify, "notify")
-        if not isinstance(max_running, EllipsisType):
-            limit = None if max_running is None else whole(max_running, "max_running", minimum=0)
-            await store.limit(name, limit)
-        if loud is not None:
-            await store.notify(name, notify=loud)
+        changes = checked(
+            paused=paused,
+            max_running=max_running,
+            max_running_per_key=max_running_per_key,
+            rate=rate,
+            rate_per_key=rate_per_key,
+            notify=notify,
+        )
+        if not changes:
+            names = ", ".join(QueueChanges.__annotations__)
+            raise TypeError(f"what is to be set for the queue {name!r}? Give one of {names}")
+        await store.configure(name, **changes)
 
     async def workers(self) -> list[WorkerStatus]:
         """Return every registered worker, the oldest first, and what is known of it."""
@@ -148,12 +167,6 @@ class QueueAdministration:
     def _check_open(self) -> None:
         if self._closed:
             raise Closed(CLOSED)
-
-
-def _truth(given: object, name: str) -> bool:
-    if not isinstance(given, bool):
-        raise TypeError(f"{name} must be True or False, not {given!r:.100}")
-    return given
 
 
 def name_of(task_type: object) -> object:

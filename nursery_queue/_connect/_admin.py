@@ -19,7 +19,7 @@ from nursery_queue._core._secrets import suspicious
 from nursery_queue._pg import _migrator as _migrate
 from nursery_queue._pg._sql import DEFAULT_SCHEMA, checked_schema
 from nursery_queue._psycopg._connection import Connection
-from nursery_queue._psycopg._database_errors import translated
+from nursery_queue._psycopg._database_errors import is_answer, translated
 from nursery_queue._psycopg._pooler import connect
 
 
@@ -87,6 +87,12 @@ def libpq_defaults() -> dict[str, str]:
 def sqlstate_of(exc: BaseException) -> str | None:
     """Return the SQLSTATE of *exc*, if it has one."""
     return exc.sqlstate if isinstance(exc, psycopg.Error) else None
+
+
+def answer_in(exc: TransientError) -> DatabaseError | None:
+    """Return what the server has answered; None: it was not reached, or was lost."""
+    cause = exc.__cause__
+    return cause if isinstance(cause, psycopg.Error) and is_answer(cause) else None
 
 
 # -- migrations ----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 
 from collections.abc import AsyncGenerator
@@ -14,6 +15,7 @@ import trio
 
 from psycopg.conninfo import make_conninfo
 
+from nursery_queue._core._error_text import one_line
 from nursery_queue._core._errors import NurseryQueueError, TransientError
 from nursery_queue._pg import _migrator
 from nursery_queue._pg._sql import DEFAULT_SCHEMA, render
@@ -21,6 +23,8 @@ from nursery_queue._psycopg._connection import Connection
 
 from ._admin import connected, readable_dsn
 
+
+log = logging.getLogger("nursery_queue")
 
 PREFIX: Final = "nursery_queue_bench_"
 PATIENCE = 30.0  # seconds for its removal; who holds it open has been told to end by then
@@ -39,15 +43,22 @@ class Scratch:
         return await self._session.fetch(render(statement, self.schema))
 
 
+def scratch_name() -> str:
+    """Return a name that no other database or schema has."""
+    return PREFIX + secrets.token_hex(6)
+
+
 @contextlib.asynccontextmanager
-async def scratch(dsn: str) -> AsyncGenerator[Scratch]:
+async def scratch(dsn: str, name: str | None = None) -> AsyncGenerator[Scratch]:
     """Make a database on the server of *dsn*, with our tables, and drop it when the block ends.
 
-    A role that may not create databases gets a schema in the database of *dsn*. However the block
-    ends, by cancellation too, nothing is left; if it cannot be removed, the error says what to
-    remove by hand.
+    A role that may not create databases gets a schema in the database of *dsn*, and so does one
+    that cannot connect to a database that it has created: a pooler, or pg_hba.conf, may know some
+    databases only. However the block ends, by cancellation too, nothing is left; if it cannot be
+    removed, the error says what to remove by hand. *name*: from `scratch_name`, for who wants to
+    know it before.
     """
-    name = PREFIX + secrets.token_hex(6)
+    name = name or scratch_name()
     async with contextlib.AsyncExitStack() as stack:
         async with connected(dsn) as session:
             stack.push_async_callback(_remove, dsn, name)  # from here on there may be something
@@ -61,9 +72,30 @@ async def scratch(dsn: str) -> AsyncGenerator[Scratch]:
                 if exc.sqlstate is not None:  # the server has answered: nothing was made
                     stack.pop_all()
                 raise
+        if place != dsn and (why := await _closed(place)) is not None:
+            await _remove(dsn, name)
+            log.warning(
+                "the database %s was created, and dropped again, as it cannot be connected to (%s);"
+                " a schema of that name does instead, in the database that the DSN names. If the"
+                " DSN leads to a pooler, give one that leads to the server itself",
+                name,
+                one_line(why),
+            )
+            place, schema = dsn, name
         session = await stack.enter_async_context(connected(place))
+        if schema == name:
+            await _do(session, f"create schema {name}")
         await _migrator.up(session, schema)
         yield Scratch(dsn=place, schema=schema, session=session)
+
+
+async def _closed(dsn: str) -> str | None:
+    """Return why this database cannot be connected to; None: it can."""
+    try:
+        async with connected(dsn):
+            return None
+    except (psycopg.Error, TransientError) as exc:
+        return str(exc) or type(exc).__name__
 
 
 async def _remove(dsn: str, name: str) -> None:

@@ -151,6 +151,10 @@ class UnknownTask(NurseryQueueError, LookupError):
     """There is no task of that id: it never existed, or has been pruned."""
 
 
+class UnknownSchedule(NurseryQueueError, LookupError):
+    """There is no schedule of that name: it was never stored, or has been deleted."""
+
+
 def name_by_module(names: Mapping[str, object], module: str) -> None:
     """Have the errors among *names* called after *module*, which is where users find them.
 

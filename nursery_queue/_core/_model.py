@@ -12,7 +12,9 @@ from uuid import UUID
 import attrs
 
 from ._counters import Counters
+from ._debounce import Debounce
 from ._declaration import Declaration
+from ._rate import Rate
 from ._retry import RetryPolicy
 from ._states import Event, State, transition
 
@@ -29,13 +31,15 @@ class TaskRef:
 class NewTask:
     """A task to be stored. None in a policy field means: as the handler's code says today.
 
-    Queue and priority None, and on_complete `AS_DECLARED`: as the stored `Declaration` says.
+    Queue and priority None, key `KEY_AS_DECLARED` and on_complete `AS_DECLARED`: as the stored
+    `Declaration` says.
     """
 
     task_type: str
     params: str = attrs.field(repr=False)  # a JSON object, as text; not for logs
     queue: str | None = "default"
     priority: int | None = 0
+    key: str | None = None  # None: none
     run_at: dt.datetime | None = None
     run_after: float = 0.0  # seconds from now, by the store's clock; ignored if run_at is set
     max_attempts: int | None = None
@@ -43,6 +47,8 @@ class NewTask:
     timeout: float | None = None  # math.inf: no limit
     keep_for: float | None = None
     dedup_key: str | None = None
+    dedup_for: float | None = None  # seconds from now that the dedup key stays taken at least
+    debounce: Debounce | None = None  # needs a dedup key, and neither run_at nor run_after
     # A JSON object, as text: the task to be stored when this one has ended. Task type, queue,
     # priority, and the options given with it.
     on_complete: str | None = attrs.field(default=None, repr=False)
@@ -81,6 +87,8 @@ class Claim:
     completes: int | None = None  # it tells how that one ended
     started: bool = True  # the store knows that it starts at once; False: it was claimed ahead
     suspect: bool = False  # its worker died holding it, and it may have been at fault
+    limited: bool = False  # it counts against the limit of its queue
+    tick: dt.datetime | None = None  # the instant of a schedule that it stands for
 
     @property
     def wary(self) -> bool:
@@ -101,10 +109,14 @@ class QueueSlots:
 
 @attrs.frozen
 class Spot:
-    """Where a claim stopped looking: behind the tasks of this type in this queue."""
+    """Where a claim stopped looking: behind the tasks of this type in this queue.
+
+    Or among them, at *lane*: JSON text that only the store knows how to read.
+    """
 
     queue: str
     task_type: str = ""
+    lane: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -196,6 +208,8 @@ class WorkerInfo:
     queues: Sequence[str] | None = None  # None: all
     declared: Sequence[Declaration] = ()  # replaces the stored declarations of these types
     max_lost: Mapping[str, int] = attrs.field(factory=dict[str, int])  # by task type, if said
+    app: str = "main"  # the name of its App, and the schedules that this declares
+    schedules: Sequence[str] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -252,6 +266,10 @@ class TaskStatus:
     params: Any = attrs.field(default=None, repr=False)  # not for logs
     context: Any = attrs.field(default=None, repr=False)
     completion_error: str | None = None  # why no task could tell how it ended
+    key: str | None = None  # what divides its queue; None: it has none
+    dedup_key: str | None = None
+    max_attempts: int | None = None  # None: as the handler's code says
+    worker_name: str | None = None  # None: it is not known any more
 
     @property
     def error(self) -> str | None:
@@ -277,6 +295,7 @@ class Attempt:
     error_traceback: str | None = None
     error_details: Any = None
     final: bool = False
+    worker_name: str | None = None  # None: it was not registered any more
 
 
 @attrs.frozen(kw_only=True)
@@ -290,6 +309,9 @@ class QueueStatus:
     ready: int
     running: int
     notify: bool = True  # an enqueue wakes the workers; else they find its task when they poll
+    max_running_per_key: int | None = None  # of the tasks with one key; None: no limit
+    rate: Rate | None = None  # of starts, over all workers; None: as many as may run
+    rate_per_key: Rate | None = None  # of starts of the tasks with one key
 
 
 @attrs.frozen(kw_only=True)

@@ -8,7 +8,7 @@ import math
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from ._checks import label
-from ._declaration import AS_DECLARED
+from ._declaration import AS_DECLARED, KEY_AS_DECLARED
 from ._json_text import to_text
 from ._model import NewTask
 from ._retry import waits
@@ -42,7 +42,14 @@ def as_on_complete(value: Any) -> str | Literal[False]:
 
 def _by_name(name: str) -> NewTask:
     """Return a task of which nothing is said but its type."""
-    return NewTask(task_type=name, params="{}", queue=None, priority=None, on_complete=AS_DECLARED)
+    return NewTask(
+        task_type=name,
+        params="{}",
+        queue=None,
+        priority=None,
+        key=KEY_AS_DECLARED,
+        on_complete=AS_DECLARED,
+    )
 
 
 def _text(task: NewTask) -> str:
@@ -60,6 +67,8 @@ def _text(task: NewTask) -> str:
     }
     asked: dict[str, Any] = {"task_type": task.task_type}
     asked.update((name, value) for name, value in said.items() if value is not None)
+    if task.key != KEY_AS_DECLARED:  # null says that there is none
+        asked["key"] = task.key
     if task.on_complete != AS_DECLARED:  # null says that there is none, also if one is declared
         asked["on_complete"] = task.on_complete and json.loads(task.on_complete)
     return to_text(asked, "on_complete", deep=False)

@@ -22,7 +22,10 @@ from nursery_queue._core._errors import UnknownTaskType
 from nursery_queue._core._json_text import is_of
 from nursery_queue._core._on_complete import as_on_complete
 from nursery_queue._core._retry import RetryPolicy
+from nursery_queue._core._when import Cron, Every, as_when
 
+from ._app_schedules import Schedules
+from ._key import DeclaredKey, check_key
 from ._options import (
     Options,
     Retry,
@@ -34,6 +37,7 @@ from ._options import (
     as_retry,
     as_timeout,
 )
+from ._queue_declarations import QueueDeclarations
 from ._signature import Signature, names_in
 from ._task_type import MAX_PARAMS_BYTES, TaskRequest, TaskType, as_request
 
@@ -84,6 +88,7 @@ class _Declaration:
     name: str | None = attrs.field(converter=_as_name)
     queue: str = attrs.field(converter=as_queue)
     priority: int = attrs.field(converter=as_priority)
+    key: DeclaredKey
     timeout: float = attrs.field(converter=as_timeout)
     retry: RetryPolicy = attrs.field(converter=as_retry)
     keep_for: float = attrs.field(converter=as_keep_for)
@@ -92,15 +97,25 @@ class _Declaration:
     transactional: bool
     asyncio: bool
     nursery: bool
+    schedule: Cron | Every | None = attrs.field(converter=attrs.converters.optional(as_when))
 
 
-class App:
-    """The task types of an application.
+class App(QueueDeclarations, Schedules):
+    """The task types and schedules of an application, and what it declares of its queues.
 
     ``app[name]`` is the task type of that name, ``name in app`` whether there is one.
+
+    Args:
+        name: What its schedules belong to. Workers with an App of this name fire them; a schedule
+            that none of these declares any more stops, and those of other names are left alone.
+
+    Raises:
+        ValueError, TypeError: *name* is not 1 to 255 printable characters.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "main") -> None:
+        super().__init__()
+        self.name: str = label(name, "name")
         self._task_types: dict[str, TaskType[..., Any]] = {}
 
     def __repr__(self) -> str:
@@ -147,6 +162,7 @@ class App:
                 request,
                 queue=known.queue,
                 priority=known.priority,
+                key=known.key_of(request) if request.overrides.key is None else None,
                 on_complete=known.on_complete,
                 made_by=known,
             )
@@ -180,6 +196,7 @@ class App:
         name: str | None = None,
         queue: str = "default",
         priority: int = 0,
+        key: DeclaredKey = None,
         timeout: Seconds | None = 900.0,
         retry: Retry = _DEFAULT_RETRY,
         keep_for: Seconds = 86_400.0,
@@ -188,6 +205,7 @@ class App:
         transactional: bool = False,
         asyncio: bool = False,
         nursery: bool = False,
+        schedule: Cron | Every | None = None,
     ) -> Declare: ...
 
     def task(
@@ -198,6 +216,7 @@ class App:
         name: str | None = None,
         queue: str = "default",
         priority: int = 0,
+        key: DeclaredKey = None,
         timeout: Seconds | None = 900.0,
         retry: Retry = _DEFAULT_RETRY,
         keep_for: Seconds = 86_400.0,
@@ -206,6 +225,7 @@ class App:
         transactional: bool = False,
         asyncio: bool = False,
         nursery: bool = False,
+        schedule: Cron | Every | None = None,
     ) -> Any:
         """Make a function a task type; a decorator, with or without arguments.
 
@@ -220,6 +240,9 @@ class App:
             name: Under which tasks are stored; by default ``module.qualname``.
             queue: Where its tasks go.
             priority: Higher goes first.
+            key: The parameter whose value is the task's key, which divides its queue; or a
+                function that is called with the arguments by name, defaults included, and
+                returns the key. None: tasks have none. See `Options`.
             timeout: Seconds an attempt may take; None: no limit.
             retry: How often to attempt it, and how long to wait; None or False: once.
             keep_for: Seconds to keep a finished task; 0: not at all.
@@ -232,16 +255,19 @@ class App:
             transactional: Give the handler ``ctx.tx``, whose writes commit with the outcome.
             asyncio: The handler is written for asyncio, and runs on a loop of it that trio runs.
             nursery: Give each attempt a nursery of its own, ``ctx.nursery``.
+            schedule: Enqueue it at these instants, without arguments: a `schedule` of its own name.
 
         Raises:
             TypeError: What is given is no handler, JSON does not convert to the annotation of
                 a parameter, or *on_complete* cannot be told; the message says what to write.
-            ValueError: An option out of its bounds, or a name that is taken.
+            ValueError: An option out of its bounds, a key that is no parameter, or a name that is
+                taken.
         """
         declaration = _Declaration(
             name=name,
             queue=queue,
             priority=priority,
+            key=key,
             timeout=timeout,
             retry=retry,
             keep_for=keep_for,
@@ -250,6 +276,7 @@ class App:
             transactional=transactional,
             asyncio=asyncio,
             nursery=nursery,
+            schedule=schedule,
         )
 
         def declare(handler: Any, /) -> TaskType[..., Any]:
@@ -269,6 +296,7 @@ class App:
                 raise ValueError(msg)
         keywords: dict[str, Any] = attrs.asdict(declaration, recurse=False)
         keywords["name"] = name
+        del keywords["schedule"]
         task_type = TaskType[..., Any](
             **keywords,
             handler=handler,
@@ -276,12 +304,15 @@ class App:
             signature=Signature(handler, name, names_in(handler, scope)),
         )
         task_type.signature.check()
-        other = self._task_types.setdefault(name, task_type)
-        if other is not task_type:
+        check_key(declaration.key, task_type.signature)
+        if (other := self._task_types.get(name)) is not None:
             raise ValueError(
                 f"there are two task types {name!r}: {_where(other.handler)} and "
                 f"{_where(handler)}; give one of them another name=..."
             )
+        if declaration.schedule is not None:
+            self.schedule(name, declaration.schedule, task_type)
+        self._task_types[name] = task_type
         return task_type
 
 

@@ -7,10 +7,13 @@ import math
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from uuid import UUID
 
 import attrs
 
 from nursery_queue._core._checks import duration, instant, label, limit, whole
+from nursery_queue._core._debounce import Debounce
+from nursery_queue._core._keys import as_key
 from nursery_queue._core._on_complete import as_on_complete
 from nursery_queue._core._retry import ONCE, RetryPolicy
 from nursery_queue._json._codec import dump_context
@@ -23,6 +26,7 @@ LOWEST_PRIORITY = -(2**31)
 
 Retry = RetryPolicy | Literal[False] | None
 Seconds = float | dt.timedelta
+Key = str | int | UUID | dt.date | None
 
 
 class Options(TypedDict, total=False):
@@ -31,6 +35,8 @@ class Options(TypedDict, total=False):
     Attributes:
         queue: The queue's name.
         priority: Higher goes first.
+        key: What divides the queue, such as a customer: limits and fairness hold for each key.
+            Text of at most 200 bytes, or a number, a UUID or a date; None: none.
         run_at: Not before this instant; timezone-aware.
         run_after: Not before so many seconds from the enqueue, by the database's clock.
         max_attempts: Attempts in all, at least 1.
@@ -38,12 +44,16 @@ class Options(TypedDict, total=False):
         timeout: Seconds an attempt may take; None: no limit.
         keep_for: Seconds the finished task is kept; 0: not at all.
         dedup_key: Unique among live tasks: a second enqueue returns the first one's task.
+        dedup_for: Seconds from the enqueue for which the dedup key stays taken at least, also
+            when the task has ended, was cancelled or pruned.
+        debounce: Replace the waiting task of the dedup key, and wait anew; see `Debounce`.
         on_complete: The task type, or its name, that is told how the task ended; None: none.
         context: What it is told besides: anything that can be written as JSON.
     """
 
     queue: str
     priority: int
+    key: Key
     run_at: dt.datetime | None
     run_after: Seconds | None
     max_attempts: int | None
@@ -51,6 +61,8 @@ class Options(TypedDict, total=False):
     timeout: Seconds | None
     keep_for: Seconds
     dedup_key: str | None
+    dedup_for: Seconds | None
+    debounce: Debounce | None
     on_complete: TaskType[..., Any] | str | None
     context: Any
 
@@ -89,12 +101,29 @@ def as_max_lost(value: Any) -> int:
     return whole(value, "max_lost", minimum=1)
 
 
+def as_key_option(value: Any) -> str | Literal[False]:
+    """Return *value*, a key; False for None: none, whatever is declared."""
+    return as_key(value) or False
+
+
 def as_dedup_key(value: Any) -> str:
     """Return *value*, a key that an index takes."""
     if not isinstance(value, str):
         raise TypeError(f"dedup_key must be a string, not {value!r}")
     if not 1 <= len(value) <= 255 or not value.isprintable():
         raise ValueError(f"dedup_key must be 1 to 255 printable characters, not {value!r}")
+    return value
+
+
+def as_dedup_for(value: Any) -> float:
+    """Return *value* in seconds."""
+    return duration(value, "dedup_for", positive=True)
+
+
+def as_debounce(value: Any) -> Debounce:
+    """Return *value*, a `Debounce`."""
+    if not isinstance(value, Debounce):
+        raise TypeError(f"debounce must be a Debounce, not {value!r}: write nq.Debounce(...)")
     return value
 
 
@@ -107,12 +136,17 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "retry": as_retry,
     "timeout": as_timeout,
     "keep_for": as_keep_for,
+    "key": as_key_option,
     "dedup_key": as_dedup_key,
+    "dedup_for": as_dedup_for,
+    "debounce": as_debounce,
     "on_complete": as_on_complete,
     "context": dump_context,
 }
 # None takes these back; for the others it has a meaning of its own, or none.
-_CLEARED_BY_NONE = frozenset({"run_at", "run_after", "max_attempts", "dedup_key"})
+_CLEARED_BY_NONE = frozenset(
+    {"run_at", "run_after", "max_attempts", "dedup_key", "dedup_for", "debounce"}
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -121,6 +155,7 @@ class Overrides:
 
     queue: str | None = None
     priority: int | None = None
+    key: str | Literal[False] | None = None  # False: none
     run_at: dt.datetime | None = None
     run_after: float | None = None
     max_attempts: int | None = None
@@ -128,6 +163,8 @@ class Overrides:
     timeout: float | None = None
     keep_for: float | None = None
     dedup_key: str | None = None
+    dedup_for: float | None = None
+    debounce: Debounce | None = None
     # JSON text; False: none
     on_complete: str | Literal[False] | None = attrs.field(default=None, repr=False)
     context: str | None = attrs.field(default=None, repr=False)  # JSON text
@@ -152,6 +189,22 @@ class Overrides:
             cleared = value is None and name in _CLEARED_BY_NONE
             changes[name] = None if cleared else check(value)
         return attrs.evolve(self, **(_superseded(changes) | changes))
+
+    def check_dedup(self, task_type: str) -> None:
+        """Raise `ValueError` if what is said of the dedup key does not go together."""
+        asked = [name for name in ("dedup_for", "debounce") if getattr(self, name) is not None]
+        if asked and self.dedup_key is None:
+            raise ValueError(f"{task_type} has {asked[0]}, but no dedup_key: give it one")
+        if len(asked) > 1:
+            raise ValueError(
+                f"{task_type} has dedup_for and debounce: dedup_for drops calls, and debounce"
+                f" keeps the last; give one of them"
+            )
+        when = [name for name in ("run_at", "run_after") if getattr(self, name) is not None]
+        if self.debounce is not None and when:
+            raise ValueError(
+                f"{task_type} has debounce and {when[0]}: debounce says when it is due; give one"
+            )
 
 
 def _superseded(changes: Mapping[str, Any]) -> dict[str, None]:

@@ -37,6 +37,7 @@ class Resolved:
     call: inspect.Signature  # without the context
     positional_only: tuple[inspect.Parameter, ...]
     var_keyword: str | None
+    plain: tuple[str, ...] | None  # the names, if each can be given by position; None: not so
 
 
 @attrs.frozen(eq=False)
@@ -101,6 +102,8 @@ class Signature:
             TypeError: They do not fit the signature.
         """
         resolved = self.resolve()
+        if resolved.plain is not None and len(resolved.plain) == len(args) and not kwargs:
+            return dict(zip(resolved.plain, args, strict=True))  # `bind` takes 1 us more
         try:
             values = resolved.call.bind(*args, **kwargs).arguments
         except TypeError as error:
@@ -124,13 +127,28 @@ class Signature:
             args += [values.pop(parameter.name, parameter.default) for parameter in first]
         return self.handler(*args, **values)
 
-    def why_not(self, names: Collection[str]) -> str | None:
-        """Say why the handler cannot be called with arguments of these names; None: it can."""
+    def parameter_names(self) -> tuple[list[str], bool]:
+        """Return the names of the parameters, and whether there may be others."""
+        named, rest = self._parameters()
+        return [p.name for p in named], bool(rest)
+
+    def defaults(self) -> dict[str, Any]:
+        """Return the defaults of the parameters that have one, by name."""
+        named, _ = self._parameters()
+        return {p.name: p.default for p in named if p.default is not _NOTHING}
+
+    def _parameters(self) -> tuple[list[inspect.Parameter], list[inspect.Parameter]]:
+        """Return the parameters, the context left out, and the one that takes all others."""
         parameters = list(self._raw.parameters.values())
         if parameters and self._is_context(parameters[0]):
             parameters = parameters[1:]
         rest = [p for p in parameters if p.kind is _KINDS.VAR_KEYWORD]
-        named = {p.name: p for p in parameters if p.kind is not _KINDS.VAR_KEYWORD}
+        return [p for p in parameters if p.kind is not _KINDS.VAR_KEYWORD], rest
+
+    def why_not(self, names: Collection[str]) -> str | None:
+        """Say why the handler cannot be called with arguments of these names; None: it can."""
+        parameters, rest = self._parameters()
+        named = {p.name: p for p in parameters}
         missing = [name for name in names if not rest and name not in named]
         if missing:
             return f"takes no parameter {', '.join(missing)}"
@@ -162,6 +180,9 @@ class Signature:
             call=self._raw.replace(parameters=parameters),
             positional_only=tuple(p for p in parameters if p.kind is _KINDS.POSITIONAL_ONLY),
             var_keyword=rest[0].name if rest else None,
+            plain=None
+            if any(p.kind in (_KINDS.KEYWORD_ONLY, _KINDS.VAR_KEYWORD) for p in parameters)
+            else tuple(p.name for p in parameters),
         )
 
     def _is_context(self, parameter: inspect.Parameter) -> bool:

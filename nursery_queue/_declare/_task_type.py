@@ -12,13 +12,14 @@ import attrs
 
 from nursery_queue._core._checks import label
 from nursery_queue._core._completion import PARAMETERS
-from nursery_queue._core._declaration import AS_DECLARED, Declaration
+from nursery_queue._core._declaration import AS_DECLARED, KEY_AS_DECLARED, Declaration
 from nursery_queue._core._errors import PayloadTooLarge, ResultTooLarge
 from nursery_queue._core._model import Claim, NewTask
 from nursery_queue._core._outcome import Policy
 from nursery_queue._core._retry import RetryPolicy
 from nursery_queue._json._codec import Params, dump_result
 
+from ._key import DeclaredKey, key_by_name, key_of_call, stored_default
 from ._options import Options, Overrides
 from ._signature import Signature
 
@@ -43,6 +44,7 @@ class TaskRequest:
     # What counts if it is not overridden. As it is here: as the store knows it to be declared.
     queue: str | None = None
     priority: int | None = None
+    key: str | None = KEY_AS_DECLARED
     # JSON text: what is stored when it has ended
     on_complete: str | None = attrs.field(default=AS_DECLARED, repr=False)
     # Where its handler is, if it is known here.
@@ -54,8 +56,8 @@ class TaskRequest:
     ) -> TaskRequest:
         """Return a call of the task type called *name*, which need not be known here.
 
-        Nothing but the worker that runs it can tell whether *params* fit. Queue, priority and
-        on_complete are as declared, where *options* do not say: by the client's App, else as
+        Nothing but the worker that runs it can tell whether *params* fit. Queue, priority, key
+        and on_complete are as declared, where *options* do not say: by the client's App, else as
         workers have stored it when they started, else `default`, 0 and none.
 
         Raises:
@@ -85,10 +87,12 @@ class TaskRequest:
         Raises:
             PayloadTooLarge: The params, the context or, with the contexts in it, what is to be
                 told are longer than *max_params_bytes* in UTF-8.
-            ValueError: There is a context, but no `on_complete`.
+            ValueError: There is a context, but no `on_complete`; `dedup_for` or `debounce`, but no
+                `dedup_key`; or `debounce` with `dedup_for`, `run_at` or `run_after`.
         """
         given = self.overrides
         on_complete = self.on_complete if given.on_complete is None else given.on_complete or None
+        given.check_dedup(self.task_type)
         self._check_size("the params of {} are", self.params, max_params_bytes)
         if on_complete is not None:
             self._check_size("the on_complete of {} is", on_complete, max_params_bytes)
@@ -105,6 +109,7 @@ class TaskRequest:
             params=self.params,
             queue=self.queue if given.queue is None else given.queue,
             priority=self.priority if given.priority is None else given.priority,
+            key=self.key if given.key is None else given.key or None,
             run_at=given.run_at,
             run_after=given.run_after or 0.0,
             max_attempts=attempts,
@@ -112,6 +117,8 @@ class TaskRequest:
             timeout=given.timeout,
             keep_for=given.keep_for,
             dedup_key=given.dedup_key,
+            dedup_for=given.dedup_for,
+            debounce=given.debounce,
             on_complete=on_complete,
             context=given.context,
         )
@@ -141,6 +148,8 @@ class TaskType(Generic[P, R]):
         handler: The function as it was given.
         queue: Where its tasks go.
         priority: Higher goes first.
+        key: The parameter whose value is the key of a task, or a function of the arguments by
+            name that returns it; None: tasks have none.
         timeout: Seconds an attempt may take; infinity: no limit.
         retry: How often it is attempted, and how long to wait in between.
         keep_for: Seconds a finished task is kept.
@@ -157,6 +166,7 @@ class TaskType(Generic[P, R]):
     handler: Callable[..., Any]
     queue: str
     priority: int
+    key: DeclaredKey = attrs.field(kw_only=True, default=None)
     timeout: float
     retry: RetryPolicy
     keep_for: float
@@ -189,10 +199,14 @@ class TaskType(Generic[P, R]):
         Raises:
             TypeError: The arguments do not fit the handler's signature.
             ParamsError: One of them cannot be written as JSON, or an annotation is no use.
+            ValueError: The declared key would be empty or longer than 200 bytes.
         """
         values = self.signature.bind(args, kwargs)
         text = self.signature.resolve().params.dump(values)
-        return self._request(text)
+        key = None
+        if self.key is not None and self.overrides.key is None:
+            key = key_of_call(self.key, self.signature, values, text)
+        return self._request(text, key)
 
     def options(self, **overrides: Unpack[Options]) -> TaskType[P, R]:
         """Return this task type with *overrides* for what is enqueued through it.
@@ -213,39 +227,55 @@ class TaskType(Generic[P, R]):
 
         Raises:
             TypeError: The handler cannot be called with task_id, context and result.
-            ValueError: A dedup_key or run_at among the options, or a context without on_complete.
+            ValueError: A dedup_key, run_at or the like among the options, or a context without
+                on_complete.
         """
         if (why := self.signature.why_not(PARAMETERS)) is not None:
             msg = f"on_complete: {self.name} {why}: it is given task_id, context and result"
             raise TypeError(msg)
-        for option in ("dedup_key", "run_at"):
+        for option in ("dedup_key", "dedup_for", "debounce", "run_at"):
             if (value := getattr(self.overrides, option)) is not None:
                 raise ValueError(
                     f"on_complete: {self.name} has {option}={value!r}, but each task that ends "
-                    f"has one of its own to tell of it, stored then; queue, priority, retry, "
+                    f"has one of its own to tell of it, stored then; queue, priority, key, retry, "
                     f"max_attempts, timeout, keep_for and run_after make sense"
                 )
-        return self._request("{}").to_new_task(sys.maxsize)  # its size counts where it goes
+        return self._request("{}", KEY_AS_DECLARED).to_new_task(
+            sys.maxsize
+        )  # its size counts where it goes
 
-    def _request(self, params: str) -> TaskRequest:
+    def _request(self, params: str, key: str | None) -> TaskRequest:
         return TaskRequest(
             self.name,
             params,
             self.overrides,
             self.queue,
             self.priority,
+            key,
             self.on_complete,
             made_by=self,
         )
 
+    def key_of(self, request: TaskRequest) -> str | None:
+        """Return the key of a call that was made by name.
+
+        Raises:
+            ParamsError: The declared key is a function, and the params do not fit the handler.
+            TypeError, ValueError: It is no key.
+        """
+        return key_by_name(self.key, self.signature, request.params)
+
     def declaration(self) -> Declaration:
         """Return what a worker stores for programs that do not have this code."""
+        parameter = self.key if isinstance(self.key, str) else None
         return Declaration(
             name=self.name,
             queue=self.queue,
             priority=self.priority,
             keep_for=self.keep_for,
             on_complete=self.on_complete,
+            key_parameter=parameter,
+            key_default=None if parameter is None else stored_default(parameter, self.signature),
         )
 
     def load(self, params: str) -> dict[str, Any]:

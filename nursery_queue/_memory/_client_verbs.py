@@ -5,16 +5,19 @@ from __future__ import annotations
 import itertools
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 import attrs
 
 from nursery_queue._core._filters import CancelFilter, TaskFilter
 from nursery_queue._core._model import Attempt, NewTask, Outcome, TaskRef, TaskStatus
+from nursery_queue._core._queue_changes import QueueChanges
+from nursery_queue._core._reasons import Why
 from nursery_queue._core._states import Event, State, sources, transition
 from nursery_queue._core._streams import StreamPage, StreamRequest, StreamWrite, insist_on
 from nursery_queue._store import Bell
 
+from ._memory_reasons import Reasons
 from ._memory_rows import Position, check_task, execution, fits
 from ._memory_streams import page
 from ._memory_verbs import MemoryVerbs
@@ -30,6 +33,7 @@ class ClientVerbs(MemoryVerbs):
     async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[TaskRef]:
         del copy
         await self._begin()
+        tasks = [self._tables.as_declared(task) for task in tasks]
         for task in tasks:
             check_task(task)
         refs = [self._tables.insert(task) for task in tasks]
@@ -67,8 +71,12 @@ class ClientVerbs(MemoryVerbs):
         if place is None or place.state not in sources(Event.REVIVE):
             return False
         key = tables.tasks[task_id].asked.dedup_key
-        if key is not None and tables.dedup.setdefault(key, task_id) != task_id:
-            return False
+        if key is not None:
+            if tables.holder(key) not in (None, task_id):
+                return False
+            if tables.dedup.get(key) != task_id:
+                tables.taken_until.pop(key, None)
+            tables.dedup[key] = task_id
         state = transition(place.state, Event.REVIVE)
         tables.places[task_id] = Position(state=state, epoch=place.epoch, ready_at=tables.now())
         self._ring(Bell.WORK)
@@ -86,8 +94,15 @@ class ClientVerbs(MemoryVerbs):
         place = self._tables.places.get(task_id)
         if place is not None and place.state is State.RUNNING:
             number = log[-1].number + 1 if log else 1
-            log.append(execution(task_id, number, place, Outcome.RUNNING))
+            log.append(
+                execution(task_id, number, place, Outcome.RUNNING, self._tables.name_of(place))
+            )
         return log
+
+    async def why(self, task_ids: Sequence[int]) -> list[Why]:
+        await self._begin()
+        reasons = Reasons(self._tables, self._tables.now())
+        return [reasons.why(task_id) for task_id in task_ids]
 
     async def list_tasks(self, which: TaskFilter) -> list[TaskStatus]:
         await self._begin()
@@ -106,19 +121,10 @@ class ClientVerbs(MemoryVerbs):
         )
         return list(itertools.islice(matching, which.limit))
 
-    async def pause(self, queue: str, *, paused: bool) -> None:
-        await self._set(queue, paused=paused)
-
-    async def limit(self, queue: str, max_running: int | None) -> None:
-        await self._set(queue, max_running=max_running)
-
-    async def notify(self, queue: str, *, notify: bool) -> None:
-        await self._set(queue, notify=notify)
-
-    async def _set(self, queue: str, **changes: Any) -> None:
+    async def configure(self, queue: str, **changes: Unpack[QueueChanges]) -> None:
         await self._begin()
         setting = self._tables.setting(queue)
-        self._tables.settings[queue] = attrs.evolve(setting, **changes)
+        self._set_queue(queue, attrs.evolve(setting, **changes))
         self._ring(Bell.WORK, Bell.CANCEL)
 
     async def write_stream(self, write: StreamWrite) -> None:

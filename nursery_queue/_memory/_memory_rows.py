@@ -5,21 +5,33 @@ from __future__ import annotations
 import datetime as dt
 import json
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 from uuid import UUID
 
 import attrs
 
-from nursery_queue._core._declaration import AS_DECLARED
+from nursery_queue._core._declaration import AS_DECLARED, KEY_AS_DECLARED
 from nursery_queue._core._filters import CancelFilter
 from nursery_queue._core._heartbeat import MARGIN, Late, Seen
 from nursery_queue._core._json_text import as_jsonb, find_fault, object_from_text, to_text
-from nursery_queue._core._model import Attempt, NewTask, Outcome, Settlement, WorkerInfo
+from nursery_queue._core._keys import LONGEST_KEY
+from nursery_queue._core._model import (
+    Attempt,
+    NewTask,
+    Outcome,
+    QueueStatus,
+    Settlement,
+    WorkerInfo,
+)
+from nursery_queue._core._queue_changes import QueueChanges
+from nursery_queue._core._rate import Rate
 from nursery_queue._core._retry import RetryPolicy
 from nursery_queue._core._states import State, transition
 
 
 LONGEST_NAME = 255
+Lane = tuple[str, str | None]  # a queue and a key; None: the queue as a whole
 
 
 @attrs.frozen(kw_only=True)
@@ -33,6 +45,7 @@ class Task:
     queue: str  # as asked, or else as declared
     priority: int
     completes: int | None = None
+    tick: dt.datetime | None = None  # the instant of a schedule that it stands for
 
 
 @attrs.frozen(kw_only=True)
@@ -64,12 +77,47 @@ class Setting:
 
     paused: bool = False
     max_running: int | None = None
+    max_running_per_key: int | None = None
+    rate: Rate | None = None
+    rate_per_key: Rate | None = None
     notify: bool = True
+    declared: QueueChanges | None = None  # what code has declared of it
+
+    @property
+    def limits_running(self) -> bool:
+        """Whether the end of a task can make room for another."""
+        return self.max_running is not None or self.max_running_per_key is not None
+
+    @property
+    def limits_keys(self) -> bool:
+        """Whether each key has a limit or a rate of its own."""
+        return self.max_running_per_key is not None or self.rate_per_key is not None
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is any limit or rate."""
+        return self.limits_running or self.limits_keys or self.rate is not None
 
     @property
     def open(self) -> bool:
         """Whether the end of a task can make room for another: no limit of 0, which is a pause."""
         return not self.paused and self.max_running != 0
+
+    def declare(self, declared: QueueChanges) -> Self:
+        """Return it as code declares it; what was declared, and is no more, is as never set."""
+        gone = {name: getattr(Setting(), name) for name in self.declared or ()}
+        return attrs.evolve(self, **{**gone, **declared, "declared": declared})
+
+    def status(self, name: str, live: Mapping[State, int]) -> QueueStatus:
+        """Return it as it is shown, with how many *live* tasks it has."""
+        shown = attrs.asdict(self, recurse=False, filter=lambda each, _: each.name != "declared")
+        return QueueStatus(
+            name=name,
+            **shown,
+            scheduled=live.get(State.SCHEDULED, 0),
+            ready=live.get(State.READY, 0),
+            running=live.get(State.RUNNING, 0),
+        )
 
 
 @attrs.define(eq=False)
@@ -116,6 +164,8 @@ def as_stored(asked: NewTask) -> NewTask:
 def check_task(asked: NewTask) -> None:
     """Raise for a task that a database would not take."""
     object_from_text(asked.params)
+    if asked.key is not None and not 1 <= len(asked.key.encode()) <= LONGEST_KEY:
+        raise ValueError(f"key must have 1 to {LONGEST_KEY} bytes, not {asked.key!r}")
     for name in ("task_type", "queue", "dedup_key"):
         if (value := getattr(asked, name)) is not None:
             check_name(value, name)
@@ -146,7 +196,9 @@ def check_settlement(settlement: Settlement) -> None:
             raise ValueError(fault)
 
 
-def execution(task_id: int, number: int, place: Position, outcome: Outcome) -> Attempt:
+def execution(
+    task_id: int, number: int, place: Position, outcome: Outcome, worker_name: str | None
+) -> Attempt:
     """Return the log entry of the attempt that *place* is."""
     assert place.worker_id is not None
     assert place.started_at is not None
@@ -156,6 +208,7 @@ def execution(task_id: int, number: int, place: Position, outcome: Outcome) -> A
         outcome=outcome,
         worker_id=place.worker_id,
         started_at=place.started_at,
+        worker_name=worker_name,
     )
 
 
@@ -175,7 +228,7 @@ def completion(task: Task, ended: Position, why_cancelled: str) -> NewTask | Non
     context = None if task.asked.context is None else json.loads(task.asked.context)
     asked = json.loads(task.asked.on_complete)
     nested, backoff = asked.pop("on_complete", AS_DECLARED), asked.pop("backoff", None)
-    said: dict[str, Any] = {"queue": None, "priority": None}
+    said: dict[str, Any] = {"queue": None, "priority": None, "key": KEY_AS_DECLARED}
     said |= {name: asked[name] for name in asked if name not in {"context", "timeout"}}
     return NewTask(
         **said,
@@ -184,6 +237,25 @@ def completion(task: Task, ended: Position, why_cancelled: str) -> NewTask | Non
         timeout=float(asked["timeout"]) if "timeout" in asked else None,
         on_complete=nested if nested in (None, AS_DECLARED) else to_text(nested, "on_complete"),
         context=to_text(asked["context"], "context") if "context" in asked else None,
+    )
+
+
+def replaced(task: Task, asked: NewTask, now: dt.datetime) -> Task:
+    """Return *task* as a debounced call replaces it; all of *asked* is said."""
+    assert asked.debounce is not None
+    assert asked.queue is not None
+    assert asked.priority is not None
+    due_at = now + dt.timedelta(seconds=asked.debounce.wait)
+    if asked.debounce.max_wait is not None:
+        latest = task.created_at + dt.timedelta(seconds=asked.debounce.max_wait)
+        due_at = max(now, min(due_at, latest))
+    said = {name: getattr(asked, name) for name in ("task_type", "params", "queue", "key")}
+    return attrs.evolve(
+        task,
+        asked=as_stored(attrs.evolve(task.asked, priority=asked.priority, **said)),
+        run_at=due_at,
+        queue=asked.queue,
+        priority=asked.priority,
     )
 
 

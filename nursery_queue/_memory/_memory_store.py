@@ -16,12 +16,13 @@ from nursery_queue._store import Bell, Isolation, Ring, Store, StoreTransaction
 
 from ._client_verbs import ClientVerbs
 from ._memory_transaction import MemoryTransaction
+from ._schedule_verbs import ScheduleVerbs
 from ._stats_verbs import StatsVerbs
 from ._worker_verbs import WorkerVerbs
 
 
 @attrs.define(eq=False)
-class MemoryStore(ClientVerbs, WorkerVerbs, StatsVerbs, Store):
+class MemoryStore(ClientVerbs, WorkerVerbs, ScheduleVerbs, StatsVerbs, Store):
     """A `Store` that keeps everything in this process and forgets it with the process.
 
     Behaves like PostgreSQL at this boundary, except that there is no SQL: a transaction's

@@ -31,6 +31,8 @@ class Draft:
     steps: list[Step] = attrs.field(factory=list[Step])
     settlements: dict[int, Settlement] = attrs.field(factory=dict[int, Settlement])
     keys: dict[str, int] = attrs.field(factory=dict[str, int])  # of its own new tasks
+    moved: set[int] = attrs.field(factory=set[int])  # tasks that have lost their key to these
+    replaced: set[int] = attrs.field(factory=set[int])  # by a debounced one; not to start
     waiting: dict[int, NewTask] = attrs.field(factory=dict[int, NewTask])  # its own new tasks
     ended: set[int] = attrs.field(factory=set[int])
     stopped: set[int] = attrs.field(factory=set[int])  # running, and not to go round again
@@ -62,23 +64,45 @@ class MemoryTransaction:
     async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[TaskRef]:
         del copy  # it is stored in one way here
         await trio.lowlevel.checkpoint()
+        tasks = [self._tables.as_declared(task) for task in tasks]
         for task in tasks:
             check_task(task)
         return [self._enqueue(task) for task in tasks]
 
     def _enqueue(self, task: NewTask) -> TaskRef:
-        draft, task, key = self._draft, self._tables.as_declared(task), task.dedup_key
-        if key is not None:
-            existing = draft.keys.get(key) or self._tables.live_key(task)
-            if existing is not None and existing not in draft.ended:
-                return TaskRef(existing, created=False)
-        task_id, now = next(self._tables.ids), self._tables.now()
+        draft, key = self._draft, task.dedup_key
+        now = self._tables.now()
+        existing = None if key is None else self._holder(key)
+        if existing is not None and task.debounce is None:
+            return TaskRef(existing, created=False)
+        if existing is not None and self._waits(existing):
+            draft.replaced.add(existing)
+            self.rings = True
+            draft.steps.append(lambda tables: tables.insert(task, now=now))
+            return TaskRef(existing, created=False)
+        if existing is not None:
+            draft.moved.add(existing)
+        task_id = next(self._tables.ids)
         if key is not None:
             draft.keys[key] = task_id
         draft.waiting[task_id] = task
         self.rings = self.rings or self._tables.rings(task)
         draft.steps.append(lambda tables: tables.insert(task, task_id, now))
         return TaskRef(task_id)
+
+    def _holder(self, key: str) -> int | None:
+        """Return the task that has a dedup key in this transaction, if it is taken."""
+        draft = self._draft
+        if (mine := draft.keys.get(key)) is not None:
+            kept = draft.waiting[mine].dedup_for is not None
+            return mine if kept or mine not in draft.ended else None
+        existing = self._tables.holder(key)
+        return None if existing in draft.ended and not self._tables.is_kept(key) else existing
+
+    def _waits(self, task_id: int) -> bool:
+        """Whether a task has not started, nor ended, in this transaction."""
+        own = task_id in self._draft.waiting
+        return task_id not in self._draft.ended and (own or not self._tables.has_started(task_id))
 
     async def cancel(self, task_id: int, *, running: bool = True) -> bool:
         await trio.lowlevel.checkpoint()
@@ -162,8 +186,12 @@ class MemoryTransaction:
         """Apply everything, or raise and apply nothing."""
         for settlement in self._draft.settlements.values():
             insist_on_settling(settlement, self._tables.refusal(settlement))
-        for key in self._draft.keys:
-            if self._tables.dedup.get(key, 0) not in {0, *self._draft.ended}:
+        draft, tables = self._draft, self._tables
+        for task_id in draft.replaced - draft.waiting.keys():
+            if tables.has_started(task_id):
+                raise TransientError(f"task {task_id} has started while the transaction was open")
+        for key in draft.keys:
+            if tables.holder(key) not in {None, *draft.ended, *draft.moved}:
                 raise TransientError(f"dedup key {key!r} was taken while the transaction was open")
         if self._draft.written:
             self._tried()  # raises if a claim is stale or a stream has been closed

@@ -6,8 +6,10 @@ import attrs
 import trio
 
 from nursery_queue._core._errors import Closed
+from nursery_queue._core._gcra import under
 from nursery_queue._store import Bell, Ring
 
+from ._memory_rows import Setting
 from ._tables import Tables
 
 
@@ -35,6 +37,15 @@ class MemoryVerbs:
 
     def _ring_all(self) -> None:
         self._ring(Bell.WORK, Bell.CANCEL, Bell.FINISHED)
+
+    def _set_queue(self, queue: str, setting: Setting) -> None:
+        """Set a queue; what may start under a raised rate counts at once."""
+        tables, now = self._tables, self._tables.now()
+        tables.settings[queue] = setting
+        for (name, key), next_at in tables.next_at.items():
+            rate = setting.rate if key is None else setting.rate_per_key
+            if name == queue and rate is not None:
+                tables.next_at[name, key] = under(rate, next_at, now)
 
     def _moved(self, count: int) -> int:
         """Ring if tasks have been moved; return how many."""

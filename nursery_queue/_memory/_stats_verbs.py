@@ -31,13 +31,7 @@ class StatsVerbs(MemoryVerbs):
             if not place.state.is_final:
                 live[tables.tasks[task_id].queue][place.state] += 1
         return [
-            QueueStatus(
-                name=name,
-                **attrs.asdict(tables.setting(name)),
-                scheduled=live[name][State.SCHEDULED],
-                ready=live[name][State.READY],
-                running=live[name][State.RUNNING],
-            )
+            tables.setting(name).status(name, live[name])
             for name in sorted({*tables.settings, *live})
         ]
 

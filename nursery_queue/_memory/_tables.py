@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import itertools
 import json
@@ -14,7 +15,7 @@ from uuid import UUID
 import attrs
 import trio
 
-from nursery_queue._core._declaration import AS_DECLARED, Declaration
+from nursery_queue._core._declaration import AS_DECLARED, KEY_AS_DECLARED, Declaration
 from nursery_queue._core._json_text import as_jsonb
 from nursery_queue._core._model import (
     Attempt,
@@ -32,6 +33,7 @@ from nursery_queue._core._tally import Way
 from nursery_queue._trio._clock import timekeeper
 
 from ._memory_rows import (
+    Lane,
     Position,
     Setting,
     Task,
@@ -39,8 +41,10 @@ from ._memory_rows import (
     as_stored,
     completion,
     execution,
+    replaced,
     tells,
 )
+from ._memory_schedules import Schedule
 from ._memory_streams import Stream
 
 
@@ -59,10 +63,23 @@ class Tables:
     # Closed attempts of which no more than the count is left.
     earlier: dict[int, Counter[Way]] = attrs.field(factory=dict[int, "Counter[Way]"])
     dedup: dict[str, int] = attrs.field(factory=dict[str, int])
+    # Until when these keys are taken, also when their task has ended.
+    taken_until: dict[str, dt.datetime] = attrs.field(factory=dict[str, dt.datetime])
     workers: dict[UUID, Worker] = attrs.field(factory=dict[UUID, Worker])
     streams: dict[int, dict[str, Stream]] = attrs.field(factory=dict[int, "dict[str, Stream]"])
     settings: dict[str, Setting] = attrs.field(factory=dict[str, Setting])
+    # What the rates remember of a queue (key None) and of its keys: see `_core/_gcra.py`.
+    next_at: dict[Lane, dt.datetime] = attrs.field(factory=dict[Lane, dt.datetime])
+    # The key that was served last, in its bytes: by queue, task type and priority.
+    turns: dict[tuple[str, str, int], bytes] = attrs.field(
+        factory=dict[tuple[str, str, int], bytes]
+    )
     declared: dict[str, Declaration] = attrs.field(factory=dict[str, Declaration])
+    schedules: dict[str, Schedule] = attrs.field(factory=dict[str, Schedule])
+    # Ticks that have had their task, and until when that is remembered.
+    ticks: dict[tuple[str, dt.datetime], dt.datetime] = attrs.field(
+        factory=dict[tuple[str, dt.datetime], dt.datetime]
+    )
     ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
     started: tuple[dt.datetime, float] | None = None
 
@@ -85,6 +102,7 @@ class Tables:
             closed={task_id: dict(closed) for task_id, closed in self.closed.items()},
             earlier={task_id: Counter(ways) for task_id, ways in self.earlier.items()},
             dedup=dict(self.dedup),
+            taken_until=dict(self.taken_until),
             streams={
                 task_id: {name: stream.copy() for name, stream in streams.items()}
                 for task_id, streams in self.streams.items()
@@ -97,18 +115,30 @@ class Tables:
         """Return how a queue is set."""
         return self.settings.get(queue, Setting())
 
-    def live_key(self, task: NewTask) -> int | None:
-        """Return the id of the live task that has this one's dedup key."""
-        return None if task.dedup_key is None else self.dedup.get(task.dedup_key)
+    def holder(self, key: str | None) -> int | None:
+        """Return the id of the task that has a dedup key, if it is taken."""
+        task_id = None if key is None else self.dedup.get(key)
+        if task_id is None or key is None:
+            return None
+        place = self.places.get(task_id)
+        live = place is not None and not place.state.is_final
+        return task_id if live or self.is_kept(key) else None
+
+    def is_kept(self, key: str) -> bool:
+        """Whether a dedup key is taken also if its task has ended."""
+        until = self.taken_until.get(key)
+        return until is not None and until > self.now()
+
+    def has_started(self, task_id: int) -> bool:
+        """Whether a task has started, or may have, or is not there any more."""
+        place = self.places.get(task_id)
+        waits = place is not None and place.state in {State.SCHEDULED, State.READY}
+        return place is None or not waits or place.suspect or bool(self.log.get(task_id))
 
     def rings(self, asked: NewTask) -> bool:
         """Whether an enqueue of this task rings."""
         queue = self.as_declared(asked).queue
         return queue is None or self.setting(queue).notify
-
-    def limited(self, queue: str) -> bool:
-        """Whether a queue has a limit."""
-        return self.setting(queue).max_running is not None
 
     def as_declared(self, asked: NewTask) -> NewTask:
         """Return *asked*, with the fields left out as its type is declared."""
@@ -118,6 +148,7 @@ class Tables:
             asked,
             queue=declared.queue if asked.queue is None else asked.queue,
             priority=declared.priority if asked.priority is None else asked.priority,
+            key=declared.key_of(asked.params) if asked.key == KEY_AS_DECLARED else asked.key,
             on_complete=asked.on_complete if said else declared.on_complete,
         )
 
@@ -133,6 +164,11 @@ class Tables:
             for task_id, place in self.places.items()
             if place.state is State.RUNNING and place.worker_id == worker_id
         ]
+
+    def name_of(self, place: Position) -> str | None:
+        """Return the name of the worker that holds a task, if it is registered."""
+        worker = self.workers.get(place.worker_id) if place.worker_id is not None else None
+        return None if worker is None else worker.info.name
 
     def holds(self, fence: Fence) -> bool:
         """Whether a claim is still held."""
@@ -178,6 +214,10 @@ class Tables:
             completes=task.completes,
             params=json.loads(task.asked.params) if payloads else None,
             context=json.loads(task.asked.context) if payloads and task.asked.context else None,
+            key=task.asked.key,
+            dedup_key=task.asked.dedup_key,
+            max_attempts=task.asked.max_attempts,
+            worker_name=last.worker_name if last else self.name_of(place),
         )
 
     # -- steps -------------------------------------------------------------------
@@ -188,11 +228,16 @@ class Tables:
         task_id: int | None = None,
         now: dt.datetime | None = None,
         completes: int | None = None,
+        tick: dt.datetime | None = None,
     ) -> TaskRef:
-        """Store a task, unless a live one has its dedup key."""
-        if (existing := self.live_key(asked)) is not None:
+        """Store a task, unless its dedup key is taken; debounced, replace one that waits."""
+        existing, now = self.holder(asked.dedup_key), now or self.now()
+        if asked.debounce is not None:
+            if existing is not None and not self.has_started(existing):
+                return self._replace(existing, asked, now)
+            asked = attrs.evolve(asked, run_after=asked.debounce.wait)
+        elif existing is not None:
             return TaskRef(existing, created=False)
-        now = now or self.now()
         asked = self.as_declared(asked)
         assert asked.queue is not None
         assert asked.priority is not None
@@ -204,15 +249,34 @@ class Tables:
             queue=asked.queue,
             priority=asked.priority,
             completes=completes,
+            tick=tick,
         )
         self.tasks[task.id] = task
         if asked.dedup_key is not None:
             self.dedup[asked.dedup_key] = task.id
+            self.taken_until.pop(asked.dedup_key, None)
+            if asked.dedup_for is not None:
+                until = now + dt.timedelta(seconds=asked.dedup_for)
+                self.taken_until[asked.dedup_key] = until
         if task.run_at > now:
             self.places[task.id] = Position(state=State.SCHEDULED, due_at=task.run_at)
         else:
             self.places[task.id] = Position(state=State.READY, ready_at=task.run_at)
         return TaskRef(task.id)
+
+    def _replace(self, task_id: int, asked: NewTask, now: dt.datetime) -> TaskRef:
+        """Replace what is asked of a task that has not started, and start its wait anew."""
+        task = replaced(self.tasks[task_id], self.as_declared(asked), now)
+        self.tasks[task_id] = task
+        self.places[task_id] = attrs.evolve(
+            self.places[task_id], state=State.SCHEDULED, due_at=task.run_at, ready_at=None
+        )
+        return TaskRef(task_id, created=False)
+
+    def forget_keys(self) -> None:
+        """Forget the dedup keys that are not taken any more."""
+        for key in [key for key in self.taken_until if self.holder(key) is None]:
+            del self.dedup[key], self.taken_until[key]
 
     def cancel(self, task_id: int, *, running: bool, teller: int | None = None) -> bool:
         """Cancel a waiting task, or note that a running one is to be.
@@ -254,7 +318,7 @@ class Tables:
         if settlement.outcome is not None:
             self.closed.setdefault(task_id, {})[settlement.fence.epoch] = settlement.outcome
             number = log[-1].number + 1 if log else 1
-            closed = execution(task_id, number, old, settlement.outcome)
+            closed = execution(task_id, number, old, settlement.outcome, self.name_of(old))
             log.append(
                 attrs.evolve(
                     closed,
@@ -290,7 +354,7 @@ class Tables:
             self.places[task_id] = attrs.evolve(place, due_at=due_at)
         else:
             self.places[task_id] = attrs.evolve(place, ready_at=now, suspect=old.suspect)
-        return not state.is_final or settlement.on_complete or self.limited(queue)
+        return not state.is_final or settlement.on_complete or self.setting(queue).limits_running
 
     def write_stream(self, write: StreamWrite) -> WriteResult:
         """Store chunks of an attempt at the end of one of its streams, all or none."""
@@ -316,13 +380,15 @@ class Tables:
         teller: int | None = None,
     ) -> None:
         key = self.tasks[task_id].asked.dedup_key
-        if key is not None and self.dedup.get(key) == task_id:
+        if key is not None and self.dedup.get(key) == task_id and not self.is_kept(key):
             del self.dedup[key]
+            self.taken_until.pop(key, None)
         now = self.now()
         expires_at = now + dt.timedelta(seconds=keep_for)
         self.places[task_id] = attrs.evolve(place, finished_at=now, expires_at=expires_at)
         if tell is not None:
-            self.insert(tell, teller, completes=task_id)
+            with contextlib.suppress(ValueError, TypeError):  # a key that is none: as in a database
+                self.insert(tell, teller, completes=task_id)
         if keep_for == 0:
             self.forget(task_id)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import functools
-import heapq
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -29,11 +28,16 @@ from nursery_queue._core._model import (
     WorkerInfo,
 )
 from nursery_queue._core._outcome import allowed_losses, give_back, settle_lost
+from nursery_queue._core._queue_changes import Declared, QueueChanges
+from nursery_queue._core._reasons import Unattended
 from nursery_queue._core._states import Event, State, transition
 from nursery_queue._store import Bell, TellLost, tell_nobody
 
-from ._memory_rows import Position, Task, Worker, check_settlement, order
+from ._fair_choice import choose
+from ._memory_reasons import Reasons
+from ._memory_rows import Position, Task, Worker, check_settlement
 from ._memory_verbs import MemoryVerbs
+from ._room import Flow, keys_of
 
 
 BATCH = 1000
@@ -51,6 +55,20 @@ class WorkerVerbs(MemoryVerbs):
         now = self._tables.now()
         self._tables.workers[worker.id] = Worker(worker, now, now)
         self._tables.declared.update({each.name: each for each in worker.declared})
+
+    async def declare_queues(self, declared: Mapping[str, QueueChanges]) -> Declared:
+        await self._begin()
+        settings = self._tables.settings
+        changed = [
+            name
+            for name, changes in sorted(declared.items())
+            if name not in settings or settings[name].declared != changes
+        ]
+        for name in changed:
+            self._set_queue(name, self._tables.setting(name).declare(declared[name]))
+        if changed:
+            self._ring(Bell.WORK, Bell.CANCEL)
+        return Declared(changed=tuple(changed))
 
     async def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
         await self._begin()
@@ -78,42 +96,48 @@ class WorkerVerbs(MemoryVerbs):
         limit: int,
         queue_slots: Sequence[QueueSlots] | None = None,
         at_once: int | None = None,
+        soon: int | None = None,
         after: Spot | None = None,
     ) -> Claimed:
         del after  # every claim looks at all queues
         await self._begin()
         tables, now = self._tables, self._tables.now()
         due = [place.due_at for place in tables.places.values() if place.due_at is not None]
-        next_due = (min(due) - now).total_seconds() if due else None
         if worker_id not in tables.workers:
-            return Claimed(claims=(), next_due=next_due)
-        types = set(task_types)
-        queued: dict[str, list[Task]] = defaultdict(list)
-        for task_id, place in tables.places.items():
-            task = tables.tasks[task_id]
-            if place.state is State.READY and task.asked.task_type in types:
-                queued[task.queue].append(task)
-        slots = dict.fromkeys(queued, limit)
+            return Claimed(claims=(), next_due=_seconds_until(due, now))
+        soon = at_once if soon is None else soon
+        waiting, flow = self._waiting(task_types), self._flow(now)
+        slots = dict.fromkeys(waiting, limit)
         if queue_slots is not None:
-            slots = dict.fromkeys(queued, 0) | {each.queue: each.slots for each in queue_slots}
-        best = [
-            task
-            for queue, tasks in queued.items()
-            for task in heapq.nsmallest(self._room(queue, slots[queue], at_once), tasks, key=order)
-        ]
-        picked = heapq.nsmallest(limit, best, key=order)
+            slots = dict.fromkeys(waiting, 0) | {each.queue: each.slots for each in queue_slots}
+        rooms = {
+            queue: flow.room(
+                queue, keys_of(tasks), slots[queue], limit=limit, soon=soon, at_once=at_once
+            )
+            for queue, tasks in waiting.items()
+        }
+        full_at = {queue: 0 if room.keys else room.left for queue, room in rooms.items()}
+        picked = choose(waiting, rooms, tables.turns, limit)
+        flow.start(picked)
         claims = [
             self._claim(task, worker_id, now, started=at_once is None or number < at_once)
             for number, task in enumerate(picked)
         ]
-        taken = Counter(claim.queue for claim in claims)
-        held_back = any(
-            tables.limited(queue)
-            and tables.setting(queue).open
-            and taken[queue] < min(slots[queue], len(tasks))
-            for queue, tasks in queued.items()
+        taken, ids = Counter(task.queue for task in picked), {task.id for task in picked}
+        behind = {
+            queue: flow.behind(queue, keys_of(task for task in tasks if task.id not in ids))
+            for queue, tasks in waiting.items()
+            if slots[queue]
+        }
+        due += [each.opens_at for each in behind.values() if each.opens_at is not None]
+        return Claimed(
+            claims=claims,
+            next_due=_seconds_until(due, now),
+            held_back=any(
+                each.for_room and full_at[queue] <= taken[queue] < slots[queue]
+                for queue, each in behind.items()
+            ),
         )
-        return Claimed(claims=claims, next_due=next_due, held_back=held_back)
 
     async def settle(self, settlements: Sequence[Settlement]) -> dict[Fence, Refusal]:
         await self._begin()
@@ -151,7 +175,10 @@ class WorkerVerbs(MemoryVerbs):
 
     async def closed_queues(self, queues: Sequence[str]) -> set[str]:
         await self._begin()
-        return {queue for queue in queues if self._is_closed(queue)}
+        flow = self._flow(self._tables.now())
+        return {
+            queue for queue in queues if self._tables.setting(queue).paused or flow.exceeded(queue)
+        }
 
     async def promote(self) -> int:
         await self._begin()
@@ -221,7 +248,14 @@ class WorkerVerbs(MemoryVerbs):
         ][:BATCH]
         for task_id in old:
             self._tables.forget(task_id)
+        self._tables.forget_keys()
+        for lane in [lane for lane, next_at in self._tables.next_at.items() if next_at <= now]:
+            del self._tables.next_at[lane]  # as if nothing of it had ever started
         return len(old)
+
+    async def unattended(self, *, most: int) -> Unattended:
+        await self._begin()
+        return Reasons(self._tables, self._tables.now()).unattended(most)
 
     async def park(self) -> int:
         await self._begin()
@@ -240,27 +274,24 @@ class WorkerVerbs(MemoryVerbs):
             return {key for key, worker in workers.items() if not worker.alive(now)}
         return {one.id for one in seen if one.id in workers and workers[one.id].dead(now, one)}
 
-    def _is_closed(self, queue: str) -> bool:
-        """Whether a queue is paused, or has more tasks running than it may."""
-        setting = self._tables.setting(queue)
-        most = setting.max_running
-        return setting.paused or (most is not None and self._running(queue) > most)
+    def _waiting(self, task_types: Sequence[str]) -> Mapping[str, Sequence[Task]]:
+        """Return the ready tasks of these types, by queue."""
+        types = set(task_types)
+        waiting: dict[str, list[Task]] = defaultdict(list)
+        for task_id, place in self._tables.places.items():
+            task = self._tables.tasks[task_id]
+            if place.state is State.READY and task.asked.task_type in types:
+                waiting[task.queue].append(task)
+        return waiting
 
-    def _room(self, queue: str, slots: int, at_once: int | None) -> int:
-        """Return how many tasks of a queue may be taken into that many slots."""
-        setting = self._tables.setting(queue)
-        if setting.paused:
-            return 0
-        if setting.max_running is None:
-            return slots
-        room = max(0, setting.max_running - self._running(queue))
-        return min(slots, room, slots if at_once is None else at_once)
-
-    def _running(self, queue: str) -> int:
-        return sum(
-            place.state is State.RUNNING and self._tables.tasks[task_id].queue == queue
+    def _flow(self, now: dt.datetime) -> Flow:
+        """Return what limits and rates let start now."""
+        running = (
+            self._tables.tasks[task_id]
             for task_id, place in self._tables.places.items()
+            if place.state is State.RUNNING
         )
+        return Flow.of(self._tables, now, running)
 
     def _claim(self, task: Task, worker_id: UUID, now: dt.datetime, *, started: bool) -> Claim:
         old = self._tables.places[task.id]
@@ -290,6 +321,8 @@ class WorkerVerbs(MemoryVerbs):
             completes=task.completes,
             started=started,
             suspect=new.suspect,
+            limited=self._tables.setting(task.queue).limited,
+            tick=task.tick,
         )
 
     def _as_held(self, task_id: int, place: Position) -> Held:
@@ -310,3 +343,8 @@ class WorkerVerbs(MemoryVerbs):
             started=place.started,
             max_lost=worker.info.max_lost.get(asked.task_type) if worker else None,
         )
+
+
+def _seconds_until(instants: Sequence[dt.datetime], now: dt.datetime) -> float | None:
+    """Return the seconds until the first of these."""
+    return (min(instants) - now).total_seconds() if instants else None

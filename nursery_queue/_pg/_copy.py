@@ -41,6 +41,7 @@ async def copy_tasks(conn: Connection, schema: str, tasks: Sequence[NewTask]) ->
                         task.params,
                         task.queue,
                         task.priority,
+                        task.key,
                         task.run_at or now + dt.timedelta(seconds=task.run_after),
                         now,
                         task.max_attempts,

@@ -153,6 +153,7 @@ async def up(conn: Connection, schema: str = DEFAULT_SCHEMA) -> list[Migration]:
                 continue
             try:
                 await conn.execute(render(migration.up, schema))
+                await conn.execute(query("end_migration", schema))
             except _ALREADY_THERE as exc:
                 raise _unrecorded(conn, schema, migration, exc) from exc
             await conn.fetch(
@@ -202,6 +203,7 @@ def sql(schema: str = DEFAULT_SCHEMA) -> str:
     parts = [query("begin_migration", schema), query("create_migration_table", schema)]
     for migration in migrations():
         parts.append(render(migration.up, schema))
+        parts.append(query("end_migration", schema))
         parts.append(_record(migration, schema))
     return "begin isolation level read committed;\n\n" + "\n".join(parts) + "\ncommit;\n"
 

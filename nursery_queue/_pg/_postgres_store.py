@@ -8,7 +8,7 @@ import logging
 
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, Unpack
 from uuid import UUID
 
 import attrs
@@ -35,6 +35,8 @@ from nursery_queue._core._model import (
     WorkerStatus,
 )
 from nursery_queue._core._outcome import allowed_losses, give_back
+from nursery_queue._core._queue_changes import Declared, QueueChanges
+from nursery_queue._core._reasons import Unattended, Why, unknown
 from nursery_queue._core._states import Event, sources
 from nursery_queue._core._streams import StreamPage, StreamRequest, StreamWrite
 from nursery_queue._psycopg._cursors import OwnAsyncCursor
@@ -43,10 +45,11 @@ from nursery_queue._psycopg._isolation import ISOLATION, USUAL
 from nursery_queue._store import Isolation, Store, StoreTransaction, TellLost, tell_nobody
 
 from . import _migrator as _migrate, _plan, _rows, _stream_rows as _streams
+from ._declared_queues import declare_queues
 from ._excusing import Excuses
+from ._postgres_schedules import ScheduleVerbs
 from ._postgres_transaction import PostgresTransaction, carry_out, insert_tasks, settle_rows
 from ._rows import Row
-from ._sessions import Sessions
 from ._sql import query
 from ._sweeper import Sweeper
 
@@ -54,6 +57,7 @@ from ._sweeper import Sweeper
 log = logging.getLogger("nursery_queue")
 
 BATCH = 1000
+PRUNES = 50  # batches of one kind, in one turn
 COPY = 100_000  # tasks that are stored in the time of one call
 WALK = 5000  # tasks to look at in one statement
 PARK = 10_000  # positions to put aside in one statement
@@ -69,7 +73,7 @@ VACUUM_AFTER = 10_000  # positions parked, once hardly any others are left to pa
 
 
 @attrs.define(eq=False)
-class PostgresStore(Sessions, Store):
+class PostgresStore(ScheduleVerbs, Store):
     """A `Store` in one schema of one PostgreSQL database.
 
     `Sessions` says how many connections it holds. A verb that gets no answer within
@@ -153,23 +157,23 @@ class PostgresStore(Sessions, Store):
             return []
         return [_rows.attempt(row) for row in await self._read("attempts", {"task_id": task_id})]
 
+    async def why(self, task_ids: Sequence[int]) -> list[Why]:
+        ids = [task_id for task_id in task_ids if task_id in _rows.IDS]
+        rows = await self._run(self._for_statements, "why", {"ids": ids})
+        found = {task_id: _rows.why(answer) for task_id, (answer,) in zip(ids, rows, strict=True)}
+        return [found.get(task_id) or unknown(task_id) for task_id in task_ids]
+
     async def list_tasks(self, which: TaskFilter) -> list[TaskStatus]:
         params = attrs.asdict(which)
         if which.after is not None:
             params["after"] = min(max(which.after, _rows.IDS[0]), _rows.IDS[-1])
         return [_rows.task_status(row) for row in await self._read("list_tasks", params)]
 
-    async def pause(self, queue: str, *, paused: bool) -> None:
-        await self._write("pause", queue=queue, paused=paused)
-
-    async def limit(self, queue: str, max_running: int | None) -> None:
-        await self._write("limit", queue=queue, max_running=max_running)
-
-    async def notify(self, queue: str, *, notify: bool) -> None:
-        await self._write("notify", queue=queue, notify=notify)
+    async def configure(self, queue: str, **changes: Unpack[QueueChanges]) -> None:
+        await self._write("configure", queue=queue, changes=_rows.queue_text(changes))
 
     async def queues(self) -> list[QueueStatus]:
-        return [QueueStatus(**row) for row in await self._read("queues")]
+        return [_rows.queue_status(row) for row in await self._read("queues")]
 
     async def workers(self) -> list[WorkerStatus]:
         return [WorkerStatus(**row) for row in await self._read("list_workers")]
@@ -190,6 +194,9 @@ class PostgresStore(Sessions, Store):
         await self._run(self._heartbeat, "register", _rows.register_params(worker))
         self._registered.add(worker.id)
 
+    async def declare_queues(self, declared: Mapping[str, QueueChanges]) -> Declared:
+        return await declare_queues(self._do, declared)
+
     async def heartbeat(self, worker_id: UUID, *, draining: bool) -> Beat:
         self._pool.tend()
         params = {"id": worker_id, "draining": draining}
@@ -208,6 +215,7 @@ class PostgresStore(Sessions, Store):
         limit: int,
         queue_slots: Sequence[QueueSlots] | None = None,
         at_once: int | None = None,
+        soon: int | None = None,
         after: Spot | None = None,
     ) -> Claimed:
         after = after or Spot("")
@@ -218,8 +226,10 @@ class PostgresStore(Sessions, Store):
             "queues": None if queue_slots is None else [each.queue for each in queue_slots],
             "slots": None if queue_slots is None else [each.slots for each in queue_slots],
             "at_once": at_once,
+            "soon": at_once if soon is None else soon,
             "after_queue": after.queue,
             "after_type": after.task_type,
+            "after_lane": after.lane,
             "most_queues": QUEUES,
             "most_steps": PROBES,
         }
@@ -283,13 +293,26 @@ class PostgresStore(Sessions, Store):
     async def prune(self) -> int:
         while True:
             try:
-                ((pruned, shortened, _),) = await self._do(
+                ((pruned, shortened, *_),) = await self._do(
                     "prune", limit=BATCH, chunks=CHUNKS, attempts=ATTEMPTS
                 )
+            except TransientError as exc:
+                if not isinstance(exc.__cause__, psycopg.errors.LockNotAvailable):
+                    raise
+                return await self._move_each("prune", {"limit": BATCH}, exc)
             except (psycopg.Error, DatabaseRefused) as exc:
                 return await self._move_each("prune", {"limit": BATCH}, exc)
             if pruned or not shortened:
+                await self._prune_all("prune_keys")
+                await self._prune_all("prune_turns")
                 return int(pruned)
+
+    async def _prune_all(self, statement: str) -> None:
+        """Repeat it while there is a batch, and no more often than is reasonable in one turn."""
+        for _ in range(PRUNES):
+            ((found,),) = await self._do(statement, limit=BATCH)
+            if found < BATCH:
+                break
 
     async def backlog(
         self, task_types: Sequence[str], *, queues: Sequence[str] | None, most: int
@@ -297,6 +320,11 @@ class PostgresStore(Sessions, Store):
         named = None if queues is None else list(queues)
         rows = await self._do("backlog", task_types=list(task_types), queues=named, most=most)
         return int(rows[0][0])
+
+    async def unattended(self, *, most: int) -> Unattended:
+        rows = await self._do("unattended", most=most)
+        queues, task_types = rows[0] if rows else ((), ())
+        return Unattended(queues=tuple(queues), task_types=tuple(task_types))
 
     async def park(self) -> int:
         after = self._park_after

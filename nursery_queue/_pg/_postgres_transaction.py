@@ -20,7 +20,7 @@ from . import _plan, _stream_rows as _streams
 from ._copy import copy_tasks
 from ._excusing import Excuses
 from ._plan import Plan
-from ._rows import settle_params
+from ._rows import are_plain_successes, left_alone, settle_params, success_params
 from ._sql import query
 
 
@@ -46,7 +46,14 @@ async def insert_tasks(
 async def settle_rows(
     conn: Connection, schema: str, settlements: Sequence[Settlement]
 ) -> dict[Fence, Refusal]:
-    """Apply settlements in one statement; return the ones not applied, and why."""
+    """Apply settlements in one statement; return the ones not applied, and why.
+
+    In a second one if plain successes were not applied, to learn why, or to apply them after all.
+    """
+    if settlements and are_plain_successes(settlements):
+        params = success_params(settlements)
+        rows = await conn.fetch(query("settle_successes", schema), params)
+        settlements = left_alone(settlements, rows)
     if not settlements:
         return {}
     rows = await conn.fetch(query("settle", schema), settle_params(settlements))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 
 from collections import Counter, defaultdict
@@ -19,6 +20,7 @@ from nursery_queue._core._model import (
     Held,
     NewTask,
     Outcome,
+    QueueStatus,
     Settlement,
     Spot,
     Stats,
@@ -27,8 +29,11 @@ from nursery_queue._core._model import (
     WorkerInfo,
     WorkerStatus,
 )
+from nursery_queue._core._queue_changes import QueueChanges
+from nursery_queue._core._rate import Rate
+from nursery_queue._core._reasons import Reason, ReasonCode, Why
 from nursery_queue._core._retry import RetryPolicy, waits
-from nursery_queue._core._states import State
+from nursery_queue._core._states import Event, State
 from nursery_queue._core._tally import Way, counters_of
 
 
@@ -38,6 +43,9 @@ NamedRow = dict[str, Any]  # by column: where an answer is read seldom enough to
 # that the server takes for a backslash, and LATIN1 lacks most characters
 # (tests/producers/test_settings.py).
 _encode = json.JSONEncoder(separators=(",", ":")).encode
+TRIM_EVERY = 100  # attempts of a task; as in `settle.sql`
+RATES = {"rate": "rate", "rate_per_key": "key_rate"}  # how their columns begin
+INSTANTS = {"at", "since", "until"}  # of the details of reasons
 IDS = range(-(2**63), 2**63)  # no task has any other
 
 
@@ -49,6 +57,7 @@ def enqueue_params(tasks: Sequence[NewTask]) -> dict[str, str]:
             "params": task.params,
             "queue": task.queue,
             "priority": task.priority,
+            "key": task.key,
             "run_at": None if task.run_at is None else task.run_at.isoformat(),
             "run_after": task.run_after,
             "max_attempts": task.max_attempts,
@@ -56,6 +65,9 @@ def enqueue_params(tasks: Sequence[NewTask]) -> dict[str, str]:
             "timeout": None if task.timeout is None else str(task.timeout),  # may be infinity
             "keep_for": task.keep_for,
             "dedup_key": task.dedup_key,
+            "dedup_for": task.dedup_for,
+            "debounce_wait": task.debounce and task.debounce.wait,
+            "debounce_max_wait": task.debounce and task.debounce.max_wait,
             "on_complete": task.on_complete,
             "context": task.context,
         }
@@ -93,6 +105,41 @@ def settle_params(settlements: Sequence[Settlement]) -> dict[str, Any]:
     }
 
 
+def are_plain_successes(settlements: Sequence[Settlement]) -> bool:
+    """Whether `settle_successes.sql` does all that is to be done."""
+    return all(
+        each.event is Event.SUCCEED
+        and each.outcome is Outcome.SUCCEEDED
+        and each.error is None
+        and not each.on_complete
+        and each.keep_for > 0
+        and each.fence.epoch % TRIM_EVERY != 0
+        for each in settlements
+    )
+
+
+def success_params(settlements: Sequence[Settlement]) -> dict[str, Any]:
+    """Return successes as one array a column."""
+    results = [settlement.result for settlement in settlements]
+    return {
+        "task_ids": _plain([settlement.fence.task_id for settlement in settlements]),
+        "epochs": _plain([settlement.fence.epoch for settlement in settlements]),
+        "attempts": _plain([settlement.attempt for settlement in settlements]),
+        "losts": _plain([settlement.lost for settlement in settlements]),
+        "keep_fors": _plain([settlement.keep_for for settlement in settlements]),
+        "results": results if any(results) else None,
+    }
+
+
+def left_alone(settlements: Sequence[Settlement], rows: Sequence[Row]) -> Sequence[Settlement]:
+    """Return those that `settle_successes.sql` has not applied; *rows* is its answer."""
+    ((fences, *_),) = rows
+    if not fences:
+        return ()
+    left = {Fence(task_id, epoch) for task_id, epoch in fences}
+    return [each for each in settlements if each.fence in left]
+
+
 def fence_params(fences: Collection[Fence]) -> dict[str, list[int]]:
     """Return *fences* as one array a column."""
     return {
@@ -117,8 +164,40 @@ def register_params(worker: WorkerInfo) -> dict[str, Any]:
         "priorities": [each.priority for each in worker.declared],
         "keep_fors": [float(each.keep_for) for each in worker.declared],
         "on_completes": [each.on_complete for each in worker.declared],
+        "key_parameters": [each.key_parameter for each in worker.declared],
+        "key_defaults": [each.key_default for each in worker.declared],
         "max_lost": json.dumps(dict(worker.max_lost)),
+        "app": worker.app,
+        "schedules": list(worker.schedules),
     }
+
+
+def queue_text(changes: QueueChanges) -> str:
+    """Return what is to be set of a queue, as JSON by column."""
+    return _encode(_queue_columns(changes))
+
+
+def queues_text(declared: Mapping[str, QueueChanges]) -> str:
+    """Return what is declared of queues, as JSON by queue and column."""
+    return _encode({name: _queue_columns(changes) for name, changes in declared.items()})
+
+
+def _queue_columns(changes: QueueChanges) -> dict[str, Any]:
+    columns: dict[str, Any] = {**changes}
+    for field, prefix in RATES.items():
+        if field in columns:
+            rate = columns.pop(field)
+            for part in ("count", "per", "burst"):
+                columns[f"{prefix}_{part}"] = None if rate is None else getattr(rate, part)
+    return columns
+
+
+def queue_status(row: NamedRow) -> QueueStatus:
+    """Read a row of `queues.sql`."""
+    for field, prefix in RATES.items():
+        count, per, burst = (row.pop(f"{prefix}_{part}") for part in ("count", "per", "burst"))
+        row[field] = None if count is None else Rate(count, per=per, burst=burst)
+    return QueueStatus(**row)
 
 
 def beat(rows: Sequence[Row]) -> Beat:
@@ -140,14 +219,13 @@ def beat(rows: Sequence[Row]) -> Beat:
 
 
 def claimed(rows: Iterable[Row], at_once: int | None) -> Claimed:
-    """Read the answer of `claim.sql`, which has at least one row."""
-    answer: list[Any] = [None, False, False, False, False, None, None]
+    """Read the answer of `claim.sql`: a row for each task, and one for all together."""
+    *tasks, last = rows
     claims: list[Claim] = []
-    for row in rows:
-        (*answer, task_id, epoch, attempt, lost, lag, task_type, queue, params) = row[:15]
-        if task_id is None:
-            break  # nothing was ready: this row only carries the answer
-        max_attempts, backoff, timeout, keep_for, on_complete, completes, suspect = row[15:]
+    for row in tasks:
+        task_id, epoch, attempt, lost, lag, task_type, queue, params = row[8:16]
+        max_attempts, backoff, timeout, keep_for, *flags = row[16:]
+        on_complete, completes, suspect, limited, tick = flags
         claims.append(
             Claim(
                 fence=Fence(task_id, epoch),
@@ -165,9 +243,11 @@ def claimed(rows: Iterable[Row], at_once: int | None) -> Claimed:
                 completes=completes,
                 started=at_once is None or len(claims) < at_once,  # as the statement notes it
                 suspect=suspect,
+                limited=limited,
+                tick=None if tick is None else tick.astimezone(dt.UTC),
             )
         )
-    next_due, contended, held_back, unknown_types, more, resume_queue, resume_type = answer
+    next_due, contended, held_back, unknown_types, more, *resume = last[:8]
     return Claimed(
         claims=claims,
         next_due=next_due,
@@ -175,7 +255,7 @@ def claimed(rows: Iterable[Row], at_once: int | None) -> Claimed:
         held_back=held_back,
         unknown_types=unknown_types,
         more=more,
-        resume=None if resume_queue is None else Spot(resume_queue, resume_type),
+        resume=None if resume[0] is None else Spot(*resume),
     )
 
 
@@ -189,6 +269,21 @@ def task_status(row: NamedRow) -> TaskStatus:
     """Read a row of `status.sql` or `list_tasks.sql`."""
     row["state"] = State(row["state"])
     return TaskStatus(**row)
+
+
+def why(answer: Mapping[str, Any]) -> Why:
+    """Read the answer of the function `why`."""
+    state = answer["state"]
+    return Why(
+        None if state is None else State(state),
+        tuple(_reason(**stored) for stored in answer["reasons"]),
+    )
+
+
+def _reason(*, code: str, text: str, **details: Any) -> Reason:
+    for name in INSTANTS & details.keys():
+        details[name] = dt.datetime.fromisoformat(details[name]).astimezone(dt.UTC)
+    return Reason(ReasonCode(code), text, details)
 
 
 def attempt(row: NamedRow) -> Attempt:

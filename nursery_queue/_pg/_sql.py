@@ -11,8 +11,8 @@ from typing import LiteralString, cast
 
 DEFAULT_SCHEMA = "nursery_queue"
 # Names of channels begin with the schema's name and may add 13 characters to it.
-_NAME = re.compile(r"[a-z_][a-z0-9_]{0,49}(?<!_cancel)(?<!_finished)(?<!_stream)")
-_TOKEN = re.compile(r"\bnursery_queue(?=\b|_(?:cancel|finished|stream)\b)")
+_NAME = re.compile(r"[a-z_][a-z0-9_]{0,49}(?<!_cancel)(?<!_finished)(?<!_stream)(?<!_schedule)")
+_TOKEN = re.compile(r"\bnursery_queue(?=\b|_(?:cancel|finished|stream|schedule)\b)")
 # Words that cannot be names everywhere without quotes (tests/pg/test_schemas.py asks the server).
 # Our files have the schema's name in identifiers, in names of settings and in texts: it is never
 # quoted.
@@ -42,8 +42,8 @@ def checked_schema(schema: str) -> str:
     if not _NAME.fullmatch(schema):
         raise ValueError(
             "schema must be lower-case letters, digits and underscores, at most 50, must not"
-            " begin with a digit, nor end in _cancel, _finished or _stream, as names of channels"
-            " do;"
+            " begin with a digit, nor end in _cancel, _finished, _stream or _schedule, as names of"
+            " channels do;"
             f" not {schema!r}"
         )
     if schema in _WORDS.split():

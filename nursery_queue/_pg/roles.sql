@@ -49,16 +49,16 @@ grant usage on schema nursery_queue
 grant select on nursery_queue.migration
    to nursery_queue_producer, nursery_queue_reader, nursery_queue_worker;
 
--- Not id, created_at and completes: these are the table's to give.
-grant insert (task_type, params, queue, priority, run_at, max_attempts, backoff, timeout, keep_for,
-              dedup_key, on_complete, context)
+-- Not id, created_at, completes, schedule and tick: these are the table's to give.
+grant insert (task_type, params, queue, priority, key, run_at, max_attempts, backoff, timeout,
+              keep_for, dedup_key, dedup_for, on_complete, context)
    on nursery_queue.task to nursery_queue_producer;
 grant select (id) on nursery_queue.task to nursery_queue_producer; -- for `returning id`
 grant execute on routine nursery_queue.enqueue, nursery_queue.enqueue_many, nursery_queue.cancel
    to nursery_queue_producer;
 
 grant select on all tables in schema nursery_queue to nursery_queue_reader;
-grant execute on routine nursery_queue.read_streams to nursery_queue_reader;
+grant execute on routine nursery_queue.read_streams, nursery_queue.why to nursery_queue_reader;
 
 grant select, insert, update, delete on all tables in schema nursery_queue to nursery_queue_worker;
 revoke insert, update, delete on nursery_queue.migration from nursery_queue_worker;

@@ -10,7 +10,7 @@ import enum
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Unpack
 from uuid import UUID
 
 import trio
@@ -35,7 +35,11 @@ from nursery_queue._core._model import (
     WorkerInfo,
     WorkerStatus,
 )
+from nursery_queue._core._queue_changes import Declared, QueueChanges
 from nursery_queue._core._streams import StreamPage, StreamRequest, StreamWrite
+
+from ._reason_store import ClientReasonStore, WorkerReasonStore
+from ._schedule_store import ClientScheduleStore, WorkerScheduleStore
 
 
 class Bell(enum.Enum):
@@ -45,6 +49,7 @@ class Bell(enum.Enum):
     CANCEL = enum.auto()  # a running task is to be cancelled, or a queue has been changed
     FINISHED = enum.auto()  # a task has ended
     STREAM = enum.auto()  # a task has written to a stream, or closed one
+    SCHEDULE = enum.auto()  # a schedule has been stored, changed or resumed
 
 
 class Ring(Protocol):
@@ -170,11 +175,14 @@ class _CommonStore(Protocol):
         ...
 
     async def prune(self) -> int:
-        """Delete a batch of tasks that ended longer ago than they are kept; return how many."""
+        """Delete a batch of tasks that ended longer ago than they are kept; return how many.
+
+        And a batch of dedup keys that were taken for longer than their tasks, and are no more.
+        """
         ...
 
 
-class ClientStore(_CommonStore, Protocol):
+class ClientStore(_CommonStore, ClientScheduleStore, ClientReasonStore, Protocol):
     """The verbs of the client.
 
     A write whose answer was lost with the connection raises `CommitOutcomeUnknown`. A verb raises
@@ -184,6 +192,9 @@ class ClientStore(_CommonStore, Protocol):
 
     async def enqueue(self, tasks: Sequence[NewTask], *, copy: bool = False) -> list[TaskRef]:
         """Store tasks, all or none, and answer in their order.
+
+        One whose dedup key is taken is not: the answer names the task that has it. Debounced, it
+        replaces that task, if it has not started; or is stored, and the key moves to it.
 
         *copy*: in the way that is best for very many; none of them has a dedup key.
         """
@@ -222,21 +233,15 @@ class ClientStore(_CommonStore, Protocol):
         """Return a page of tasks, newest first."""
         ...
 
-    async def pause(self, queue: str, *, paused: bool) -> None:
-        """Pause a queue, so that none of its tasks starts, or end that. Running tasks go on."""
-        ...
+    async def configure(self, queue: str, **changes: Unpack[QueueChanges]) -> None:
+        """Set some of what can be set of a queue, all or nothing; the rest stays as it is.
 
-    async def notify(self, queue: str, *, notify: bool) -> None:
-        """Have enqueues to a queue wake workers, or leave its tasks to their polls.
-
-        It is about new tasks; everything else that makes work wakes them in any case.
-        """
-        ...
-
-    async def limit(self, queue: str, max_running: int | None) -> None:
-        """Set how many tasks of a queue may run over all workers; None: no limit.
-
-        Exact at every commit, except that no task is stopped when the limit is lowered.
+        *paused*: none of its tasks starts; running ones go on. *max_running*: how many of its
+        tasks may run over all workers, and *max_running_per_key* of those with one key; None: no
+        limit. Exact at every commit, except that no task is stopped when a limit is lowered.
+        *rate* and *rate_per_key*: how many may start in how much time; None: any number.
+        *notify*: enqueues to it wake workers, or its new tasks are left to their polls; everything
+        else that makes work wakes them in any case.
         """
         ...
 
@@ -267,7 +272,7 @@ class ClientStore(_CommonStore, Protocol):
         ...
 
 
-class WorkerStore(_CommonStore, Protocol):
+class WorkerStore(_CommonStore, WorkerScheduleStore, WorkerReasonStore, Protocol):
     """The verbs of the worker.
 
     A verb raises `TransientError` when trying again may help, also when its answer was lost: each
@@ -290,6 +295,16 @@ class WorkerStore(_CommonStore, Protocol):
         """Renew a lease; never registers anew."""
         ...
 
+    async def declare_queues(self, declared: Mapping[str, QueueChanges]) -> Declared:
+        """Set queues as code declares them, by name, where that has changed since it last was.
+
+        A queue whose declaration is stored already keeps what was set at run time. Otherwise it
+        is set as declared; what the declaration before had, and this one leaves out, becomes as
+        if never set. A queue that cannot be set, or that an open transaction is changing, keeps
+        no other waiting. Cancelled or failed, it may have set some.
+        """
+        ...
+
     async def deregister(self, worker_id: UUID) -> None:
         """Forget a worker. The claims it still holds may be swept at once."""
         ...
@@ -302,6 +317,7 @@ class WorkerStore(_CommonStore, Protocol):
         limit: int,
         queue_slots: Sequence[QueueSlots] | None = None,
         at_once: int | None = None,
+        soon: int | None = None,
         after: Spot | None = None,
     ) -> Claimed:
         """Take at most *limit* ready tasks; *queue_slots*: only these queues (None: all).
@@ -311,8 +327,9 @@ class WorkerStore(_CommonStore, Protocol):
         A store may look at only some of the queues: the ones that come *after* (None: the first).
         `Claimed.resume` says where the next claim is to go on; *queue_slots* then has the queues
         that come after it, beginning with its queue, in their order. Of the queues it looks at,
-        the store takes the best tasks: highest priority first, oldest first. It takes no more than
-        *at_once* of any queue with a limit: a task that has to wait here could run elsewhere.
+        the store takes the best tasks: highest priority first, oldest first. The first *at_once*
+        start at once (None: all). It takes no more than *soon* (None: than *at_once*) of any queue
+        with a limit: a task that has to wait here could run elsewhere.
         """
         ...
 

@@ -146,7 +146,7 @@ class Attempt:
     begun_at: float = math.inf  # when its handler was called: a sync one waits for a thread first
     ended_at: float = math.inf  # when its handler ended, whatever became of it
     cancelled_at: float = math.inf  # by `cancel`; a time limit is the deadline of the scope
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    _scope: trio.CancelScope | None = None
     reason: CancelReason | None = None
     cancel_requested: bool = False
     # The store knows that it has started, so that it counts if this worker dies; of a claim that
@@ -159,6 +159,21 @@ class Attempt:
     connections: ConnectionUse | None = None  # what it holds of the pool, once it has begun
     pending: PendingCallbacks | None = None  # what `ctx.after` was given
     afterwards: Afterwards | None = None  # the same, if the handler has succeeded
+
+    @property
+    def scope(self) -> trio.CancelScope:
+        """What cancels its handler."""
+        if self._scope is None:
+            self._scope = trio.CancelScope()
+        return self._scope
+
+    def limit(self, now: float) -> trio.CancelScope:
+        """Let its time limit run from now on, unless it is cancelled already; return its scope."""
+        if self._scope is None:  # to give one a deadline later takes four times as long
+            self._scope = trio.CancelScope(deadline=now + self.policy.timeout)
+        elif self.cancelled_at == math.inf:
+            self._scope.deadline = now + self.policy.timeout
+        return self._scope
 
     # -- its life ----------------------------------------------------------------------
 
@@ -221,12 +236,12 @@ class Attempt:
         """Return why it has been cancelled, or is about to be: the question may come first."""
         if self.over or not trio.lowlevel.in_trio_run():  # a thread cannot see the clock
             return self.reason
-        return CancelReason.LEASE_LOST if self.lost else self.by_the_clock()
+        now = trio.current_time()
+        return CancelReason.LEASE_LOST if self.lost(now) else self.by_the_clock()
 
-    @property
-    def lost(self) -> bool:
+    def lost(self, now: float) -> bool:
         """Whether others may have the task. From then on nothing is to be said about it."""
-        if not self.lease.holds and self.phase not in _OVER:
+        if not self.lease.holds_at(now) and self.phase not in _OVER:
             self.note(CancelReason.LEASE_LOST)
         return self.reason is CancelReason.LEASE_LOST
 

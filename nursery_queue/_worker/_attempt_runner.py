@@ -112,9 +112,9 @@ class AttemptRunner:
 
         Raises only what is not its business, as being cancelled around it.
         """
-        if attempt.task_type.is_async:  # else when it has a thread
-            attempt.scope = _with_time_limit(attempt)
-        scope = attempt.scope
+        now = trio.current_time()
+        # The time limit of a sync one runs from when it has a thread.
+        scope = attempt.limit(now) if attempt.task_type.is_async else attempt.scope
         error: BaseException | None = None
         # For good: the context is the attempt's own, and so is what it still calls afterwards.
         connection_use.set(use := ConnectionUse(in_attempt=True))
@@ -122,10 +122,12 @@ class AttemptRunner:
         try:
             with scope:
                 try:
-                    if attempt.claim.wary and not await self._noted(attempt):
-                        return NotBegun()
+                    if attempt.claim.wary:
+                        if not await self._noted(attempt):
+                            return NotBegun()
+                        now = trio.current_time()
                     if attempt.task_type.is_async:
-                        self._begins(attempt)
+                        self._begins(attempt, now)
                     return await self._perform(attempt, settle)
                 except NoThread:
                     return NotBegun()
@@ -145,9 +147,9 @@ class AttemptRunner:
             return Raised(error)
         return Stopped(reason, error, unconnected=unconnected)
 
-    def _begins(self, attempt: Attempt) -> None:
+    def _begins(self, attempt: Attempt, now: float) -> None:
         if self.recorder is not None:
-            self.recorder.begins(attempt)
+            self.recorder.begins(attempt, now)
 
     async def _noted(self, attempt: Attempt) -> bool:
         """Let the store know of a start before it happens: it may be this worker's end."""
@@ -208,7 +210,7 @@ class AttemptRunner:
     async def _insist_on_settling(
         self, settle: Settle, tx: Transaction, attempt: Attempt, success: Succeeded
     ) -> None:
-        if attempt.lost:
+        if attempt.lost(trio.current_time()):
             raise StaleClaim(f"the lease ran out before {attempt.claim} had ended")
         with trio.move_on_after(SETTLE_WITHIN):
             await _when_unlocked(functools.partial(settle, tx, attempt, success))
@@ -225,8 +227,9 @@ class AttemptRunner:
         if not task_type.is_async:
 
             def begun() -> None:
-                self._begins(attempt)
-                _start_clock(attempt)
+                now = trio.current_time()
+                self._begins(attempt, now)
+                attempt.limit(now)
                 if context is not None:
                     context.deadline = attempt.scope.deadline
 
@@ -257,6 +260,7 @@ class AttemptRunner:
             worker_id=self.lease.worker_id,
             fence=claim.fence,
             client=self.client,
+            tick=claim.tick,
             why=attempt.why,
             pending=lambda: _pending(attempt),
             send=self.send or self._send,
@@ -280,21 +284,6 @@ async def _when_unlocked(settle: Callable[[], Awaitable[None]]) -> None:
         except ClaimLocked:
             await trio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
-
-
-def _with_time_limit(attempt: Attempt) -> trio.CancelScope:
-    """Return a scope, not entered, whose time limit runs from now on."""
-    if attempt.cancelled_at < math.inf:
-        return attempt.scope
-    # To give the one there is a deadline would take four times as long as to make another.
-    return trio.CancelScope(deadline=trio.current_time() + attempt.policy.timeout)
-
-
-def _start_clock(attempt: Attempt) -> None:
-    """Let the time limit run from now on, unless the attempt is cancelled already."""
-    limit = attempt.policy.timeout
-    if limit != math.inf and not attempt.scope.cancel_called:
-        attempt.scope.deadline = trio.current_time() + limit
 
 
 def _pending(attempt: Attempt) -> PendingCallbacks:

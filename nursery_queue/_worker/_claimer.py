@@ -208,7 +208,7 @@ class Claimer:
                 self._refused = why
                 log.error("what is due cannot be made ready, trying again: %s", why)  # noqa: TRY400
             self._stuck = True
-        self._due = math.inf
+        self._due = self._whole_walk.due = self._others_walk.due = math.inf
         self._look_anew()
 
     async def reconcile(self, worker_id: UUID) -> None:
@@ -303,6 +303,7 @@ class Claimer:
                 limit=limit,
                 queue_slots=queue_slots,
                 at_once=self.slots.idle,
+                soon=self.slots.soon,
                 after=self._walk.after,
             )
 
@@ -320,13 +321,19 @@ class Claimer:
         return any(taken.count(each.queue) >= each.slots for each in queue_slots or ())
 
     def _note_due(self, claimed: Claimed) -> None:
+        """Note when something is due: what the claims of the last walks have said of it.
+
+        Each knows of the rates of the queues alone that it has looked at.
+        """
         if claimed.next_due is None:
-            self._due = math.inf
+            wait = math.inf
         elif claimed.next_due <= 0 and self._stuck:
             # Another transaction is in the way, or it was refused.
-            self._due = trio.current_time() + (REFUSED_WAIT if self._refused else LOCKED_WAIT)
+            wait = REFUSED_WAIT if self._refused else LOCKED_WAIT
         else:
-            self._due = trio.current_time() + max(0.0, claimed.next_due)
+            wait = max(0.0, claimed.next_due)
+        self._walk.due = min(self._walk.due, trio.current_time() + wait)
+        self._due = min(self._whole_walk.due, self._others_walk.due)
         self._stuck = False
 
     def _note_others(self, claimed: Claimed) -> None:

@@ -80,7 +80,7 @@ class Executor:
         """Run one attempt and hand in its outcome."""
         outcome: AttemptOutcome = NOT_STARTED  # true until something better is known
         try:
-            if attempt.reason is None and not attempt.lost:
+            if attempt.reason is None and not attempt.lost(trio.current_time()):
                 outcome = INTERRUPTED
                 outcome = self._meaning(attempt, await self.runner.run(attempt, self._settle))
         except BaseException:
@@ -95,18 +95,18 @@ class Executor:
             await self._call_afterwards(attempt, attempt.afterwards)
 
     def _end(self, attempt: Attempt, outcome: AttemptOutcome) -> None:
-        attempt.ended_at = trio.current_time()
+        attempt.ended_at = now = trio.current_time()
         if attempt.pending is not None:
             attempt.afterwards = self._afterwards(attempt, attempt.pending, outcome)
         # A released attempt has been handed in already: what its handler comes to now is of no
         # consequence, except for a commit, which came first.
         if attempt.phase is Phase.RUNNING:
-            self.outbox.put(attempt, outcome)
+            self.outbox.put(attempt, outcome, now)
         elif attempt.phase in {Phase.COMMITTED, Phase.CLOSED}:
             self._record_commit(attempt)
         attempt.take(Step.END)
         if attempt.afterwards is None:
-            self.slots.finished(attempt)
+            self.slots.finished(attempt, now)
 
     def _afterwards(
         self, attempt: Attempt, pending: PendingCallbacks, outcome: AttemptOutcome
@@ -129,7 +129,7 @@ class Executor:
             self.slots.cancel_all(CancelReason.SHUTDOWN)
             raise
         finally:
-            self.slots.finished(attempt)
+            self.slots.finished(attempt, trio.current_time())
 
     def _record_commit(self, attempt: Attempt) -> None:
         """Let go of a claim that the handler's own transaction has settled."""

@@ -46,6 +46,7 @@ class LeaseRenewal:
     sightings: Sightings  # of others
     requests: MaintenanceRequests
     work: WorkSignal
+    schedules: Wakeup
     loops: Loops
     bell: Wakeup = attrs.field(factory=Wakeup, init=False)  # a cancel may have been asked for
     draining: bool = attrs.field(default=False, init=False)
@@ -164,6 +165,7 @@ class LeaseRenewal:
         log.info("registered anew as worker %s", self.lease.info.id)
         self.requests.sweep_by(-math.inf)  # what we held is to be had at once
         self.work.ring()
+        self.schedules.ring()
         self.requests.bring_back()
 
     def _answered(self) -> None:

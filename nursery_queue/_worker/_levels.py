@@ -16,6 +16,7 @@ from nursery_queue._store import WorkerStore
 
 from ._lease_renewal import GOODBYE
 from ._loops import Loops
+from ._queue_declarer import IMPATIENCE
 from ._shutdown import FLUSH
 from ._wiring import Parts
 from ._work_signal import listen
@@ -63,13 +64,28 @@ async def ending_with_a_reason(parts: Parts) -> AsyncGenerator[None]:
 async def claim(
     parts: Parts, loops: Loops, store: WorkerStore, nursery: trio.Nursery, *, listening: bool
 ) -> None:
-    """Begin to claim in *nursery*. Returns when the worker listens and has claimed once."""
+    """Begin to claim in *nursery*. Returns when the worker listens and has claimed once.
+
+    And when its schedules are stored, and what is due of all schedules has been enqueued.
+    """
+    declarer = parts.declarer
+
+    async def start_to_claim() -> None:
+        await declarer.tried()
+        await loops.start(nursery, "claimer", parts.claimer.run)
+
+    if parts.scheduler.first:  # what is due counts before the worker may call itself idle
+        await loops.start(nursery, "scheduler", parts.scheduler.run)
     # All at once: one that cannot begin keeps none of the others waiting.
+    nursery.start_soon(loops.start, nursery, "declarations", declarer.run, IMPATIENCE)
     async with trio.open_nursery() as starting:
         if listening:
-            listener = functools.partial(listen, store, parts.work, parts.renewal.bell)
+            bells = (parts.work, parts.renewal.bell, parts.scheduler.bell)
+            listener = functools.partial(listen, store, *bells)
             starting.start_soon(loops.start, nursery, "listener", listener)
-        starting.start_soon(loops.start, nursery, "claimer", parts.claimer.run)
+        starting.start_soon(start_to_claim)
+        if not parts.scheduler.first:
+            starting.start_soon(loops.start, nursery, "scheduler", parts.scheduler.run)
         starting.start_soon(loops.start, nursery, "maintenance", parts.maintenance.run)
 
 

@@ -16,7 +16,17 @@ from nursery_queue._trio._supervisor import Loop, Service, supervise
 from ._health import LoopHealth
 
 
-NAMES = ("lease", "heartbeat", "settler", "listener", "claimer", "maintenance", "reporter")
+NAMES = (
+    "lease",
+    "heartbeat",
+    "settler",
+    "declarations",
+    "listener",
+    "claimer",
+    "scheduler",
+    "maintenance",
+    "reporter",
+)
 
 
 @attrs.define(eq=False)
@@ -50,7 +60,14 @@ class Loops:
     def recovered(self) -> None:
         """Restart at once what waits: the store answers heartbeats again."""
         # Only the heartbeat says so to all, or else they would wake each other in circles.
-        for name in ("listener", "claimer", "maintenance", "settler"):
+        for name in (
+            "declarations",
+            "listener",
+            "claimer",
+            "scheduler",
+            "maintenance",
+            "settler",
+        ):
             self[name].hurry()
 
     def _answered_again(self) -> None:

@@ -18,6 +18,7 @@ from nursery_queue._trio._timeouts import answered_within
 from ._maintenance_requests import MaintenanceRequests
 from ._recorder import Recorder
 from ._sightings import Sightings
+from ._unattended_tasks import UnattendedTasks
 from ._work_signal import WorkSignal
 
 
@@ -25,16 +26,20 @@ log = logging.getLogger("nursery_queue")
 
 SWEEP_EVERY = 10  # heartbeats; sooner when one sees a worker overdue
 PRUNE_EVERY = 20  # heartbeats
+LOOK_AFTER, LOOK_EVERY = 3, 20  # heartbeats: others that start now may be the ones to take them
 TIMEOUT = 30.0  # seconds for one statement
 # The parts, as errors and the log call them.
 UNPARK, SWEEP = "bringing back what was put aside", "a sweep"
 PARK, PRUNE = "putting aside tasks of unknown types", "pruning"
+LOOK = "looking for tasks that no worker takes"
 MANY = 1000  # tasks parked in one go, from which on we go on at once
 
 
 @attrs.define(eq=False)
 class Maintenance:
     """Sweeps, prunes, and parks tasks of unknown types. Any worker does so for all of them.
+
+    And each warns in its log of tasks that none takes.
 
     What is parked and this worker knows, it brings back: when it begins, and at each sweep.
     """
@@ -47,10 +52,14 @@ class Maintenance:
     sightings: Sightings  # of other workers that are late
     recorder: Recorder
     work: WorkSignal
+    _unattended: UnattendedTasks = attrs.field(init=False)
     _well: bool = attrs.field(default=True, init=False)
     _failing: set[str] = attrs.field(factory=set[str], init=False)  # parts, until they succeed
     # Parts that got no answer, until they get one; the last one is the last that was asked.
     _unanswered: dict[str, None] = attrs.field(factory=dict[str, None], init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._unattended = UnattendedTasks(self.store)
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Tidy up until cancelled. Ready means: as far as we know, or the store has swept.
@@ -62,6 +71,7 @@ class Maintenance:
         if told := self._well:
             task_status.started()
         self.due.prune_at = min(self.due.prune_at, self._in(PRUNE_EVERY))
+        self.due.look_at = min(self.due.look_at, self._in(LOOK_AFTER))
         self.due.sweep_at = -math.inf  # first: it is not to fail with anything else
         self.due.hold_off()
         while True:
@@ -85,6 +95,7 @@ class Maintenance:
             (self._is_time(self.due.sweep_at), SWEEP, self._sweep),
             (self._is_time(self.due.park_at), PARK, self._park),
             (self._is_time(self.due.prune_at), PRUNE, self._prune),
+            (self._is_time(self.due.look_at), LOOK, self._look),
         ]
         # What got no answer goes last: it may be alone in that, for one row of it.
         late = {part: place for place, part in enumerate(self._unanswered, start=1)}
@@ -170,10 +181,15 @@ class Maintenance:
         # If it fails it stays due, so that it is not called well before it has succeeded.
         with answered_within(TIMEOUT, PRUNE):
             pruned = await self.store.prune()
+            forgotten = await self.store.forget_ticks()
         if pruned:
             log.info("pruned %d tasks", pruned)
         # There may be more; others that are due have their turn first.
-        self.due.prune_at = -math.inf if pruned else self._in(PRUNE_EVERY)
+        self.due.prune_at = -math.inf if pruned or forgotten else self._in(PRUNE_EVERY)
+
+    async def _look(self) -> None:
+        self.due.look_at = self._in(LOOK_EVERY)  # also without an answer
+        await self._unattended.look()
 
     def _in(self, heartbeats: float) -> float:
         return trio.current_time() + heartbeats * self.due.heartbeat * self.rng.uniform(0.8, 1.2)

@@ -20,6 +20,7 @@ class MaintenanceRequests:
     sweep_at: float = attrs.field(default=-math.inf, init=False)
     park_at: float = attrs.field(default=math.inf, init=False)
     prune_at: float = attrs.field(default=math.inf, init=False)
+    look_at: float = attrs.field(default=math.inf, init=False)
     parked_at: float = attrs.field(default=-math.inf, init=False)  # for the last time
     bell: Wakeup = attrs.field(factory=Wakeup, init=False)
 
@@ -46,5 +47,5 @@ class MaintenanceRequests:
     @property
     def next(self) -> float:
         """When the first of them is due."""
-        for_all = min(self.sweep_at, self.park_at, self.prune_at)
+        for_all = min(self.sweep_at, self.park_at, self.prune_at, self.look_at)
         return min(self.unpark_at, max(self.not_before, for_all))

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable
 
 import attrs
+import trio
 
 from nursery_queue._client._context import CancelReason
 from nursery_queue._core._model import ErrorRecord
@@ -44,10 +45,12 @@ class Outbox:
     closed: bool = attrs.field(default=False, init=False)
     bell: Wakeup = attrs.field(factory=Wakeup, init=False)
 
-    def put(self, attempt: Attempt, outcome: AttemptOutcome, *, racing: bool = False) -> None:
+    def put(
+        self, attempt: Attempt, outcome: AttemptOutcome, now: float, *, racing: bool = False
+    ) -> None:
         """Hand in an outcome, unless others may have the task. Neither blocks nor is cancelled."""
         # Even if others may have the task: the store knows whether they do, or we committed.
-        if attempt.in_doubt is not None or not attempt.lost:
+        if attempt.in_doubt is not None or not attempt.lost(now):
             if outcome is not NOT_STARTED:
                 self.recorder.ends(attempt)
             attempt.verdict = attempt.judged(outcome, racing=racing)
@@ -63,12 +66,13 @@ class Outbox:
 
     def release(self, attempts: Iterable[Attempt]) -> None:
         """Let go of claims whose handler has not started, or will not end in time."""
+        now = trio.current_time()
         for attempt in attempts:
             if attempt.phase is Phase.WAITING:
-                self.put(attempt, NOT_STARTED)
+                self.put(attempt, NOT_STARTED, now)
             elif attempt.phase is Phase.RUNNING:
                 outcome = meaning(attempt, attempt.why())
-                self.put(attempt, outcome, racing=attempt.task_type.transactional)
+                self.put(attempt, outcome, now, racing=attempt.task_type.transactional)
             else:
                 continue
             if not attempt.dropped:

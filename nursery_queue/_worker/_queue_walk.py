@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 
 from collections.abc import Callable, Sequence
 
@@ -26,6 +27,7 @@ class Walk:
     after: Spot | None = attrs.field(default=None, init=False)  # None: at the beginning
     again: bool = attrs.field(default=True, init=False)  # there may be more where it has been
     held_back: bool = attrs.field(default=False, init=False)  # as `Claimed` has it, of all so far
+    due: float = attrs.field(default=math.inf, init=False)  # on trio's clock: the first it heard of
     _took: int = attrs.field(default=0, init=False)
     _claims: int = attrs.field(default=0, init=False)
     _began: float = attrs.field(default=0.0, init=False)
@@ -72,6 +74,7 @@ class Walk:
         """Note that there is a claim, whose answer is of the time from now on."""
         if self.after is None:
             self.again = self.held_back = False
+            self.due = math.inf
             self._took = self._claims = 0
             self._began = trio.current_time()
         self._claims += 1

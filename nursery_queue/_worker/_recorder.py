@@ -26,9 +26,9 @@ class Recorder:
     events: EventTopics
     tally: Tally = attrs.field(factory=Tally, init=False)
 
-    def begins(self, attempt: Attempt) -> None:
+    def begins(self, attempt: Attempt, now: float) -> None:
         """Record that a handler is about to be called."""
-        attempt.begun_at = trio.current_time()
+        attempt.begun_at = now
         if self.events.started.wanted:
             self._tell_start(attempt)
 

@@ -43,6 +43,8 @@ class Slots:
     # Those of them that are settled, and stay for what is to be called afterwards.
     _staying: set[Attempt] = attrs.field(factory=set[Attempt], init=False)
     _backlog: deque[Attempt] = attrs.field(factory=deque[Attempt], init=False)
+    # The same, of queues with a limit: as they count against it while they wait, they go first.
+    _limited: deque[Attempt] = attrs.field(factory=deque[Attempt], init=False)
     _by_queue: Counter[str] = attrs.field(factory=Counter[str], init=False)
     _transactional: int = attrs.field(default=0, init=False)  # of those that are held
     _changed: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
@@ -81,6 +83,17 @@ class Slots:
         return self.concurrency - len(self._running)  # the backlog keeps none of these free
 
     @property
+    def soon(self) -> int:
+        """How many tasks of queues with a limit would start at once or soon, if they came now.
+
+        As they go first, each would start with the next slot that is free. If they were taken for
+        slots that are free already, there would never be one for them where quick tasks are claimed
+        ahead (tests/engine/test_pool.py).
+        """
+        turning = self._turning
+        return max(self.idle, min(turning, self.pace.ahead(turning)) - len(self._limited))
+
+    @property
     def wants_more(self) -> bool:
         """Whether a claim is worth a statement: something would start at once, or half is free."""
         return self.room > 0 and (self.idle > 0 or self.room >= self.capacity // 2)
@@ -110,19 +123,22 @@ class Slots:
 
     def take(self, attempts: Iterable[Attempt]) -> None:
         """Hold claims; start as many as may run."""
+        now = trio.current_time()
         for attempt in attempts:
+            self.used.set()
             self.held[attempt.claim.fence] = attempt
             self._by_queue[attempt.claim.queue] += 1
             self._transactional += attempt.task_type.transactional
-            self._backlog.append(attempt)
-        if self._backlog:
-            self.used.set()
-        self._start_next(trio.current_time())
+            if self.idle:  # nothing waits then
+                self._start(attempt, now)
+            elif attempt.claim.limited:
+                self._limited.append(attempt)
+            else:
+                self._backlog.append(attempt)
 
-    def finished(self, attempt: Attempt) -> None:
+    def finished(self, attempt: Attempt, now: float) -> None:
         """Free the slot of an attempt; its claim is held until it is settled."""
         self._running.pop(attempt, None)
-        now = trio.current_time()
         # Before the next one starts: how long handlers take decides how many are claimed ahead.
         self.pace.took(now - attempt.started_at)
         self._stalled = False
@@ -170,33 +186,40 @@ class Slots:
             await self._changed.park()
 
     def _start_next(self, now: float) -> None:
-        while self._backlog and len(self._running) < self.concurrency:
-            attempt = self._backlog.popleft()
-            attempt.take(Step.START)
-            attempt.started_at = now
-            self._running[attempt] = None
-            if self.closing:
-                attempt.cancel(CancelReason.SHUTDOWN)
-            # In the order of the claims, each in a task that begins at the next checkpoint.
-            self.start(attempt)
+        while (waiting := self._limited or self._backlog) and self.idle:
+            self._start(waiting.popleft(), now)
+
+    def _start(self, attempt: Attempt, now: float) -> None:
+        attempt.take(Step.START)
+        attempt.started_at = now
+        self._running[attempt] = None
+        if self.closing:
+            attempt.cancel(CancelReason.SHUTDOWN)
+        # In the order of the claims, each in a task that begins at the next checkpoint.
+        self.start(attempt)
 
     # -- what waits for a slot -----------------------------------------------------------
 
     @property
+    def _waiting(self) -> tuple[deque[Attempt], deque[Attempt]]:
+        return self._limited, self._backlog
+
+    @property
     def oldest(self) -> float:
         """When the first in the backlog was claimed, on trio's clock; math.inf: it is empty."""
-        return self._backlog[0].claimed_at if self._backlog else math.inf
+        return min((each[0].claimed_at for each in self._waiting if each), default=math.inf)
 
     @property
     def waiting(self) -> set[str]:
         """The queues of what is in the backlog."""
-        return {attempt.claim.queue for attempt in self._backlog}
+        return {attempt.claim.queue for each in self._waiting for attempt in each}
 
     def unstarted(self, *, waiting: float = 0.0) -> list[Attempt]:
         """Take out of the backlog what has waited for so many seconds; it does not start here."""
         now, stale = trio.current_time(), list[Attempt]()
-        while self.oldest + waiting <= now:
-            stale.append(self._backlog.popleft())
+        for each in self._waiting:
+            while each and each[0].claimed_at + waiting <= now:
+                stale.append(each.popleft())
         if stale:
             self.pace.stalled(now - min((e.started_at for e in self._running), default=now))
             self._stalled = True
@@ -204,8 +227,12 @@ class Slots:
 
     def withdraw(self, queues: Container[str]) -> list[Attempt]:
         """Take out of the backlog what is of these queues; it does not start here."""
-        withdrawn = [each for each in self._backlog if each.claim.queue in queues]
-        self._backlog = deque(each for each in self._backlog if each.claim.queue not in queues)
+        withdrawn = list[Attempt]()
+        for each in self._waiting:
+            withdrawn += [attempt for attempt in each if attempt.claim.queue in queues]
+            left = [attempt for attempt in each if attempt.claim.queue not in queues]
+            each.clear()
+            each.extend(left)
         return withdrawn
 
     # -- cancelling ------------------------------------------------------------------

@@ -11,6 +11,7 @@ import attrs
 from nursery_queue._client._client import Client
 from nursery_queue._core._model import WorkerInfo
 from nursery_queue._declare._app import App
+from nursery_queue._trio._wakeup import Wakeup
 
 from ._attempt_runner import AttemptRunner
 from ._claimer import Claimer
@@ -22,9 +23,11 @@ from ._maintenance import Maintenance
 from ._maintenance_requests import MaintenanceRequests
 from ._outbox import Outbox
 from ._outcome_writer import OutcomeWriter
+from ._queue_declarer import QueueDeclarer
 from ._recorder import Recorder
 from ._refunds import Refunds
 from ._reporter import Reporter
+from ._scheduler import Scheduler
 from ._settler import Settler
 from ._shutdown import Shutdown
 from ._sightings import Sightings
@@ -68,7 +71,9 @@ class Parts:
     settler: Settler
     executor: Executor
     shutdown: Shutdown
+    declarer: QueueDeclarer
     claimer: Claimer
+    scheduler: Scheduler
     maintenance: Maintenance
     watchdog: Watchdog
 
@@ -97,6 +102,7 @@ def wire(
     executor = Executor(runner, slots, outbox, recorder, Refunds(rng), rng)
     slots.start = executor.start
     requests, sightings = MaintenanceRequests(settings.heartbeat), Sightings()
+    schedules = Wakeup()
     return Parts(
         slots=slots,
         lease=lease,
@@ -110,12 +116,14 @@ def wire(
             sightings=sightings,
             requests=requests,
             work=work,
+            schedules=schedules,
             loops=loops,
         ),
         reporter=Reporter(store=store, slots=slots, lease=lease, recorder=recorder),
         settler=Settler(writer, outbox, SingleSettler(store, rng, writer)),
         executor=executor,
         shutdown=Shutdown(slots, outbox, stop, settings.grace, settings.cleanup),
+        declarer=QueueDeclarer(store, dict(app.queues)),
         claimer=Claimer(
             store=store,
             app=app,
@@ -128,6 +136,9 @@ def wire(
             stop=stop,
             interval=settings.poll_interval,
             rng=rng,
+        ),
+        scheduler=Scheduler(
+            store, lease, work, app, schedules, settings.poll_interval, rng, stop.when_idle
         ),
         maintenance=Maintenance(
             store, app, settings.max_lost, rng, requests, sightings, recorder, work

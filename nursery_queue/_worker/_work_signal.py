@@ -46,23 +46,32 @@ class WorkSignal:
 
 
 async def listen(
-    store: WorkerStore, work: WorkSignal, beat: Wakeup, *, task_status: trio.TaskStatus[None]
+    store: WorkerStore,
+    work: WorkSignal,
+    beat: Wakeup,
+    schedules: Wakeup,
+    *,
+    task_status: trio.TaskStatus[None],
 ) -> None:
-    """Ring for what notifications tell: *work* to be claimed, or a *beat*, for a cancel.
+    """Ring for what notifications tell: *work*, a *beat*, for a cancel, or *schedules* changed.
 
     Raises `NotifyUnavailable` where none ever come.
     """
 
     def ring(bell: Bell, task_id: int | None = None) -> None:
         del task_id
-        if bell is Bell.CANCEL:
-            beat.ring()
-            work.change_queues()
-        else:
-            work.ring()
+        match bell:
+            case Bell.CANCEL:
+                beat.ring()
+                work.change_queues()
+            case Bell.SCHEDULE:
+                schedules.ring()
+            case _:
+                work.ring()
 
+    bells = [Bell.WORK, Bell.CANCEL, Bell.SCHEDULE]
     try:
-        await store.listen(ring, [Bell.WORK, Bell.CANCEL], task_status=task_status)
+        await store.listen(ring, bells, task_status=task_status)
     except NotifyUnavailable:
         work.deafen()
         raise

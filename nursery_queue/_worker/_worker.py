@@ -20,6 +20,7 @@ from nursery_queue._core._model import WorkerInfo
 from nursery_queue._core._outcome import MAX_LOST
 from nursery_queue._declare._app import App
 from nursery_queue._declare._options import as_max_lost
+from nursery_queue._first_use import import_all
 from nursery_queue._trio._printable import attempts_guarded
 from nursery_queue._trio._rng import new_rng
 from nursery_queue._trio._supervisor import LoopState
@@ -57,7 +58,8 @@ class Worker:
 
     Args:
         app: The task types it knows; it claims no others. What it declares of them is stored
-            when the worker starts, for those who enqueue by name and do not have it.
+            when the worker starts, for those who enqueue by name and do not have it; and so are its
+            schedules.
         client: Where the tasks are.
         queues: The queues it serves, each with the most tasks of it to hold at once; a
             sequence of names for no limit but *concurrency*. None: all queues.
@@ -98,6 +100,7 @@ class Worker:
         name: str | None = None,
         rng: random.Random | None = None,
     ) -> None:
+        import_all()
         self._app, self._client = app, client
         if client.app is None:  # what its handlers enqueue by name is as its code declares
             client.app = app
@@ -241,6 +244,8 @@ class Worker:
             heartbeat=self._settings.heartbeat,
             queues=None if queues is None else list(queues),
             max_lost=self._max_lost(),
+            app=self._app.name,
+            schedules=list(self._app.schedules),
         )
 
     def _evict(self) -> float:

@@ -8,7 +8,7 @@ import sys
 
 from collections.abc import Sequence
 
-from nursery_queue._quiet_start import deafen, disarm, rearm
+from nursery_queue._quiet_start import deafen, rearm
 
 from ._standard_streams import open_missing
 
@@ -31,7 +31,6 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     from ._run import run
 
-    disarm()
     if args is None:
         atexit.register(deafen)
     try:

@@ -18,7 +18,8 @@ from nursery_queue._connect._admin import DEFAULT_SCHEMA
 from ._database import Database
 from ._failures import PROBLEM, root_of
 from ._logging import say_at_once
-from ._output import on_terminal, terminal, write_json, write_rows
+from ._output import on_terminal, write_json, write_rows
+from ._progress_bar import progress_bar
 from ._settings import Dsn
 from ._shared_options import dsn, json_lines, verbose
 from ._status_watch import SHOW_CURSOR
@@ -26,8 +27,6 @@ from ._types import integer, seconds
 
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
     from ._measuring._figures import Row
     from ._measuring._round import Plan
 
@@ -47,14 +46,17 @@ def bench() -> None:
     of latency also p50_ms, p99_ms, max_ms
 
     The rate is tasks, or chunks of a stream, a second; CPU is microseconds a task. All are medians
-    of the rounds. That of the server is empty, or null, unless it runs on this machine. A terminal
-    shows most of it in a table.
+    of the rounds. That of the server is empty, or null, unless it runs on this machine, and if it
+    is too little to be counted. A terminal shows most of it in a table.
     """  # noqa: D301  # click needs the control character itself
 
 
 Command = Callable[..., Any]
 
-LEFT_BEHIND = "the server may still have a database or schema called nursery_queue_bench_*: drop it"
+NO_RIGHT = (
+    "allow the role to create databases (`alter role ... createdb`), or schemas in that one (`grant"
+    " create on database ... to ...`)"
+)
 
 
 def _measuring(tasks: int, of: str = "Tasks") -> Callable[[Command], click.Command]:
@@ -164,7 +166,7 @@ def _run(what: str, *, dsn: Dsn, as_json: bool, rounds: int, **plan: Any) -> Non
     from ._measuring._round import Plan
 
     database = Database.of(dsn, DEFAULT_SCHEMA)
-    with database.explaining_errors():
+    with database.explaining_errors(no_right=NO_RIGHT):
         rows = _measured(what, database.dsn, Plan(**plan), rounds, bar=not as_json)
     if as_json:
         for row in rows:
@@ -203,53 +205,60 @@ def _measured(what: str, dsn: str, plan: Plan, rounds: int, *, bar: bool) -> lis
     """
     import trio
 
+    from nursery_queue._connect._scratch import scratch_name
     from nursery_queue._trio._signals import Escalation, obey
 
     from ._measuring._scenarios import measure
     from ._worker_process import stop_signals
 
+    name = scratch_name()
+
+    def leave(_signum: signal.Signals) -> None:
+        _exit(f"the server may still have a database or schema called {name}: drop it")
+
     async def run() -> list[Row] | None:
         rows: list[Row] | None = None
         async with trio.open_nursery() as nursery:
             stop = trio.CancelScope()
-            escalation = Escalation([lambda signum: stop.cancel(signum.name)], _exit)
+            escalation = Escalation([lambda signum: stop.cancel(signum.name)], leave)
             await nursery.start(obey, escalation, stop_signals())
-            with stop, _progress(bar=bar) as progress:
-                rows = await measure(what, dsn, plan, rounds, progress)
+            with stop, progress_bar(bar=bar) as progress:
+                rows = await measure(what, dsn, plan, rounds, progress, name=name)
             nursery.cancel_scope.cancel("measured, or stopped")
         return rows
 
     try:
-        rows = trio.run(run)
+        with _each_once():
+            rows = trio.run(run)
     except BaseExceptionGroup as group:
-        raise root_of(group) from group
+        error = root_of(group)
+        raise error from error.__cause__  # what the server has answered, maybe
     if rows is None:
         raise click.Abort
     return rows
 
 
-def _exit(_signum: signal.Signals) -> None:
-    say_at_once(logging.CRITICAL, f"exiting at once; {LEFT_BEHIND}")
+@contextlib.contextmanager
+def _each_once() -> Generator[None]:
+    """Let no warning be shown twice: each round may have the same, and each process."""
+    log, seen = logging.getLogger("nursery_queue"), set[str]()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if record.levelno < logging.WARNING or text not in seen:
+            seen.add(text)
+            return True
+        return False
+
+    log.addFilter(is_new)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_new)
+
+
+def _exit(left: str) -> None:
+    say_at_once(logging.CRITICAL, f"exiting at once; {left}")
     if on_terminal():
         os.write(sys.stdout.fileno(), SHOW_CURSOR)
     os._exit(PROBLEM)
-
-
-@contextlib.contextmanager
-def _progress(*, bar: bool) -> Generator[Callable[[str, int, int], object]]:
-    """Yield what is told of the progress: on a terminal, a bar."""
-    if not bar or not on_terminal():
-        yield lambda _what, _done, _total: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    # It is drawn seldom: that takes CPU from what is measured.
-    shown = Progress(*columns, console=terminal(), transient=True, refresh_per_second=3)
-    with shown:
-        row: TaskID = shown.add_task("starting", total=None)
-
-        def show(what: str, done: int, total: int) -> None:
-            shown.update(row, description=what, completed=done, total=total)
-
-        yield show

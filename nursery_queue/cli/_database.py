@@ -17,6 +17,7 @@ from nursery_queue._client._client import Client
 from nursery_queue._connect import connect
 from nursery_queue._connect._admin import (
     DatabaseError,
+    answer_in,
     check_schema,
     checked_schema,
     dsn_params,
@@ -43,10 +44,17 @@ _HINTS: Mapping[str, str] = {
     "28P01": "give the right password in the DSN, in PGPASSWORD or in ~/.pgpass",
     "28000": "use a role that may log in from here, or let it in (pg_hba.conf)",
     "3D000": "create that database, or name another one",
+    "25006": (
+        "give a DSN that leads to the primary: this server is a standby, or"
+        " default_transaction_read_only is on"
+    ),
     _NO_RIGHT: (
         "use a role that may do this: `nursery-queue migrate sql --roles` prints one for each kind"
         " of program"
     ),
+}
+_HINTS_TO_WAIT: Mapping[str, str] = {
+    "57014": "statement_timeout is too short for this server, or somebody has cancelled it",
 }
 FULL_FOR = 10.0  # seconds that a command waits for a full server; a person waits with it
 _FULL = re.compile(r"takes no more|too many (?:clients|connections)|connection slots are reserved")
@@ -86,14 +94,20 @@ class Database:
         return f"database {told.get('dbname') or user!r} on {_place(told)} as user {user!r}"
 
     @contextlib.contextmanager
-    def explaining_errors(self) -> Generator[None]:
-        """Turn errors of the database into a `ProblemError` that says what to do."""
+    def explaining_errors(self, *, no_right: str = _HINTS[_NO_RIGHT]) -> Generator[None]:
+        """Turn errors of the database into a `ProblemError` that says what to do.
+
+        *no_right*: what to do if the role has no right to do this.
+        """
+        hints = {**_HINTS, _NO_RIGHT: no_right}
         try:
             yield
         except TransientError as exc:
-            raise self.unreachable(exc) from exc
+            if (answer := answer_in(exc)) is None:
+                raise self.unreachable(exc) from exc
+            raise self.refused(answer, hints, UNREACHABLE) from exc
         except DatabaseError as exc:
-            raise self.refused(exc) from exc
+            raise self.refused(exc, hints) from exc
 
     def unreachable(self, exc: BaseException) -> ProblemError:
         """Say that the database cannot be reached, and why."""
@@ -105,13 +119,16 @@ class Database:
             hint += " more (max_connections of the server, connection limit of database or role)"
         return ProblemError(f"cannot reach {self}:\n{_indented(exc)}", hint=hint, code=UNREACHABLE)
 
-    def refused(self, exc: BaseException) -> ProblemError:
-        """Say that the database refuses, and why."""
+    def refused(
+        self, exc: BaseException, hints: Mapping[str, str] = _HINTS, otherwise: int = PROBLEM
+    ) -> ProblemError:
+        """Say that the database refuses, and why; what has one of *hints* is to be configured."""
         sqlstate = sqlstate_of(exc)
+        told = {**_HINTS_TO_WAIT, **hints}
         return ProblemError(
             f"refused by {self}:\n{_indented(exc)}",
-            hint=_HINTS.get(sqlstate or "", f"the database was named by {self.origin}"),
-            code=USAGE if sqlstate is None or sqlstate in _HINTS else PROBLEM,
+            hint=told.get(sqlstate or "", f"the database was named by {self.origin}"),
+            code=USAGE if sqlstate is None or sqlstate in hints else otherwise,
         )
 
     @contextlib.asynccontextmanager

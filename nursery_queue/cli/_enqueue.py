@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from nursery_queue._core._debounce import Debounce
+from nursery_queue._core._model import TaskRef
 from nursery_queue._declare._options import LOWEST_PRIORITY
 from nursery_queue._declare._task_type import TaskRequest
 
@@ -31,6 +33,24 @@ from ._types import INSTANT, JSON, JSON_OBJECT, LABEL, integer, seconds
 )
 @click.option("--keep-for", type=seconds(), help="Keep the finished task; 0: no.")
 @click.option("--dedup-key", metavar="KEY", help="Only one live task has it.")
+@click.option("--key", metavar="KEY", help="What divides the queue: a customer, a host.")
+@click.option(
+    "--dedup-for",
+    type=seconds(positive=True),
+    help="The dedup key stays taken for so long, also when the task has ended.",
+)
+@click.option(
+    "--debounce",
+    type=seconds(positive=True),
+    metavar="DURATION",
+    help="Wait so long for the last of many calls with the dedup key.",
+)
+@click.option(
+    "--debounce-max",
+    type=seconds(positive=True),
+    metavar="DURATION",
+    help="But no longer than this after the first.",
+)
 @click.option(
     "--on-complete",
     type=LABEL,
@@ -53,6 +73,8 @@ def enqueue(
     name: str,
     params: dict[str, Any],
     app: str | None,
+    debounce: float | None,
+    debounce_max: float | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -70,7 +92,11 @@ def enqueue(
         for key, value in options.items()
         if value is not None or (key == "timeout" and _was_given(ctx, key))
     }
+    if debounce_max is not None and debounce is None:
+        raise click.UsageError("--debounce-max needs --debounce")
     try:
+        if debounce is not None:
+            given["debounce"] = Debounce(debounce, debounce_max)
         request = TaskRequest.by_name(name, params, **given)
         if app is not None:
             request = load_app(app).declared(request)
@@ -83,7 +109,16 @@ def enqueue(
     else:
         write(str(ref.id))
     if not ref.created:
-        say(f"task {ref.id} with this dedup key is live already: nothing was stored")
+        say(_found(ref, debounced=debounce is not None))
+
+
+def _found(ref: TaskRef, *, debounced: bool) -> str:
+    if debounced:
+        return f"task {ref.id} with this dedup key was replaced, and waits anew"
+    return (
+        f"task {ref.id} with this dedup key is live already, or keeps it for a while:"
+        f" nothing was stored"
+    )
 
 
 def _was_given(ctx: click.Context, name: str) -> bool:

@@ -1,24 +1,17 @@
-"""How often a worker process looks for garbage: only in a process of our own."""
+"""What a worker process leaves out when it looks for garbage: only in a process of our own."""
 
 from __future__ import annotations
 
 import gc
 
-from typing import Final
 
+def freeze_the_start() -> None:
+    """Never look for garbage among what there is now: code, declarations, connections.
 
-# Before the application is loaded: one that sets others, or switches it off, knows why.
-_USUAL: Final = gc.get_threshold()
-_SELDOM: Final = (10_000, 20, 20)
-
-
-def collect_seldom() -> None:
-    """Look for garbage less often, and never among what there was at the start.
-
-    Of a worker that runs small tasks it took a fifth of the CPU: 39 us a task became 32. Reference
-    cycles live a little longer, at most for some thousand objects.
+    Of a worker that runs small tasks these looks took a fifth of the CPU: 39 us a task became 32.
+    How often it looks is left alone: seldom saved another microsecond, and quadrupled the memory of
+    handlers whose errors keep large values alive (tests/cli/test_worker.py).
     """
-    if gc.isenabled() and gc.get_threshold() == _USUAL:
+    if gc.isenabled():
         gc.collect()
         gc.freeze()
-        gc.set_threshold(*_SELDOM)

@@ -40,6 +40,9 @@ _STYLES: Mapping[str, str] = {
     "dead": "red",
     "open": "green",
     "paused": "yellow",
+    "not served": "yellow",
+    "on": "green",
+    "orphaned": "yellow",
 }
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 

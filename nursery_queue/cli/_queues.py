@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
 
+import attrs
 import click
+
+from click.core import ParameterSource
 
 from nursery_queue._client._client import Client
 from nursery_queue._core._model import QueueStatus
@@ -12,12 +16,12 @@ from nursery_queue._core._model import QueueStatus
 from ._database import Database
 from ._failures import say
 from ._output import on_terminal, plain, write_json, write_rows
-from ._overview import limit_of, open_or_paused, unset_queue
+from ._overview import Limits, limit_cells, limits_of, open_or_paused, unset_queue
 from ._shared_options import database, json_lines
-from ._types import LABEL, integer
+from ._types import LABEL, LIMIT, RATE
 
 
-_COLUMNS = ("queue", "state", "#limit", "#scheduled", "#ready", "#running", "notify")
+_RATE = "COUNT/SECONDS[+BURST]|none"
 
 _name = click.argument("name", type=LABEL)
 _names = click.argument("names", metavar="NAME...", nargs=-1, required=True, type=LABEL)
@@ -35,7 +39,8 @@ def list_(database: Database, as_json: bool) -> None:
     """List the queues that have live tasks, or have been paused, limited or kept from notifying.
 
     Without a terminal: name, whether it is paused, limit (empty: none), scheduled, ready and
-    running tasks, whether enqueues wake the workers, separated by tabs, one queue a line.
+    running tasks, whether enqueues wake the workers, limit per key, rate and rate per key,
+    separated by tabs, one queue a line.
     """
     if found := database.ask(Client.queues):
         _show(found, as_json=as_json)
@@ -66,18 +71,40 @@ def resume(database: Database, names: Sequence[str], as_json: bool) -> None:
 
 @queues.command()
 @_name
-@click.argument("limit", metavar="N|none", type=integer(0, endless=True))
+@click.argument("limit", metavar="[N|none]", type=LIMIT, required=False)
+@click.option("--max-running", metavar="N|none", type=LIMIT, help="The same as N alone.")
+@click.option("--max-running-per-key", metavar="N|none", type=LIMIT, help="Of one key.")
+@click.option("--rate", metavar=_RATE, type=RATE, help="So many starts in so much time.")
+@click.option("--rate-per-key", metavar=_RATE, type=RATE, help="Of one key.")
 @database
 @json_lines
-def limit(database: Database, name: str, limit: int | None, as_json: bool) -> None:
-    """Let at most N tasks of a queue run over all workers, and print it as it is now.
+@click.pass_context
+def limit(
+    ctx: click.Context, /, database: Database, name: str, as_json: bool, **given: Any
+) -> None:
+    """Limit how many tasks of a queue run, or start, over all workers; print it as it is now.
 
-    What runs is not touched: with a lower limit than before, the surplus runs to its end.
-    0 lets nothing start; "none" takes the limit away.
+    What is not given stays as it is, and all that is given is set at once. N: at most so many run
+    at a time; 0 lets nothing start. A rate such as 1000/60 lets at most 1000 start in any 60
+    seconds, retries included; with 1000/60+20, 20 more may start early after a quiet time. "none"
+    takes a limit away. What runs is not touched: with a lower limit than before, the surplus runs
+    to its end.
     """
+    changes = {
+        "max_running" if key == "limit" else key: value
+        for key, value in given.items()
+        if _is_given(ctx, key)
+    }
+    if not changes:
+        raise click.UsageError(
+            "what is to be limited? Give N, --max-running, --max-running-per-key, --rate or"
+            " --rate-per-key, each with none to take a limit away"
+        )
+    if {"limit", "max_running"} <= {key for key in given if _is_given(ctx, key)}:
+        raise click.UsageError("N and --max-running are the same: give one of them")
 
     def ask(client: Client, name: str) -> Awaitable[None]:
-        return client.configure_queue(name, max_running=limit)
+        return client.configure_queue(name, **changes)
 
     _set(database, [name], ask, as_json=as_json)
 
@@ -98,6 +125,10 @@ def notify(database: Database, name: str, switch: str, as_json: bool) -> None:
         return client.configure_queue(name, notify=switch == "on")
 
     _set(database, [name], ask, as_json=as_json)
+
+
+def _is_given(ctx: click.Context, key: str) -> bool:
+    return ctx.get_parameter_source(key) is ParameterSource.COMMANDLINE
 
 
 def _set(
@@ -124,14 +155,19 @@ def _show(found: Sequence[QueueStatus], *, as_json: bool) -> None:
         for queue in found:
             write_json(plain(queue))
     elif on_terminal():
-        write_rows(_COLUMNS, [_short_line(queue) for queue in found])
+        limits = limits_of(found)
+        write_rows(
+            ["queue", "state", *limits, "#scheduled", "#ready", "#running", "notify"],
+            [_short_line(queue, limits) for queue in found],
+        )
     else:
-        write_rows((), [list(plain(queue).values()) for queue in found])
+        write_rows((), [list(attrs.asdict(queue, recurse=False).values()) for queue in found])
 
 
-def _short_line(queue: QueueStatus) -> Sequence[object]:
+def _short_line(queue: QueueStatus, limits: Limits) -> Sequence[object]:
+    cells = limit_cells(queue, limits)
     counts = (count or "·" for count in (queue.scheduled, queue.ready, queue.running))
-    return queue.name, open_or_paused(queue), limit_of(queue), *counts, _on_off(queue.notify)
+    return queue.name, open_or_paused(queue), *cells, *counts, _on_off(queue.notify)
 
 
 def _on_off(switch: bool) -> str:

@@ -7,6 +7,7 @@ import datetime as dt
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import click
 import trio
 
@@ -26,7 +27,16 @@ from ._output import (
     write_json,
     write_rows,
 )
-from ._overview import Overview, limit_of, open_or_paused, overview
+from ._overview import (
+    LIMITS,
+    USUAL,
+    Overview,
+    is_limited,
+    limit_cells,
+    limits_of,
+    open_or_paused,
+    overview,
+)
 from ._shared_options import database, json_lines
 from ._status_watch import Log, Screen, watch
 from ._types import seconds
@@ -54,23 +64,27 @@ EVERY = 2.0  # seconds from one look to the next
 def status(database: Database, every: float | None, as_json: bool) -> None:
     """Count tasks by queue and state, list workers, name task types nobody knows.
 
-    A queue that is paused starts nothing; one with a limit (max_running) at most so many tasks
-    over all workers. A worker is alive, draining (it claims nothing more) or dead (its lease has
-    run out, and others take its tasks). Tasks of an unknown task type are ready and wait for a
-    worker that knows it. Attempts are those of tasks that are still stored: of those that were
-    completed each succeeded, failed for good, was cancelled, or failed and is followed by another
-    (retries); besides, some were lost with their worker, some run, and the backlog is what is due.
-    The failure rate is that of attempts, the permanent one leaves retries out.
+    A queue that is paused starts nothing; one with a limit (max_running) runs at most so many tasks
+    over all workers, one with a rate starts at most so many in so much time; both may hold per key.
+    A worker is alive, draining (it claims nothing more) or dead (its lease has run out, and others
+    take its tasks). Tasks of an unknown task type are ready and wait for a worker that knows it,
+    and so are tasks of a queue that no worker serves, though some are alive: `nursery-queue why ID`
+    tells all that keeps a task where it is. Attempts are those of tasks that are still stored: of
+    those that were completed each succeeded, failed for good, was cancelled, or failed and is
+    followed by another (retries); besides, some were lost with their worker, some run, and the
+    backlog is what is due. The failure rate is that of attempts, the permanent one leaves retries
+    out.
 
     With --json each object has a "kind". Without a terminal the kind is the first of the
     tab-separated cells, and the others are, in this order, as the keys of the object are called:
 
     \b
     queue: queue, scheduled, ready, running, succeeded, failed, cancelled,
-        paused, max_running
+        paused, max_running, max_running_per_key, rate, rate_per_key
     worker: id, name, host, pid, queues, task_types, started_at,
         heartbeat_at, draining, alive, running
     unknown_task_type: task_type, ready, since
+    queue_not_served: queue, ready
     attempts: queue, completed, succeeded, failed, cancelled, retries, lost,
         running, backlog, failure_rate, permanent_failure_rate
 
@@ -102,7 +116,7 @@ def _watch(database: Database, every: float, *, as_json: bool) -> None:
 
 def _write(seen: Overview, *, as_json: bool, at: dt.datetime | None = None) -> None:
     if as_json:
-        for record in records(seen):
+        for record in records(seen, as_json=True):
             write_json(record if at is None else {"at": at} | record)
     elif on_terminal():
         to_terminal(_picture(seen))
@@ -111,12 +125,13 @@ def _write(seen: Overview, *, as_json: bool, at: dt.datetime | None = None) -> N
             write_rows((), [_cells(record)])
 
 
-def records(seen: Overview) -> Iterator[dict[str, Any]]:
+def records(seen: Overview, *, as_json: bool = False) -> Iterator[dict[str, Any]]:
     """Yield what a program gets to read, a line each."""
     stats = seen.stats
     for name, queue in seen.queues.items():
         counts = {state.value: seen.count(name, state) for state in State}
-        settings = {"paused": queue.paused, "max_running": queue.max_running}
+        set_to = attrs.asdict(queue, recurse=as_json)
+        settings = {key: set_to[key] for key in ("paused", *LIMITS.values())}
         yield {"kind": "queue", "queue": name} | counts | settings
     for worker in stats.workers:
         yield {"kind": "worker"} | plain(worker)
@@ -127,6 +142,8 @@ def records(seen: Overview) -> Iterator[dict[str, Any]]:
             "ready": unknown.count,
             "since": unknown.since,
         }
+    for name, ready in seen.not_served.items():
+        yield {"kind": "queue_not_served", "queue": name, "ready": ready}
     for name, counters in stats.counters.items():
         yield (
             {"kind": "attempts", "queue": name, "completed": counters.completed}
@@ -168,6 +185,11 @@ def _picture(seen: Overview) -> Group:
         [_attempt_cells(queue, counters) for queue, counters in stats.counters.items()],
     )
     parts: list[RenderableType] = [queues if seen.queues else "no tasks"]
+    # A table of its own: beside the counts there is no room for them.
+    if (limits := limits_of(seen.queues.values())) != USUAL:
+        limited = [queue for queue in seen.queues.values() if is_limited(queue)]
+        cells = [(queue.name, *limit_cells(queue, limits)) for queue in limited]
+        parts += [Text(), as_table(["limits", *limits], cells)]
     if stats.total.completed or stats.total.lost:
         parts += [Text(), attempts]
     parts += [Text(), workers if stats.workers else "no workers"]
@@ -178,7 +200,10 @@ def _picture(seen: Overview) -> Group:
 
 def _queue_cells(seen: Overview, queue: QueueStatus) -> list[object]:
     counts = [seen.count(queue.name, state) or "·" for state in State]
-    return [queue.name, open_or_paused(queue), limit_of(queue), *counts]
+    state = open_or_paused(queue)
+    if queue.name in seen.not_served and not queue.paused:
+        state = "not served"
+    return [queue.name, state, *limit_cells(queue, USUAL), *counts]
 
 
 _ATTEMPTS = ("completed", "succeeded", "failed", "cancelled", "retries", "lost", "backlog")

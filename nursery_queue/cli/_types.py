@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import click
 
 from nursery_queue._core._checks import duration, instant, label, whole
+from nursery_queue._core._rate import Rate
 from nursery_queue._core._streams import stream_name
 
 
@@ -23,7 +24,8 @@ else:
     ParamType = click.ParamType  # no generic before click 8.4
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)")
+_RATE = re.compile(r"([0-9]+)/([0-9.]+(?:e-[0-9]+)?[a-z]*)(?:\+([0-9]+))?")
+_DURATION = re.compile(r"((?:\d+(?:\.\d*)?|\.\d+)(?:e-\d+)?)\s*([a-z]*)")
 _INSTANTS = "2030-01-31T08:00+01:00 or ...Z"
 
 
@@ -85,6 +87,17 @@ def _seconds(value: Any, *, positive: bool = False) -> float:
     return duration(value, "it", positive=positive)
 
 
+def _rate(value: Any) -> Rate:
+    """Return a rate such as 1000/60, 10/1m or 1000/60+20: the last is its burst."""
+    found = _RATE.fullmatch(str(value).replace(" ", ""))
+    if found is None:
+        raise ValueError(
+            f"{value!r} is no rate: write COUNT/SECONDS, such as 1000/60, and COUNT/SECONDS+BURST"
+            " if some may start early"
+        )
+    return Rate(int(found[1]), per=_seconds(found[2]), burst=int(found[3] or 0))
+
+
 def _queue_limit(value: Any) -> tuple[str, int | None]:
     """Return the queue's name and its limit; None: no limit of its own."""
     queue, colon, limit = str(value).rpartition(":")
@@ -140,6 +153,8 @@ def _refuse_constant(name: str) -> None:
 
 LABEL = Checked("name", lambda value: label(value, "it"))
 STREAM_NAME = Checked("name", stream_name)
+LIMIT = integer(0, endless=True)
+RATE = Checked("rate", _rate, endless=True)
 QUEUE_LIMIT = Checked("name[:n]", _queue_limit)  # a queue, and how many tasks of it to hold
 PREFETCH = Checked("n|auto", _prefetch, int, str)
 INSTANT = Checked("instant", _instant)  # in ISO 8601, with its time zone

@@ -30,7 +30,7 @@ from nursery_queue._worker._worker import Worker
 from ._database import Database
 from ._deadline import Deadline
 from ._failures import CLEAN, PROBLEM, USAGE, ProblemError
-from ._garbage import collect_seldom
+from ._garbage import freeze_the_start
 from ._logging import say_at_once
 from ._remaining_tasks import log_remaining_tasks
 
@@ -148,7 +148,7 @@ async def work(spec: WorkerSpec) -> int:
     Handlers that ignore their cancellation, and all else that does not end in time, do not
     keep the process: it ends at once then. Raises `ProblemError` if the worker cannot start.
     """
-    collect_seldom()
+    freeze_the_start()
     token, root = trio.lowlevel.current_trio_token(), trio.lowlevel.current_root_task()
     assert root is not None
     look = functools.partial(_dump, root)

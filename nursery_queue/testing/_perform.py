@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import math
 import uuid
@@ -16,10 +17,11 @@ import trio
 from nursery_queue._client._callbacks import call_all
 from nursery_queue._client._client import Client
 from nursery_queue._client._context import CancelReason
-from nursery_queue._core._checks import whole
+from nursery_queue._core._checks import instant, whole
 from nursery_queue._core._model import Claim, Fence, NewTask, WorkerInfo
 from nursery_queue._core._outcome import Succeeded
 from nursery_queue._declare._task_type import TaskRequest, TaskType, as_request
+from nursery_queue._first_use import import_all
 from nursery_queue._memory._memory_store import MemoryStore
 from nursery_queue._trio._connection_use import connection_use
 from nursery_queue._trio._printable import attempts_guarded
@@ -76,15 +78,22 @@ async def perform(task: object, /, *args: Any, **kwargs: Any) -> Any:
     return await Performer().perform(as_request(task, *args, **kwargs), _task_type(task))
 
 
-def performing(*, client: Client | None = None, attempt: int = 1) -> Performer:
+def performing(
+    *, client: Client | None = None, attempt: int = 1, tick: dt.datetime | None = None
+) -> Performer:
     """Return a `perform` for the same calls, with another context for the handlers.
 
     Args:
         client: What `ctx.client` is, and where `ctx.tx` commits to; a new one on a new
             `MemoryStore` for each call by default.
         attempt: What `ctx.attempt` is; 1 is the first.
+        tick: What `ctx.tick` is, as if a schedule had enqueued it; None: none has.
     """
-    return Performer(client=client, attempt=whole(attempt, "attempt", minimum=1))
+    return Performer(
+        client=client,
+        attempt=whole(attempt, "attempt", minimum=1),
+        tick=None if tick is None else instant(tick, "tick"),
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -93,6 +102,7 @@ class Performer:
 
     client: Client | None = None
     attempt: int = 1
+    tick: dt.datetime | None = None
 
     @overload
     async def __call__(
@@ -108,6 +118,7 @@ class Performer:
 
     async def perform(self, request: TaskRequest, task_type: TaskType[..., Any]) -> Any:
         """Run one attempt of this call."""
+        import_all()
         client = self.client or Client(MemoryStore())
         claim = self._claim(request.to_new_task(client.max_params_bytes))
         lease = _endless_lease(claim.task_type)
@@ -145,6 +156,7 @@ class Performer:
             queue=task.queue or "default",  # never None: it was bound
             params=task.params,
             timeout=task.timeout,
+            tick=self.tick,
         )
 
 

@@ -25,8 +25,10 @@ from nursery_queue._connect._scratch import scratch
 from nursery_queue._core._errors import NurseryQueueError
 from nursery_queue._pg import _migrator
 from nursery_queue._psycopg._connection import Connection
-from nursery_queue.cli._measuring import _round
+from nursery_queue.cli._measuring import _round, _scenarios
 from nursery_queue.cli._measuring._figures import Measured, Row
+from nursery_queue.cli._measuring._round import Plan
+from nursery_queue.cli._measuring._scenarios import measure
 from nursery_queue.cli._measuring._server_cpu import ServerCpu
 from tests.cli.printed import lines, objects
 from tests.cli.runs import Run, Start
@@ -146,7 +148,7 @@ def test_figures_for_a_person(project: Path, role: Role) -> None:
     assert heading.split("  ")[0] == "what"
     assert heading.endswith("server us")
     assert row.split()[:2] == ["drain", "20"]
-    assert len(row.split()) == 7
+    assert len(row.split()) in {6, 7}  # so few tasks may take too little of the server to count
 
 
 def test_several_processes(cli: Run, role: Role) -> None:
@@ -178,6 +180,38 @@ def test_what_is_not_known_is_null() -> None:
 
     assert list(row) == FIGURES
     assert row["server_cpu_us"] is None
+
+
+def test_what_cannot_be_counted_is_null() -> None:
+    """A server that has used less than a tick of its clock has not worked for nothing."""
+    assert Row.of([measured(1, 0.0)]).server_cpu_us is None
+
+
+async def progress_of(what: str, role: Role, plan: Plan) -> list[tuple[str, int, int]]:
+    told: list[tuple[str, int, int]] = []
+
+    def tell(part: str, done: int, total: int) -> None:
+        told.append((part, done, total))
+
+    await measure(what, role.dsn, plan, 1, tell)
+    return told
+
+
+async def test_a_backlog_comes_in_portions(role: Role, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While tasks are enqueued there is a bar, and a moment to hear a signal in."""
+    monkeypatch.setattr(_scenarios, "PORTION", 8)
+    told = await progress_of("drain", role, Plan(tasks=20))
+
+    assert told[:3] == [("drain: enqueuing, round 1 of 1", done, 20) for done in (0, 8, 16)]
+    assert told[-1] == ("drain, round 1 of 1", 20, 20)
+
+
+async def test_the_bar_counts_what_counts(role: Role) -> None:
+    """Those that warm up are in no bar."""
+    told = await progress_of("latency", role, Plan(tasks=20, gap=0.001))
+
+    assert {total for _, _, total in told} == {20}
+    assert told[-1] == ("latency, round 1 of 1", 20, 20)
 
 
 def test_another_program_is_no_server() -> None:
@@ -234,6 +268,20 @@ def test_a_signal_ends_it(start: Start, role: Role, signum: signal.Signals) -> N
     assert role.databases() == []
 
 
+def test_a_signal_while_a_handler_runs(start: Start, role: Role) -> None:
+    """What the worker says of a handler that it has to release is nobody's business."""
+    with start("bench", "streams", "--tasks", "1000000", env=role.env) as running:
+        (database,) = until(role.databases, "a database")
+        at = make_conninfo(role.admin, dbname=database)
+        written = "select to_regclass('nursery_queue.chunk') is not null"
+        until(lambda: rows(at, written) == [(True,)], "tables")
+        until(lambda: rows(at, "select 1 from nursery_queue.chunk limit 1"), "chunks")
+        running.send(signal.SIGINT)
+        code = running.code()
+
+    assert (code, running.stderr) == (130, "interrupted")
+
+
 def test_a_signal_at_the_very_beginning(start: Start, role: Role) -> None:
     """The database is gone also if it was not ready yet."""
     with start("bench", *ENDLESS, env=role.env) as running:
@@ -246,9 +294,10 @@ def test_a_signal_at_the_very_beginning(start: Start, role: Role) -> None:
 
 
 def test_a_second_signal_does_not_wait(start: Start, role: Role) -> None:
-    """If its end takes too long, a second signal ends it at once, and it says what may be left."""
+    """If its end takes too long, a second signal ends it at once, and it names what may be left."""
     with start("bench", *ENDLESS, env=role.env) as running:
         processes = at_work(running, role, role.databases)
+        (database,) = role.databases()
         for pid in processes:
             os.kill(pid, signal.SIGSTOP)
         try:
@@ -261,7 +310,7 @@ def test_a_second_signal_does_not_wait(start: Start, role: Role) -> None:
         code = running.code()
 
     assert code == 1
-    assert "a database or schema called nursery_queue_bench_*" in running.stderr
+    assert f"a database or schema called {database}: drop it" in running.stderr
     drop(role)
 
 
@@ -321,11 +370,53 @@ def test_a_signal_removes_the_schema(start: Start, guest: Role) -> None:
 
 
 def test_a_role_that_may_do_nothing(quick: Run, guest: Role) -> None:
-    """It is told so."""
+    """It is told so, and what to grant; not in which of our statements."""
     done = quick("bench", "drain", *FEW, env=guest.env)
 
     assert (done.returncode, done.stdout) == (2, "")
     assert "permission denied for database" in done.stderr
+    assert "grant create on database" in done.stderr
+    assert "--roles" not in done.stderr
+    assert "CONTEXT" not in done.stderr
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Databases that are made for a run cannot be entered, as through a pooler."""
+    do = _scratch._do  # pyright: ignore[reportPrivateUsage]  # what follows one of its steps
+
+    async def close_at_once(session: Connection, statement: str) -> None:
+        await do(session, statement)
+        if statement.startswith("create database"):
+            await do(session, f"alter database {statement.split()[2]} allow_connections false")
+
+    monkeypatch.setattr(_scratch, "_do", close_at_once)
+
+
+@pytest.mark.usefixtures("closed")
+def test_a_database_that_is_closed(
+    quick: Run, role: Role, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A role that cannot enter the database that it has made gets a schema, and one warning."""
+    rows(role.admin, f"grant create on database {database_of(role)} to {role.name}")
+    done = quick("bench", "drain", "--tasks", "20", "--rounds", "2", "--json", env=role.env)
+
+    assert done.returncode == 0
+    assert [row["tasks"] for row in objects(done.stdout)] == [20]
+    assert (role.databases(), role.schemas()) == ([], [])
+    said = [record.getMessage() for record in caplog.records]
+    assert len([each for each in said if "was created, and dropped again" in each]) == 1
+    assert "not currently accepting connections" in said[0]
+
+
+@pytest.mark.usefixtures("closed")
+def test_neither_a_database_nor_a_schema(quick: Run, role: Role) -> None:
+    """Where there can be a schema neither, it is told, and nothing is left."""
+    done = quick("bench", "drain", *FEW, env=role.env)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "permission denied for database" in done.stderr
+    assert (role.databases(), role.schemas()) == ([], [])
 
 
 def database_of(role: Role) -> str:
@@ -414,6 +505,25 @@ def test_tasks_that_never_start(
     assert "0 of 20 tasks have started, and none for 2 s" in done.stderr
 
 
+def test_a_worker_that_cannot_begin(
+    quick: Run,
+    role: Role,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What keeps it from its tasks is the last line, and was a line of the log, once."""
+    monkeypatch.setattr(_round, "STALL", 2.0)
+    rows(role.admin, f"alter role {role.name} connection limit 3")
+    done = quick("bench", "drain", *FEW, "--json", env=role.env)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "0 of 20 tasks have started" in done.stderr
+    assert re.search("the last that a worker has to say: .*too many connections", done.stderr)
+    said = [record.getMessage() for record in caplog.records]
+    assert any("too many connections" in text for text in said)
+    assert len(set(said)) == len(said)
+
+
 def test_an_error_in_a_process_is_told(
     quick: Run, role: Role, spoil: Callable[[str, str], None]
 ) -> None:
@@ -466,6 +576,25 @@ def test_a_server_that_is_not_there(quick: Run) -> None:
     assert done.returncode == 69
     assert "127.0.0.1:1" in done.stderr
     assert "secret" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "code", "why", "hint"),
+    [
+        ("default_transaction_read_only=on", 2, "read-only transaction", "leads to the primary"),
+        ("statement_timeout=1", 69, "statement timeout", "statement_timeout is too short"),
+    ],
+)
+def test_a_server_that_answers_is_there(
+    quick: Run, role: Role, setting: str, code: int, why: str, hint: str
+) -> None:
+    """What it refuses is told as that, and not as a server that cannot be reached."""
+    done = quick("bench", "drain", *FEW, env=role.env | {"PGOPTIONS": f"-c {setting}"})
+
+    assert (done.returncode, done.stdout) == (code, "")
+    assert "refused by database" in done.stderr
+    assert why in done.stderr
+    assert hint in done.stderr
 
 
 def test_other_commands_do_not_load_it() -> None:

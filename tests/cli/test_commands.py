@@ -102,16 +102,17 @@ def test_enqueue_stores_what_was_said(quick: Run, migrated: str) -> None:
     """Every option arrives in the task's row; the id is all there is on stdout."""
     options = ["--queue", "mail", "--priority", "7", "--max-attempts", "3"]
     options += ["--timeout", "1m", "--keep-for", "2h", "--dedup-key", "k"]
+    options += ["--key", "c-17", "--dedup-for", "1m"]
 
     done = quick("enqueue", "hello", '{"name": "ü"}', *options)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
     (row,) = rows(
         migrated,
-        "select task_type, params, queue, priority, max_attempts, timeout, keep_for, dedup_key"
-        " from nursery_queue.task",
+        "select task_type, params, queue, priority, max_attempts, timeout, keep_for, dedup_key,"
+        " key, dedup_for from nursery_queue.task",
     )
-    assert row == ("hello", {"name": "ü"}, "mail", 7, 3, 60.0, 7200.0, "k")
+    assert row == ("hello", {"name": "ü"}, "mail", 7, 3, 60.0, 7200.0, "k", "c-17", 60.0)
 
 
 def test_enqueue_without_options_leaves_all_to_the_code(quick: Run, migrated: str) -> None:
@@ -177,9 +178,42 @@ def test_enqueue_twice_with_one_dedup_key(quick: Run) -> None:
     assert "live already" in second.stderr
 
 
+def test_enqueue_debounced(quick: Run, migrated: str) -> None:
+    """The second call replaces the first one's params, and is told so."""
+    usual = ["--dedup-key", "k", "--debounce", "1h", "--debounce-max", "2h"]
+    first = quick("enqueue", "hello", '{"n": 1}', *usual)
+    second = quick("enqueue", "hello", '{"n": 2}', *usual)
+
+    assert (first.stdout, first.stderr) == ("1\n", "")
+    assert second.stdout == "1\n"
+    assert "was replaced, and waits anew" in second.stderr
+    assert rows(migrated, "select params from nursery_queue.task") == [({"n": 2},)]
+
+
+def test_a_list_with_keys(quick: Run) -> None:
+    """`tasks list --long`, `tasks show` and JSON say keys and attempts allowed."""
+    options = ["--key", "c-17", "--dedup-key", "k", "--max-attempts", "3"]
+    quick("enqueue", "hello", *options)
+
+    assert quick("tasks", "list", "--long").stdout.rstrip("\n").split("\t")[-4:-1] == [
+        "c-17",
+        "k",
+        "3",
+    ]
+    shown = quick("tasks", "show", "1").stdout
+    assert [word in shown for word in ("c-17", "dedup key", "max attempts")] == [True] * 3
+    (task,) = objects(quick("tasks", "list", "--json").stdout)
+    assert (task["key"], task["dedup_key"], task["max_attempts"]) == ("c-17", "k", 3)
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
+        (["--debounce-max", "5"], "--debounce-max needs --debounce"),
+        (["--debounce", "5"], "no dedup_key"),
+        (["--dedup-for", "5"], "no dedup_key"),
+        (["--key", "x" * 201], "at most 200 bytes"),
+        (["--dedup-key", "k", "--debounce", "5", "--debounce-max", "4"], "max_wait"),
         (["{bad"], "that is not JSON"),
         (["[1]"], "a JSON object"),
         (["3"], "a JSON object"),
@@ -316,8 +350,8 @@ class TestSomeTasks:
         table = lines(quick("status").stdout)
 
         assert [row[:3] if row[0] == "unknown_task_type" else row for row in table] == [
-            ["queue", "default", "1", "0", "0", "1", "1", "0", "no", ""],
-            ["queue", "mail", "0", "1", "0", "0", "0", "0", "no", ""],
+            ["queue", "default", "1", "0", "0", "1", "1", "0", "no", *[""] * 4],
+            ["queue", "mail", "0", "1", "0", "0", "0", "0", "no", *[""] * 4],
             ["unknown_task_type", "nobody", "1"],
             ["attempts", "default", "2", "1", "1", "0", "0", "0", "0", "0", "0.5", "0.5"],
             ["attempts", "mail", "0", "0", "0", "0", "0", "0", "0", "1", "0.0", "0.0"],
@@ -340,16 +374,22 @@ def test_status_says_which_queues_are_held_back(quick: Run, migrated: str) -> No
     rows(migrated, "insert into nursery_queue.task (task_type, queue) values ('hello', 'mail')")
     quick("queues", "pause", "mail")
     quick("queues", "limit", "idle", "3")
+    quick("queues", "limit", "slow", "--rate", "3/60")
 
     held = {
-        each["queue"]: (each["paused"], each["max_running"], each["ready"])
+        each["queue"]: (each["paused"], each["max_running"], each["rate"], each["ready"])
         for each in objects(quick("status", "--json").stdout)
         if each["kind"] == "queue"
     }
-    assert held == {"idle": (False, 3, 0), "mail": (True, None, 1)}
-    assert [row[:2] + row[-2:] for row in lines(quick("status").stdout)[:2]] == [
-        ["queue", "idle", "no", "3"],
-        ["queue", "mail", "yes", ""],
+    assert held == {
+        "idle": (False, 3, None, 0),
+        "mail": (True, None, None, 1),
+        "slow": (False, None, {"count": 3, "per": 60.0, "burst": 0}, 0),
+    }
+    assert [row[:2] + row[-5:] for row in lines(quick("status").stdout)[:3]] == [
+        ["queue", "idle", "no", "3", "", "", ""],
+        ["queue", "mail", "yes", "", "", "", ""],
+        ["queue", "slow", "no", "", "", "3/60", ""],
     ]
 
 

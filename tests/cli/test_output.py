@@ -50,6 +50,26 @@ def test_a_limit_of_0_is_shown_as_what_it_is(
     assert re.search(r"mail +open +0 ", shown)
 
 
+@pytest.mark.parametrize(
+    ("args", "before"), [(("queues", "list"), "state"), (("status",), "limits")]
+)
+def test_limits_have_their_columns_where_they_are_set(
+    project: Path, migrated: str, args: tuple[str, ...], before: str
+) -> None:
+    """A terminal shows the limits that some queue has, and not a column for each there could be."""
+    rows(
+        migrated,
+        "insert into nursery_queue.queue (name, max_running, key_rate_count, key_rate_per)"
+        " values ('calls', 5, 10, 60), ('mail', 1, null, null)",
+    )
+
+    _, shown = in_terminal(*args, cwd=project, dsn=migrated, NO_COLOR="1")
+
+    assert re.search(before + " +limit +rate per key", shown)
+    assert re.search(r"calls( +open)? +5 +10/60", shown)
+    assert re.search(r"mail( +open)? +1 +· ", shown)
+
+
 def test_colours_are_for_terminals_that_want_them(project: Path, many: str) -> None:
     """A terminal gets colours, unless NO_COLOR is set."""
     args = ("tasks", "list", "--limit", "3")

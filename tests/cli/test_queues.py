@@ -32,12 +32,12 @@ def four(migrated: str) -> str:
 def test_list(quick: Run, four: str) -> None:
     """One queue a line: those with live tasks, and those that are set in some way."""
     quick("queues", "pause", "mail")
-    quick("queues", "limit", "idle", "3")
+    quick("queues", "limit", "idle", "3", "--rate", "1000/60+20", "--rate-per-key", "1/0.5")
 
     assert lines(quick("queues", "list").stdout) == [
-        ["default", "no", "", "1", "1", "0", "yes"],
-        ["idle", "no", "3", "0", "0", "0", "yes"],
-        ["mail", "yes", "", "0", "2", "0", "yes"],
+        ["default", "no", "", "1", "1", "0", "yes", "", "", ""],
+        ["idle", "no", "3", "0", "0", "0", "yes", "", "1000/60+20", "1/0.5"],
+        ["mail", "yes", "", "0", "2", "0", "yes", "", "", ""],
     ]
     assert objects(quick("queues", "list", "--json").stdout)[2] == {
         "name": "mail",
@@ -47,6 +47,9 @@ def test_list(quick: Run, four: str) -> None:
         "ready": 2,
         "running": 0,
         "notify": True,
+        "max_running_per_key": None,
+        "rate": None,
+        "rate_per_key": None,
     }
 
 
@@ -65,14 +68,14 @@ def test_pause_and_resume(quick: Run, four: str) -> None:
 
     assert [line[:2] for line in lines(paused.stdout)] == [["mail", "yes"], ["default", "yes"]]
     assert [each["paused"] for each in objects(again.stdout)] == [True]
-    assert lines(resumed.stdout) == [["mail", "no", "", "0", "2", "0", "yes"]]
+    assert lines(resumed.stdout) == [["mail", "no", "", "0", "2", "0", "yes", "", "", ""]]
     settings = "select name, paused, max_running from nursery_queue.queue order by name"
     assert rows(four, settings) == [("default", True, None), ("mail", False, None)]
 
 
 def test_resume_of_a_queue_that_nobody_knows(quick: Run) -> None:
     """A queue without tasks and settings is open, which is no error."""
-    line = ["new", "no", "", "0", "0", "0", "yes"]
+    line = ["new", "no", "", "0", "0", "0", "yes", "", "", ""]
     assert lines(quick("queues", "resume", "new").stdout) == [line]
 
 
@@ -84,6 +87,57 @@ def test_limit(quick: Run, four: str) -> None:
 
         assert [each["max_running"] for each in objects(done.stdout)] == [stored]
         assert rows(four, "select paused, max_running from nursery_queue.queue") == [(True, stored)]
+
+
+RATE = "select rate_count, rate_per, rate_burst from nursery_queue.queue"
+KEY_RATE = "select key_rate_count, key_rate_per, key_rate_burst from nursery_queue.queue"
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ("1000/60", (1000, 60.0, 0)),
+        ("1000/60+20", (1000, 60.0, 20)),
+        ("1000 / 60 + 20", (1000, 60.0, 20)),
+        ("3/1m", (3, 60.0, 0)),
+        ("3/1.5h+1", (3, 5400.0, 1)),
+        ("1/200ms", (1, 0.2, 0)),
+        ("1/0.5", (1, 0.5, 0)),
+        ("1/1e-06", (1, 1e-06, 0)),
+        ("none", (None, None, None)),
+    ],
+)
+@pytest.mark.parametrize(("option", "question"), [("--rate", RATE), ("--rate-per-key", KEY_RATE)])
+def test_rates(
+    quick: Run, four: str, option: str, question: str, given: str, stored: object
+) -> None:
+    """A rate is so many in so much time, and some more that may be early; "none" takes it away."""
+    quick("queues", "limit", "mail", option, "7/8+9")
+    done = quick("queues", "limit", "mail", option, given, "--json")
+
+    (shown,) = objects(done.stdout)
+    rate = shown["rate" if option == "--rate" else "rate_per_key"]
+    assert (tuple(rate.values()) if rate else (None,) * 3) == stored
+    assert rows(four, question) == [stored]
+
+
+def test_several_limits(quick: Run, four: str) -> None:
+    """All that is given is set in one command, and what is not given stays."""
+    shown: list[object] = []
+    for given in (
+        ["--max-running", "50", "--max-running-per-key", "2"],
+        ["--rate", "1000/60", "--rate-per-key", "100/60+20"],
+        ["none", "--max-running-per-key", "0", "--rate", "none"],
+    ):
+        done = quick("queues", "limit", "mail", *given)
+        ((_, _, most, _, _, _, _, *others),) = lines(done.stdout)
+        shown.append([most, *others])
+
+    assert shown == [
+        ["50", "2", "", ""],
+        ["50", "2", "1000/60", "100/60+20"],
+        ["", "0", "", "100/60+20"],
+    ]
 
 
 def test_notify(quick: Run, four: str) -> None:
@@ -99,7 +153,21 @@ def test_notify(quick: Run, four: str) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["limit", "mail"], "Missing argument"),
+        (["limit", "mail"], "Give N, --max-running"),
+        (["limit", "mail", "1", "--max-running", "1"], "give one of them"),
+        (["limit", "mail", "none", "--max-running", "none"], "give one of them"),
+        (["limit", "mail", "--max-running-per-key", "-1"], "or none"),
+        (["limit", "mail", "--rate", "100"], "write COUNT/SECONDS"),
+        (["limit", "mail", "--rate", "100/"], "write COUNT/SECONDS"),
+        (["limit", "mail", "--rate", "100/60+"], "write COUNT/SECONDS"),
+        (["limit", "mail", "--rate", "1.5/60"], "write COUNT/SECONDS"),
+        (["limit", "mail", "--rate", "1/60+1.5"], "write COUNT/SECONDS"),
+        (["limit", "mail", "--rate", "1/3w"], "no duration"),
+        (["limit", "mail", "--rate", "1/..."], "no duration"),
+        (["limit", "mail", "--rate", "0/60"], "count must be between 1"),
+        (["limit", "mail", "--rate", "1/0"], "more than 0"),
+        (["limit", "mail", "--rate", "9999999/1"], "at most 1,000,000 starts a second"),
+        (["limit", "mail", "--rate-per-key", "many"], "or none"),
         (["limit", "mail", "many"], "or none"),
         (["limit", "mail", "1.5"], "or none"),
         (["limit", "mail", "--", "-1"], "or none"),

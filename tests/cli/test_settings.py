@@ -7,7 +7,7 @@ import click
 import pytest
 
 from nursery_queue.cli import main
-from nursery_queue.cli._commands import commands
+from nursery_queue.cli._commands import SENTENCES
 from nursery_queue.cli._settings import Dsn, Setting
 from nursery_queue.cli._worker_command import worker
 
@@ -248,7 +248,7 @@ def test_settings_reach_the_command(
     assert "nursery_queue.task" not in script
 
 
-@pytest.mark.parametrize("name", sorted(commands.commands))
+@pytest.mark.parametrize("name", sorted(SENTENCES))
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Each command explains itself, within 80 columns."""
     assert main([name, "--help"]) == 0

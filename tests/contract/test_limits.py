@@ -27,7 +27,7 @@ async def test_no_more_than_the_limit(store: Store) -> None:
     """All workers together get as many as may run, and the next when one has ended."""
     await store.enqueue([a_task() for _ in range(9)])
     one, other = await hire(store), await hire(store)
-    await store.limit("default", 3)
+    await store.configure("default", max_running=3)
 
     (first, *_) = await claim(store, one, 2)
     assert len(await claim(store, other)) == 1
@@ -42,7 +42,7 @@ async def test_what_waits_or_has_ended_takes_no_room(store: Store, event: Event)
     """However an attempt ends, its room is free at once; waiting for the next takes none."""
     await store.enqueue([a_task() for _ in range(2)])
     worker = await hire(store)
-    await store.limit("default", 1)
+    await store.configure("default", max_running=1)
     (only,) = await claim(store, worker)
 
     await settle(store, only, event)
@@ -55,7 +55,7 @@ async def test_what_was_claimed_before_there_was_a_limit(store: Store) -> None:
     await store.enqueue([a_task() for _ in range(4)])
     worker = await hire(store)
     first, second, third = await claim(store, worker, 3)
-    await store.limit("default", 2)
+    await store.configure("default", max_running=2)
 
     assert await claim(store, worker) == []
     assert await count(store, State.RUNNING) == 3
@@ -70,10 +70,10 @@ async def test_none_and_no_limit(store: Store, limit: int | None) -> None:
     """A limit of 0 lets nothing start, and taking the limit away lets everything."""
     await store.enqueue([a_task() for _ in range(5)])
     worker = await hire(store)
-    await store.limit("default", 1)
+    await store.configure("default", max_running=1)
     assert len(await claim(store, worker)) == 1
 
-    await store.limit("default", limit)
+    await store.configure("default", max_running=limit)
 
     assert len(await claim(store, worker)) == (4 if limit is None else 0)
 
@@ -83,16 +83,16 @@ async def test_paused(store: Store) -> None:
     await store.enqueue([a_task() for _ in range(4)])
     other_queue = await add(store, queue="other")
     worker = await hire(store)
-    await store.limit("default", 2)
+    await store.configure("default", max_running=2)
     (running,) = await claim(store, worker, 1)
-    await store.pause("default", paused=True)
+    await store.configure("default", paused=True)
 
     (only,) = await claim(store, worker)
     assert only.fence.task_id == other_queue
     await settle(store, running, Event.SUCCEED)
     assert await state(store, running.fence.task_id) is State.SUCCEEDED
     assert await claim(store, worker) == []
-    await store.pause("default", paused=False)
+    await store.configure("default", paused=False)
     assert len(await claim(store, worker)) == 2
 
 
@@ -103,9 +103,9 @@ async def test_what_is_not_to_start_any_more(store: Store) -> None:
     worker = await hire(store)
     queue_slots = [QueueSlots(queue=queue, slots=2) for queue in names]
     assert len(await claim(store, worker, queue_slots=queue_slots)) == 12
-    await store.pause("paused", paused=True)
+    await store.configure("paused", paused=True)
     for queue, limit in {"none": 0, "fewer": 1, "full": 2, "free": 3}.items():
-        await store.limit(queue, limit)
+        await store.configure(queue, max_running=limit)
 
     assert await store.closed_queues(names) == {"paused", "none", "fewer"}
     assert await store.closed_queues(["fewer", "full"]) == {"fewer"}
@@ -117,7 +117,7 @@ async def test_a_queue_beside(store: Store) -> None:
     await store.enqueue([a_task(queue="few", priority=9) for _ in range(9)])
     await store.enqueue([a_task(queue="many") for _ in range(9)])
     worker = await hire(store)
-    await store.limit("few", 2)
+    await store.configure("few", max_running=2)
 
     queues = [one.queue for one in await claim(store, worker, 8)]
 
@@ -128,7 +128,7 @@ async def test_what_could_not_start_at_once(store: Store) -> None:
     """Of a queue with a limit a worker gets only what it can start now; others may have more."""
     await store.enqueue([a_task(queue=queue) for queue in ("few", "many") for _ in range(9)])
     worker = await hire(store)
-    await store.limit("few", 5)
+    await store.configure("few", max_running=5)
 
     queues = [one.queue for one in await claim(store, worker, 12, at_once=2)]
 
@@ -139,7 +139,7 @@ async def test_the_worker_has_limits_of_its_own(store: Store) -> None:
     """Of the slots a worker has left for a queue and the queue's own room the smaller counts."""
     await store.enqueue([a_task(queue="a") for _ in range(9)])
     one, other = await hire(store), await hire(store)
-    await store.limit("a", 5)
+    await store.configure("a", max_running=5)
 
     assert len(await claim(store, one, queue_slots=[QueueSlots(queue="a", slots=3)])) == 3
     assert len(await claim(store, other, queue_slots=[QueueSlots(queue="a", slots=3)])) == 2
@@ -149,7 +149,7 @@ async def test_a_dead_worker(store: Store, virtual_time: VirtualTime) -> None:
     """What a dead worker held counts until it is swept, and no longer."""
     await store.enqueue([a_task() for _ in range(3)])
     one = await hire(store)
-    await store.limit("default", 2)
+    await store.configure("default", max_running=2)
     assert len(await claim(store, one)) == 2
     virtual_time.advance(LEASE + 1)
     other = await hire(store)
@@ -164,7 +164,7 @@ async def test_many_at_once(store: Store) -> None:
     await store.enqueue([a_task(queue=f"q{i % 2}") for i in range(150)])
     limits = {"q0": 3, "q1": 1}
     for queue, limit in limits.items():
-        await store.limit(queue, limit)
+        await store.configure(queue, max_running=limit)
     most: dict[str, int] = {}
 
     async def work() -> None:
@@ -199,8 +199,8 @@ async def test_the_list_of_queues(store: Store) -> None:
         store, worker, queue_slots=[QueueSlots(queue="b", slots=1), QueueSlots(queue="a", slots=1)]
     )
     await settle(store, one if one.queue == "a" else other, Event.SUCCEED)
-    await store.limit("c", 7)
-    await store.pause("b", paused=True)
+    await store.configure("c", max_running=7)
+    await store.configure("b", paused=True)
 
     assert await store.queues() == [
         QueueStatus(name="b", paused=True, max_running=None, scheduled=1, ready=1, running=1),
@@ -210,13 +210,13 @@ async def test_the_list_of_queues(store: Store) -> None:
 
 async def test_pausing_keeps_the_limit(store: Store) -> None:
     """Pausing and limiting are two things: neither changes the other."""
-    await store.limit("a", 4)
-    await store.pause("a", paused=True)
-    await store.limit("a", 5)
+    await store.configure("a", max_running=4)
+    await store.configure("a", paused=True)
+    await store.configure("a", max_running=5)
     (queue,) = await store.queues()
     assert (queue.max_running, queue.paused) == (5, True)
 
-    await store.pause("a", paused=False)
+    await store.configure("a", paused=False)
     (queue,) = await store.queues()
     assert (queue.max_running, queue.paused) == (5, False)
 
@@ -226,13 +226,13 @@ async def test_a_change_is_news(store: Store) -> None:
     async with listening(store, [Bell.WORK, Bell.CANCEL]) as ear:
         for limit in 3, None:
             before = ear.heard[Bell.WORK]
-            await store.limit("a", limit)
+            await store.configure("a", max_running=limit)
             await ear.hears(Bell.WORK, after=before)
         before = ear.heard[Bell.CANCEL]
-        await store.pause("a", paused=True)
+        await store.configure("a", paused=True)
         await ear.hears(Bell.CANCEL, after=before)
         before = ear.heard[Bell.WORK]
-        await store.pause("a", paused=False)
+        await store.configure("a", paused=False)
         await ear.hears(Bell.WORK, after=before)
 
 
@@ -240,7 +240,7 @@ async def test_room_is_news(store: Store) -> None:
     """Whoever found a queue full hears when a task of it has ended."""
     await store.enqueue([a_task() for _ in range(2)])
     worker = await hire(store)
-    await store.limit("default", 1)
+    await store.configure("default", max_running=1)
     (only,) = await claim(store, worker)
     async with listening(store, [Bell.WORK]) as ear:
         before = ear.heard[Bell.WORK]

@@ -8,8 +8,10 @@ import pytest
 import trio
 
 from nursery_queue._core._errors import Closed
+from nursery_queue._core._schedules import NewSchedule
 from nursery_queue._core._states import Event
 from nursery_queue._core._streams import Chunk, StreamWrite
+from nursery_queue._core._when import Every
 from nursery_queue._store import Bell, Store
 from tests.support.listening import PATIENCE, Step, listening
 from tests.support.store_steps import (
@@ -163,6 +165,11 @@ async def written_in_a_transaction(store: Store) -> Step:
     return step
 
 
+async def scheduled(store: Store) -> Step:
+    schedule = NewSchedule(name="s", when=Every(60), task=a_task())
+    return lambda: store.set_schedule(schedule)
+
+
 NEWS = [
     *[
         (Bell.WORK, step)
@@ -188,6 +195,7 @@ NEWS = [
         for step in (cancelled, succeeded, deleted, succeeded_in_a_transaction, lost_for_good)
     ],
     *[(Bell.STREAM, step) for step in (written, stream_closed, written_in_a_transaction)],
+    (Bell.SCHEDULE, scheduled),
 ]
 
 
@@ -220,6 +228,7 @@ async def test_only_the_bells_asked_for(store: Store, bell: Bell) -> None:
         await store.cancel(task.id)
         await store.cancel(waiting)
         await add(store)
+        await (await scheduled(store))()
         for each in Bell:
             await all_ears.hears(each, after=before[each])
         await ear.hears(bell, after=1)
@@ -263,7 +272,7 @@ async def test_listening_to_a_closed_store(store: Store) -> None:
 
 async def test_a_quiet_queue(store: Store) -> None:
     """An enqueue to a queue that wakes nobody is not heard; what else happens to its task is."""
-    await store.notify("quiet", notify=False)
+    await store.configure("quiet", notify=False)
     worker = await hire(store)
     async with listening(store) as ear:
         await ear.hears(Bell.WORK, after=0)

@@ -316,3 +316,18 @@ async def test_nothing_is_closed_before_the_commit(store: Store) -> None:
             raise ZeroDivisionError
 
     assert await store.outcomes([kept.fence, dropped.fence]) == {kept.fence: Outcome.SUCCEEDED}
+
+
+async def test_two_claims_of_one_task(store: Store) -> None:
+    """Of two successes of one task in one call, the one whose claim is held counts."""
+    await store.enqueue([a_task()])
+    worker = await hire(store)
+    first = await claim_one(store, worker)
+    await settle(store, first.fence, Event.INTERRUPT)
+    second = await claim_one(store, worker)
+    batch = [
+        ends(each, Event.SUCCEED, result=str(each.epoch)) for each in (first.fence, second.fence)
+    ]
+
+    assert await store.settle(batch) == {first.fence: Refusal.STALE}
+    assert (await status(store, second.fence.task_id)).result == second.fence.epoch

@@ -19,7 +19,10 @@ README = ROOT / "README.md"
 DOCS = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "reference").glob("*.md")])
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 # These pages go on from the program of the README; their fragments are run after it, in order.
-TOUR = [README, *(ROOT / "docs" / f"{name}.md" for name in ("handlers", "queues", "production"))]
+TOUR = [
+    README,
+    *(ROOT / "docs" / f"{name}.md" for name in ("handlers", "queues", "schedules", "production")),
+]
 # A comment right above a block, which readers do not see, says what is to be done with it.
 BLOCK = re.compile(
     r"^(?:<!-- (?P<mark>\w+)(?: (?P<name>[^\s>]+))? -->\n)?"

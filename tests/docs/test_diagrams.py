@@ -59,10 +59,11 @@ def classes() -> dict[str, set[str]]:
             if isinstance(node, ast.ClassDef):
                 own.setdefault(node.name, set()).update(members(node))
                 bases[node.name] = [base.id for base in node.bases if isinstance(base, ast.Name)]
-    return {
-        name: found.union(*(own.get(base, set()) for base in bases[name]))
-        for name, found in own.items()
-    }
+
+    def inherited(name: str) -> set[str]:
+        return own.get(name, set()).union(*(inherited(base) for base in bases.get(name, ())))
+
+    return {name: inherited(name) for name in own}
 
 
 def members(node: ast.ClassDef) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import re
 import shutil
@@ -26,6 +27,7 @@ from tests.docs.reader import KINDS, Reader, printed_as_promised
 
 QUICKSTART, SQL = ROOT / "docs" / "quickstart.md", ROOT / "docs" / "sql.md"
 FRAMEWORKS = ROOT / "docs" / "frameworks.md"
+LIMITS, WHY = ROOT / "docs" / "limits.md", ROOT / "docs" / "why.md"
 AFTER_COMMIT, HOW_IT_WORKS = ROOT / "docs" / "after-commit.md", ROOT / "docs" / "how-it-works.md"
 SIGNUPS = Path(__file__).with_name("signups.py")
 INCLUDED = re.compile(r"^```\{(?:literal)?include\} (\S+)$", re.MULTILINE)
@@ -39,9 +41,13 @@ TOCTREE = re.compile(r"^```\{toctree\}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Other pages have no blocks of code.
 DONE = {
     "quickstart": KINDS,
-    "handlers": {"fragment"},  # test_readme.py runs these, and those of the next two pages
+    "handlers": {"fragment"},  # test_readme.py runs these, and those of the next three pages
     "queues": {"fragment"},
+    "limits": {"fragment", "sh", "sql", "text"},
+    "schedules": {"fragment", "pytest"},
+    "why": {"fragment", "sh", "sql", "text"},
     "production": {"fragment", "mermaid", "pytest"},
+    "deduplication": {"pytest"},
     "streams": {"pytest"},
     "testing": {"pytest"},
     "asyncio": {"pytest"},
@@ -49,6 +55,7 @@ DONE = {
     "after-commit": {"fragment", "pytest"},
     "sql": KINDS,
     "how-it-works": KINDS,
+    "performance": {"parse"},
 }
 
 every_page = pytest.mark.parametrize("page", DOCS, ids=name)
@@ -209,6 +216,58 @@ def test_every_framework(migrated: str, tmp_path: Path) -> None:
     assert sorted(said) == [
         f"{world}@example.org has signed up" for world in ("async-session", "django", "session")
     ]
+
+
+def is_fragment(block: Block) -> bool:
+    return block.kind == "fragment"
+
+
+async def follow(page: Path, reader: Reader, names: dict[str, Any]) -> None:
+    """Do what all blocks of a page say, in their order; fragments in the loop of the test."""
+    for fragments, group in itertools.groupby(blocks(page), is_fragment):
+        if not fragments:
+            await trio.to_thread.run_sync(reader.follow, list(group))
+            continue
+        for block in group:
+            if inspect.isawaitable(running := eval(block.code, names)):  # noqa: S307  # the point
+                await running
+
+
+async def test_why(migrated: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each way of asking answers what the page shows, and the fragments say the same."""
+    async with nq.connect(migrated) as client:
+        await follow(WHY, Reader(tmp_path, migrated, nobody_works), {"client": client})
+
+    assert capsys.readouterr().out.splitlines() == [
+        "ready",
+        "no_workers no worker is alive {'draining': 0}",
+        "queue_paused queue mail is paused {'queue': 'mail'}",
+        "[1]",
+    ]
+
+
+def test_all_reasons_are_explained() -> None:
+    """The page has a row for each, in the order in which they are told."""
+    rows = re.findall(r"^\| `(\w+)` \|", WHY.read_text(encoding="utf-8"), re.MULTILINE)
+
+    assert rows == [*nq.ReasonCode]
+
+
+async def test_limits(migrated: str, tmp_path: Path) -> None:
+    """Each way of setting limits does what the page says, and what code declares is stored."""
+    reader, app = Reader(tmp_path, migrated, nobody_works), nq.App()
+    names: dict[str, Any] = {"nq": nq, "app": app}
+    async with nq.connect(migrated) as client:
+        await follow(LIMITS, reader, names | {"client": client})
+        async with trio.open_nursery() as nursery:
+            worker = nq.Worker(app, client)
+            await nursery.start(worker.run)
+            worker.stop()
+        found = {queue.name: queue for queue in await client.queues()}
+
+    assert list(found) == ["calls", "imports", "mail"]
+    assert (found["mail"].max_running, found["imports"].notify) == (5, False)
+    assert (found["imports"].rate, found["imports"].max_running_per_key) == (nq.Rate(10, 60), 1)
 
 
 async def test_after_the_commit(migrated: str) -> None:

@@ -16,7 +16,6 @@ import nursery_queue.testing
 from tests.docs.pages import ROOT
 
 
-FUTURE = "annotations"  # what `from __future__` leaves in a module
 PAGES = sorted((ROOT / "docs" / "reference").glob("*.md"))
 ENTRY = re.compile(r"^\.\. (?:auto|py:)\w+:: nursery_queue\.([\w.]+)", re.MULTILINE)
 EXCLUDED = re.compile(
@@ -27,11 +26,7 @@ EXCLUDED = re.compile(
 
 def public_names(module: ModuleType, prefix: str = "") -> list[str]:
     """Return every name that may be imported from *module*, its modules aside."""
-    return [
-        prefix + name
-        for name, found in vars(module).items()
-        if not name.startswith("_") and not isinstance(found, ModuleType) and name != FUTURE
-    ]
+    return [prefix + name for name in module.__all__]
 
 
 def test_every_public_name_has_one_entry() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -10,21 +9,14 @@ import trio
 
 import nursery_queue as nq
 
-from nursery_queue.testing import MemoryStore
-
 
 LOUD = "declared"
 Seen = tuple[str, int, str | None]
 
 
-@pytest.fixture(params=["memory", "postgres"])
-async def client(request: pytest.FixtureRequest) -> AsyncGenerator[nq.Client]:
-    if request.param == "memory":
-        async with nq.Client(MemoryStore()) as client:
-            yield client
-    else:
-        async with nq.connect(str(request.getfixturevalue("migrated"))) as client:
-            yield client
+@pytest.fixture
+def client(either: nq.Client) -> nq.Client:
+    return either
 
 
 @pytest.fixture

@@ -155,6 +155,30 @@ async def test_what_waits_in_a_worker_takes_no_slot(
     assert gauge.times == pytest.approx([n // 2 for n in range(10)], abs=0.5)
 
 
+@pytest.mark.parametrize("prefetch", ["auto", 0, 20])
+async def test_quick_tasks_of_another_queue_leave_a_limited_one_its_share(
+    virtual_time: VirtualTime,
+    app: nq.App,
+    either: nq.Client,
+    gauge: Gauge,
+    prefetch: str | int,
+) -> None:
+    """Beside a backlog of quick tasks that is claimed ahead, a queue with a limit is at its limit.
+
+    It is offered no more than would start; where all slots are refilled from what is claimed ahead
+    that must not mean none: it once started six tasks in twelve seconds.
+    """
+    await either.configure_queue("pool", max_running=3)
+    limited = await fill(app, either, 150, seconds=0.02)
+    await fill(app, either, 2000, seconds=0.01, queue="other")
+    async with working(quiet(app, either, concurrency=8, prefetch=prefetch)):
+        await trio.sleep(1)
+        done = await states(either, limited)
+
+    assert done["succeeded"] >= 50  # three at a time could do 150; about every other claim has some
+    assert gauge.most["pool"] == 3
+
+
 async def test_a_busy_worker_comes_back_for_what_it_left(
     virtual_time: VirtualTime, app: nq.App, either: nq.Client, gauge: Gauge
 ) -> None:

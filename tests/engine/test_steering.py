@@ -101,6 +101,36 @@ async def test_a_limit(either: nq.Client, mail: nq.TaskType[[str], None]) -> Non
     assert {(queue.name, queue.scheduled, queue.running) for queue in seen} == {("mail", 1, 0)}
 
 
+async def test_all_at_once(either: nq.Client) -> None:
+    """What is given is set in one step, what is not given stays, and None takes a limit away."""
+    await either.configure_queue(
+        "calls",
+        max_running=50,
+        max_running_per_key=2,
+        rate=nq.Rate(1000, per=60),
+        rate_per_key=nq.Rate(100, per=60, burst=20),
+    )
+    await either.pause("calls")
+    await either.configure_queue("calls", rate=None, max_running_per_key=3, notify=False)
+
+    assert await either.queues() == [
+        QueueStatus(
+            name="calls",
+            paused=True,
+            max_running=50,
+            max_running_per_key=3,
+            rate=None,
+            rate_per_key=nq.Rate(100, per=60, burst=20),
+            notify=False,
+            scheduled=0,
+            ready=0,
+            running=0,
+        )
+    ]
+    await either.configure_queue("calls", paused=False)
+    assert [queue.paused for queue in await either.queues()] == [False]
+
+
 @pytest.mark.parametrize("name", ["", "a\nb", "x" * 256])
 async def test_names_that_are_none(either: nq.Client, name: str) -> None:
     """A queue without a name is refused, and nothing is set."""
@@ -114,17 +144,23 @@ async def test_names_that_are_none(either: nq.Client, name: str) -> None:
 
 
 async def test_limits_that_are_none(either: nq.Client) -> None:
-    """A limit is a whole number, 0 or more, or None; and it must be given."""
+    """A limit is a whole number, 0 or more, or None, a rate a Rate; and one must be given."""
     configure = cast("Callable[..., Any]", either.configure_queue)
-    with pytest.raises(ValueError, match=r"max_running.*-1"):
-        await configure("mail", max_running=-1)
-    for wrong in (1.5, "3", True):
-        with pytest.raises(TypeError, match="max_running"):
-            await configure("mail", max_running=wrong)
-    for neither in (None, 1, "off"):
-        with pytest.raises(TypeError, match="notify must be"):
-            await configure("mail", notify=neither)
-    with pytest.raises(TypeError, match="max_running, notify"):
+    for limit in ("max_running", "max_running_per_key"):
+        with pytest.raises(ValueError, match=rf"{limit} .*-1"):
+            await configure("mail", paused=True, **{limit: -1})
+        for wrong in (1.5, "3", True):
+            with pytest.raises(TypeError, match=f"{limit} must be"):
+                await configure("mail", paused=True, **{limit: wrong})
+    for rate in ("rate", "rate_per_key"):
+        for no_rate in (5, "5/60", (5, 60)):
+            with pytest.raises(TypeError, match=rf"{rate} must be a Rate, such as .*Rate\(100"):
+                await configure("mail", max_running=5, **{rate: no_rate})
+    for switch in ("paused", "notify"):
+        for neither in (None, 1, "off"):
+            with pytest.raises(TypeError, match=f"{switch} must be"):
+                await configure("mail", max_running=5, **{switch: neither})
+    with pytest.raises(TypeError, match=r"'mail'.*max_running, .*rate, .*notify"):
         await configure("mail")
 
     assert await either.queues() == []

@@ -120,8 +120,9 @@ async def test_threads_are_bounded(
             virtual_time.advance(60)
         assert [await outcomes(client, ref) for ref in refs] == [["timed_out"]] * 3 + [[]] * 6
         go.set()
-        for ref in refs[3:]:
-            assert (await final(client, ref)).state == "succeeded"
+        with virtual_time.hold():  # threads end in real time, however busy the machine is
+            for ref in refs[3:]:
+                assert (await final(client, ref)).state == "succeeded"
 
     assert most == 3
 

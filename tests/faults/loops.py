@@ -40,6 +40,7 @@ VERBS = {
     "settler": "settle",
     "listener": "listen",
     "claimer": "claim",
+    "scheduler": "fire_schedules",
     "maintenance": "sweep",
 }
 

@@ -59,8 +59,8 @@ async def test_a_bug_is_one_loops_alone(
             break_loop(store, loop, error)
             refs = [await client.enqueue("nop", n=n) for n in range(3)]
             await trio.sleep(20)  # less than the lease
-            if loop == "maintenance":
-                await trio.sleep(30)  # until its next turn
+            if loop in {"maintenance", "scheduler"}:
+                await trio.sleep(70)  # until its next turn
             assert unwell(worker) == {loop}
             health = loop_health(worker, loop)
             assert (health.state, health.restarts > 3) == ("backing_off", True)
@@ -293,7 +293,7 @@ def test_the_loops_are_named() -> None:
     """Every loop that the worker supervises has its line in `health()`."""
     worker = nq.Worker(nq.App(), nq.Client(FlakyStore()))
 
-    assert set(worker.health().loops) == {*VERBS, "lease", "reporter"}
+    assert set(worker.health().loops) == {*VERBS, "lease", "reporter", "declarations"}
 
 
 async def test_a_bug_in_a_report(

@@ -26,14 +26,14 @@ from tests.support.workers import final, outcomes, working
 # What is said on each connection, and on no other.
 LISTEN = b'LISTEN "nursery_queue'
 HEARTBEAT = b"set heartbeat_at = nursery_queue.now()"
-CLAIM = b"with walked as materialized"
+CLAIM = b"nursery_queue.claim("
 SETTLE = b"with settled as materialized"
 HANDLER = b"select 'by the handler'"
 
 VICTIMS = {
     "listener": "query like 'LISTEN%' or query = ''",  # the latter asks whether it is alive
     "heartbeat": "query like '%set heartbeat_at%'",
-    "claims and outcomes": "query like '%with walked%' or query like '%with settled%'",
+    "claims and outcomes": "query like '%nursery_queue.claim(%' or query like '%with settled%'",
     "pool": "query = 'select ''by the handler'''",
 }
 KILL = """

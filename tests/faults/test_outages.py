@@ -13,7 +13,7 @@ import nursery_queue as nq
 
 from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue.testing import VirtualTime
-from tests.faults.loops import Holding, lines, logged, until_well, unwell
+from tests.faults.loops import VERBS, Holding, lines, logged, until_well, unwell
 from tests.support.flaky_store import FlakyStore, nothing
 from tests.support.store_steps import hire
 from tests.support.workers import Longest, outcomes, working
@@ -41,7 +41,7 @@ async def test_a_heartbeat_that_succeeds_again_hurries_the_others(
             store.hang_up()
             late = await client.enqueue("hold")
             await trio.sleep_until(60)
-            assert unwell(worker) == {"heartbeat", "settler", "listener", "claimer", "maintenance"}
+            assert unwell(worker) == {*VERBS}
             beats = store.calls["heartbeat"]
             back_at = trio.current_time()
             store.mend()
@@ -54,7 +54,7 @@ async def test_a_heartbeat_that_succeeds_again_hurries_the_others(
             assert unwell(worker) == set()
             assert store.calls["heartbeat"] - beats < 5
 
-    for name in ("heartbeat", "settler", "listener", "claimer", "maintenance"):
+    for name in VERBS:
         failed, back = lines(caplog, name)
         assert failed.startswith(f"WARNING {name} failed, restarting it: TransientError")
         assert back == f"INFO {name} is back"

@@ -23,7 +23,7 @@ from tests.support.proxy import DETOURS, Proxy
 from tests.support.workers import Longest, outcomes, working
 
 
-LOOPS = ("heartbeat", "settler", "listener", "claimer", "maintenance")
+LOOPS = ("heartbeat", "settler", "listener", "claimer", "scheduler", "maintenance")
 
 
 @attrs.define(eq=False)

@@ -15,7 +15,7 @@ from tests.support.proxy import Proxy
 
 
 STOP_AT, GRACE, CLEANUP = 5.0, 7.0, 3.0
-CLAIM = b"with walked as materialized"
+CLAIM = b"nursery_queue.claim("
 SETTLE = b"with settled as materialized"
 SILENT = 20.0  # seconds to give up statements under way, on connections that say nothing
 

@@ -10,9 +10,13 @@ from typing import Any
 
 import attrs
 
+from nursery_queue._core._rate import Rate
 from tests.model.picture import EMPTY, FINAL, Picture, Task
+from tests.model.pools import Pool
+from tests.support.flow_steps import most_in_a_window
 
 
+Lane = tuple[str, str | None]
 GONE = "gone"
 WAITING = frozenset({"ready", "scheduled", "parked"})
 # From one place to the next, within one step; not by whatever step, see `AFTER_THE_END`.
@@ -58,6 +62,8 @@ class Ledger:
     ends: Counter[int] = attrs.field(factory=Counter[int])  # of tasks that asked to be told of
     told: Counter[int] = attrs.field(factory=Counter[int])
     due: dict[int, dt.datetime] = attrs.field(factory=dict[int, dt.datetime])
+    # When tasks have started since the rate is as it is: by queue and key (None: all of the queue).
+    starts: dict[Lane, list[dt.datetime]] = attrs.field(factory=dict[Lane, "list[dt.datetime]"])
 
     def check(self, done: Done, after: Picture, now: dt.datetime) -> None:
         """Hold a step, and what is there after it, to the rules."""
@@ -69,6 +75,8 @@ class Ledger:
                 _check_change(done, number, before.tasks[number], after.tasks[number], now)
         if done.verb == "claim":
             self._check_starts(done, before, after, now)
+            self._check_rates(done, after, now)
+        self._forget_starts(before, after)
         self.due.update(done.due)
         self._check_sums(after)
         _check_keys(after)
@@ -116,14 +124,29 @@ class Ledger:
         for number in done.to:
             assert self.due[number] <= now, f"task {number} is not due before {self.due[number]}"
         was, running = _running(before), _running(after)
-        for queue in {after.tasks[number].asked.queue for number in done.to}:
-            pool = after.pools.get(queue)
-            assert pool is None or not pool.paused, f"{queue} is paused"
-            if pool is not None and pool.max_running is not None:
-                assert running[queue] <= pool.max_running, (
-                    f"{running[queue]} of {queue} run, {was[queue]} did before; "
-                    f"the limit is {pool.max_running}"
-                )
+        for lane in {lane for number in done.to for lane in lanes(after.tasks[number])}:
+            queue, key = lane
+            pool = after.pools.get(queue, Pool())
+            assert not pool.paused, f"{queue} is paused"
+            most = pool.max_running if key is None else pool.max_running_per_key
+            assert most is None or running[lane] <= most, (
+                f"{running[lane]} of {lane} run, {was[lane]} did before; the limit is {most}"
+            )
+
+    def _check_rates(self, done: Done, after: Picture, now: dt.datetime) -> None:
+        for number in done.to:
+            for lane in lanes(after.tasks[number]):
+                self.starts.setdefault(lane, []).append(now)
+        for lane, starts in self.starts.items():
+            if (rate := _rate(after, lane)) is not None:
+                most = most_in_a_window(starts, rate.per)
+                assert most <= rate.count + rate.burst, f"{most} of {lane} have started in {rate}"
+
+    def _forget_starts(self, before: Picture, after: Picture) -> None:
+        """Forget the starts of lanes whose rate has just been set."""
+        for lane in list(self.starts):
+            if _rate(before, lane) != _rate(after, lane):
+                del self.starts[lane]
 
     def _check_sums(self, after: Picture) -> None:
         assert len(after.tasks) == self.stored - self.forgotten
@@ -165,5 +188,16 @@ def _check_keys(after: Picture) -> None:
     assert dict(keyed) == after.keys
 
 
-def _running(picture: Picture) -> Counter[str]:
-    return Counter(task.asked.queue for task in picture.tasks.values() if task.place == "running")
+def lanes(task: Task) -> set[Lane]:
+    """Return what has limits that a task counts against: its queue, and its key in that."""
+    return {(task.asked.queue, None), (task.asked.queue, task.asked.key)}
+
+
+def _rate(picture: Picture, lane: Lane) -> Rate | None:
+    pool = picture.pools.get(lane[0], Pool())
+    return pool.rate if lane[1] is None else pool.rate_per_key
+
+
+def _running(picture: Picture) -> Counter[Lane]:
+    running = [task for task in picture.tasks.values() if task.place == "running"]
+    return Counter(lane for task in running for lane in lanes(task))

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from nursery_queue._core._filters import CancelFilter, TaskFilter
 from nursery_queue._core._model import Claim, Fence, QueueSlots, Settlement
+from nursery_queue._core._queue_changes import QueueChanges
 from tests.model import expectations as expect, transactions as tx
 from tests.model.picture import PARKED, Picture
 from tests.model.verbs import Verbs
@@ -26,6 +27,7 @@ from tests.model.wishes import (
     TYPES,
     Wish,
     batches,
+    changes,
     filters,
     kinds,
     listings,
@@ -124,7 +126,7 @@ class Machine(RuleBasedStateMachine):
         self.do(self.verbs.enqueue, [wish])
 
     @precondition(lambda self: self.any_is("ready", "scheduled", "running", "parked"))
-    @rule(which=which, running=st.booleans())
+    @rule(which=which, running=st.sampled_from([True, True, False]))
     def cancel(self, which: int, running: bool) -> None:
         self.do(self.verbs.cancel, self.a_task(which), running=running)
 
@@ -143,17 +145,10 @@ class Machine(RuleBasedStateMachine):
         ended = [number for number, task in self.picture.tasks.items() if not task.live]
         self.do(self.verbs.retry, _pick(which, ended[-4:], self.a_task(which)))
 
-    @rule(
-        queue=st.sampled_from(QUEUES),
-        paused=st.sampled_from([None, None, False, True]),
-        max_running=st.sampled_from([2, 1, None, 0]),
-    )
-    def set_queue(self, queue: str, paused: bool | None, max_running: int | None) -> None:
-        """Pause a queue or resume it, or else set its limit."""
-        if paused is None:
-            self.do(self.verbs.limit, queue, max_running)
-        else:
-            self.do(self.verbs.pause, queue, paused=paused)
+    @rule(queue=st.sampled_from(QUEUES), changes=changes)
+    def set_queue(self, queue: str, changes: QueueChanges) -> None:
+        """Pause a queue or resume it, or else set a limit or a rate."""
+        self.do(self.verbs.set_queue, queue, **changes)
 
     @rule(steps=steps, commits=st.sampled_from([True, True, False]))
     def transaction(self, steps: list[Any], commits: bool) -> None:
@@ -190,13 +185,15 @@ class Machine(RuleBasedStateMachine):
     @initialize(
         kinds=st.lists(kinds, max_size=3),
         wishes=st.lists(wishes, max_size=5),
-        most=st.sampled_from([None, 2, 1]),
+        changes=st.none() | changes,
         claims=st.booleans(),
     )
-    def begin(self, kinds: list[int], wishes: list[Wish], most: int | None, claims: bool) -> None:
+    def begin(
+        self, kinds: list[int], wishes: list[Wish], changes: QueueChanges | None, claims: bool
+    ) -> None:
         """Begin with something to do, and with somebody who does it."""
-        if most is not None:
-            self.do(self.verbs.limit, QUEUES[0], most)
+        if changes is not None:
+            self.do(self.verbs.set_queue, QUEUES[0], **changes)
         for kind in kinds:
             self._register(kind)
         if wishes:

@@ -19,6 +19,7 @@ from nursery_queue._core._states import State
 from nursery_queue._memory._memory_rows import Position as MemoryPosition
 from nursery_queue._memory._memory_store import MemoryStore
 from nursery_queue._pg._postgres_store import PostgresStore
+from tests.model.pools import Pool, of_row, of_setting
 from tests.model.sides import Side
 
 
@@ -35,6 +36,7 @@ class Asked:
     queue: str
     priority: int
     params: Any
+    key: str | None
     max_attempts: int | None
     keep_for: float | None
     dedup_key: str | None
@@ -107,12 +109,6 @@ class Worker:
 
 
 @attrs.frozen(kw_only=True)
-class Pool:
-    paused: bool
-    max_running: int | None
-
-
-@attrs.frozen(kw_only=True)
 class Picture:
     tasks: Mapping[int, Task]
     keys: Mapping[str, int]
@@ -137,21 +133,21 @@ EMPTY = Picture(tasks={}, keys={}, pools={}, workers={})
 LOOK: LiteralString = """
 select json_build_object(
     'task', (select json_agg(json_build_array(
-                 id, task_type, queue, priority, params, max_attempts, keep_for, dedup_key,
+                 id, task_type, queue, priority, params, key, max_attempts, keep_for, dedup_key,
                  on_complete, context, completes, created_at, run_at) order by id)
                from nursery_queue.task),
     'ready', (select json_agg(json_build_array(
-                 task_id, attempt, epoch, lost, due_at, suspect, queue, priority, task_type))
+                 task_id, attempt, epoch, lost, due_at, suspect, queue, priority, task_type, key))
                 from nursery_queue.ready),
     'parked', (select json_agg(json_build_array(
-                  task_id, attempt, epoch, lost, due_at, suspect, queue, priority, task_type))
+                  task_id, attempt, epoch, lost, due_at, suspect, queue, priority, task_type, key))
                  from nursery_queue.parked),
     'scheduled', (select json_agg(json_build_array(task_id, attempt, epoch, lost, due_at))
                     from nursery_queue.scheduled),
     'running', (select json_agg(json_build_array(
                    task_id, attempt, epoch, lost, worker_id, started_at,
                    cancel_requested_at is not null, cancel_interrupts, started, suspect,
-                   pool))
+                   pool, key))
                   from nursery_queue.running),
     'finished', (select json_agg(json_build_array(
                     task_id, attempt, epoch, lost, state, finished_at, expires_at, result,
@@ -162,7 +158,9 @@ select json_build_object(
                    error_type, error_message, final) order by epoch)
                   from nursery_queue.attempt),
     'dedup', (select json_agg(json_build_array(dedup_key, task_id)) from nursery_queue.dedup),
-    'queue', (select json_agg(json_build_array(name, paused, max_running))
+    'queue', (select json_agg(json_build_array(
+                 name, paused, max_running, max_running_per_key, rate_count, rate_per, rate_burst,
+                 key_rate_count, key_rate_per, key_rate_burst))
                 from nursery_queue.queue),
     'worker', (select json_agg(json_build_array(id, task_types, lease, heartbeat_at, draining))
                  from nursery_queue.worker))
@@ -190,7 +188,7 @@ async def of_postgres(side: Side) -> Picture:
     picture = Picture(
         tasks=tasks,
         keys={key: side.number(task_id) for key, task_id in rows["dedup"]},
-        pools={name: Pool(paused=paused, max_running=most) for name, paused, most in rows["queue"]},
+        pools={name: of_row(*row) for name, *row in rows["queue"]},
         workers={UUID(row[0]): _worker(*row[1:]) for row in rows["worker"]},
     )
     _check_copies(side, picture, rows)
@@ -212,7 +210,7 @@ def _positions(rows: Mapping[str, list[Any]]) -> dict[int, Position]:
 def _position(place: str, attempt: int, epoch: int, lost: int, *rest: Any) -> Position:
     here = Position(place=place, attempt=attempt, epoch=epoch, lost=lost)
     if place == "running":
-        worker_id, started_at, requested, interrupts, started, suspect, _ = rest
+        worker_id, started_at, requested, interrupts, started, suspect, *_ = rest
         return attrs.evolve(
             here,
             worker_id=UUID(worker_id),
@@ -246,7 +244,7 @@ def _logs(rows: Iterable[Any]) -> dict[int, tuple[Entry, ...]]:
 
 
 def _task(side: Side, row: Any, position: Position, log: tuple[Entry, ...]) -> Task:
-    _, task_type, queue, priority, params, max_attempts, keep_for, dedup_key, *rest = row
+    _, task_type, queue, priority, params, key, max_attempts, keep_for, dedup_key, *rest = row
     on_complete, context, completes, created_at, run_at = rest
     return Task(
         asked=Asked(
@@ -254,6 +252,7 @@ def _task(side: Side, row: Any, position: Position, log: tuple[Entry, ...]) -> T
             queue=queue,
             priority=priority,
             params=side.params(params, completes),
+            key=key,
             max_attempts=max_attempts,
             keep_for=keep_for,
             dedup_key=dedup_key,
@@ -279,13 +278,15 @@ def _worker(task_types: list[str], lease: float, heartbeat_at: str, draining: bo
 
 def _check_copies(side: Side, picture: Picture, rows: Mapping[str, list[Any]]) -> None:
     """See that what positions repeat of their tasks is right: claims go by it alone."""
-    for task_id, *_, queue, priority, task_type in rows["ready"] + rows["parked"]:
+    for task_id, *_, queue, priority, task_type, key in rows["ready"] + rows["parked"]:
         asked = picture.tasks[side.number(task_id)].asked
         assert (queue, priority, task_type) == (asked.queue, asked.priority, asked.task_type)
-    for task_id, *_, pool in rows["running"]:
-        queue = picture.tasks[side.number(task_id)].asked.queue
-        limited = queue in picture.pools and picture.pools[queue].max_running is not None
-        assert pool == queue if limited else pool in (None, queue)
+        assert key == (asked.key or "")
+    for task_id, *_, pool, key in rows["running"]:
+        asked = picture.tasks[side.number(task_id)].asked
+        counted = asked.queue in picture.pools and picture.pools[asked.queue].counts
+        assert pool == asked.queue if counted else pool in (None, asked.queue)
+        assert key == (asked.key or "")
 
 
 _instant = dt.datetime.fromisoformat
@@ -325,10 +326,7 @@ def of_memory(side: Side) -> Picture:
     return Picture(
         tasks=tasks,
         keys={key: side.number(task_id) for key, task_id in tables.dedup.items()},
-        pools={
-            name: Pool(paused=setting.paused, max_running=setting.max_running)
-            for name, setting in tables.settings.items()
-        },
+        pools={name: of_setting(setting) for name, setting in tables.settings.items()},
         workers={
             worker_id: Worker(
                 task_types=tuple(worker.info.task_types),
@@ -349,6 +347,7 @@ def _asked(side: Side, asked: NewTask, completes: int | None) -> Asked:
         queue=asked.queue,
         priority=asked.priority,
         params=side.params(json.loads(asked.params), completes),
+        key=asked.key,
         max_attempts=asked.max_attempts,
         keep_for=asked.keep_for,
         dedup_key=asked.dedup_key,

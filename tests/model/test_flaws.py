@@ -21,7 +21,8 @@ from nursery_queue.testing import VirtualTime
 from tests.model.search import search
 
 
-EXAMPLES = 500
+EXAMPLES = 1500  # some flaws need two hundred of them
+pytestmark = pytest.mark.timeout(900)  # where one takes a second
 
 
 @attrs.frozen
@@ -38,14 +39,25 @@ FLAWS = {
     "a claim does not look at the limit": Flaw(
         "function room", "greatest(0, max_running - (", "greatest(max_running + 9, ("
     ),
+    "a claim does not look at the limit of a key": Flaw(
+        "function open_lanes",
+        "greatest(0, rule.max_running_per_key",
+        "greatest(9, rule.max_running_per_key",
+    ),
+    "a claim does not look at the rate": Flaw(
+        "function room", "end as tokens", "end + 9 as tokens"
+    ),
     "a claim does not look at the pause": Flaw(
         "function room",
-        "case when not paused",
-        "case when true",
+        "coalesce(array_agg(name) filter (where paused), '{}')",
+        "'{}'",
         also=Flaw("function walk", "(paused or max_running = 0)", "false"),
     ),
     "a settlement does not look at the fence": Flaw(
-        "settle", "and running.epoch = settled.epoch\n       and", "and"
+        "settle",
+        "and running.epoch = settled.epoch\n                            and",
+        "and",
+        also=Flaw("settle_successes", "and running.epoch = settled.epoch\n", "\n"),
     ),
     "a settlement does not look whether a cancel was requested": Flaw(
         "settle", "and (settled.final or running.cancel_requested_at is null)", ""
@@ -54,6 +66,9 @@ FLAWS = {
         "settle",
         "(select task_id from closed where final))",
         "(select task_id from closed where false))",
+    ),
+    "the settlement of a success keeps the dedup key": Flaw(
+        "settle_successes", "(select task_id from closed))", "(select task_id from closed limit 0))"
     ),
     "a sweep takes what living workers hold": Flaw(
         "declare_dead", "heartbeat_at <", "heartbeat_at - interval '1 hour' <"
@@ -74,7 +89,9 @@ FLAWS = {
     "a task is ready before it is due": Flaw(
         "promote", "due_at <= nursery_queue.now()", "due_at <= nursery_queue.now() + interval '2 s'"
     ),
-    "a claim uses an epoch again": Flaw("claim", "epoch + 1 as epoch", "attempt + 1 as epoch"),
+    "a claim uses an epoch again": Flaw(
+        "function claim", "epoch + 1 as epoch", "attempt + 1 as epoch"
+    ),
     "tasks are deleted too soon": Flaw(
         "prune",
         "expires_at <= nursery_queue.now()",

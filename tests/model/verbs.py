@@ -8,7 +8,7 @@ import datetime as dt
 import random
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 from uuid import UUID
 
 import attrs
@@ -28,12 +28,14 @@ from nursery_queue._core._model import (
     WorkerInfo,
 )
 from nursery_queue._core._outcome import KEEP_FOR, AttemptOutcome, Policy, settle
+from nursery_queue._core._queue_changes import QueueChanges
 from nursery_queue._core._retry import RetryPolicy
 from nursery_queue._core._states import Event
 from nursery_queue.testing import VirtualTime
 from tests.model import expectations as expect, transactions as tx
 from tests.model.ledger import GONE, Done, Ledger
 from tests.model.picture import PARKED, Picture, of_memory, of_postgres
+from tests.model.pools import Pool
 from tests.model.questions import ask
 from tests.model.sides import Side, Sides
 from tests.model.wishes import CREW, Wish
@@ -128,15 +130,11 @@ class Verbs:
         moved = {"to": {number: "ready"}, "due": {number: self.clock.now()}} if done else {}
         await self.done("retry", **moved)
 
-    async def pause(self, queue: str, *, paused: bool) -> None:
-        await self.sides.both(lambda side: side.store.pause(queue, paused=paused))
-        await self.done("pause")
-        assert self.picture.pools[queue].paused is paused
-
-    async def limit(self, queue: str, max_running: int | None) -> None:
-        await self.sides.both(lambda side: side.store.limit(queue, max_running))
-        await self.done("limit")
-        assert self.picture.pools[queue].max_running == max_running
+    async def set_queue(self, queue: str, **changes: Unpack[QueueChanges]) -> None:
+        before, wanted = self.picture.pools.get(queue, Pool()), dict[str, Any](changes)
+        await self.sides.both(lambda side: side.store.configure(queue, **changes))
+        await self.done("set_queue")
+        assert self.picture.pools[queue] == attrs.evolve(before, **wanted)
 
     async def ask(self, what: str, numbers: Sequence[int], which: TaskFilter) -> None:
         """Ask something; it changes nothing."""
@@ -212,6 +210,9 @@ class Verbs:
         at_once: int | None,
     ) -> None:
         known = worker_id in self.picture.workers
+        limits_keys = any(
+            pool.max_running_per_key is not None for pool in self.picture.pools.values()
+        )
 
         async def claim(side: Side) -> Claimed:
             found = await side.store.claim(
@@ -219,7 +220,9 @@ class Verbs:
             )
             assert not found.contended, "nobody else is there"
             # In memory unknown types are not in the way; an unknown worker is not told the rest.
-            return attrs.evolve(found, unknown_types=False, held_back=known and found.held_back)
+            # Of a key that is full PostgreSQL does not find out whether it has any more.
+            held_back = known and not limits_keys and found.held_back
+            return attrs.evolve(found, unknown_types=False, held_back=held_back)
 
         claims: list[Claim] = (await self.sides.both(claim)).claims
         assert known or not claims

@@ -22,6 +22,8 @@ from nursery_queue._core._outcome import (
     Succeeded,
     TimedOut,
 )
+from nursery_queue._core._queue_changes import QueueChanges
+from nursery_queue._core._rate import Rate
 from nursery_queue._core._states import State
 
 
@@ -78,20 +80,34 @@ def _wish(drawn: dict[str, Any]) -> Wish:
 
 which = st.integers(0, 7)
 kinds = st.sampled_from([0, 0, 1, 2])
-outcomes = st.sampled_from(list(OUTCOMES))
+outcomes = st.sampled_from(["succeeded", "succeeded", *OUTCOMES])
 wishes = st.fixed_dictionaries(
     {
         "at": st.sampled_from([None, None, None, -5.0, 2.5]),
-        "on_complete": st.sampled_from(COMPLETIONS),
-        "task_type": st.sampled_from(["work", "work", *TYPES]),
-        "queue": st.sampled_from(QUEUES),
+        "on_complete": st.sampled_from([None, None, *COMPLETIONS]),
+        "task_type": st.sampled_from(["work", "work", "work", *TYPES]),
+        "queue": st.sampled_from([QUEUES[0], *QUEUES]),
         "priority": st.sampled_from([0, 7]),
+        "key": st.sampled_from([None, "a", "a", "b"]),
         "run_after": st.sampled_from([0.0, 0.0, 4.0, 64.0]),
         "dedup_key": st.sampled_from([None, None, "k", "l"]),
         "max_attempts": st.sampled_from([None, 1, 2]),
         "keep_for": st.sampled_from([None, 16.0, 0.0]),
     }
 ).map(_wish)
+limits = st.sampled_from([1, 2, 1, None, 0])
+rates = st.sampled_from([Rate(2, per=8, burst=1), Rate(1, per=16), Rate(3, per=10), None])
+_limited = (
+    limits.map(lambda most: QueueChanges(max_running=most)),
+    limits.map(lambda most: QueueChanges(max_running_per_key=most)),
+    rates.map(lambda rate: QueueChanges(rate=rate)),
+)
+changes = st.one_of(
+    *_limited,
+    *_limited,  # more often than the others
+    rates.map(lambda rate: QueueChanges(rate_per_key=rate)),
+    st.booleans().map(lambda paused: QueueChanges(paused=paused)),
+)
 batches = st.lists(wishes, min_size=1, max_size=3)
 queue_slots = st.none() | st.lists(
     st.builds(QueueSlots, queue=st.sampled_from(QUEUES), slots=st.integers(1, 3)),

@@ -20,7 +20,8 @@ with a as (delete from nursery_queue.task), b as (delete from nursery_queue.sche
      c as (delete from nursery_queue.ready), d as (delete from nursery_queue.parked),
      e as (delete from nursery_queue.running), f as (delete from nursery_queue.finished),
      g as (delete from nursery_queue.attempt), h as (delete from nursery_queue.dedup),
-     i as (delete from nursery_queue.queue), j as (delete from nursery_queue.worker)
+     i as (delete from nursery_queue.queue), j as (delete from nursery_queue.worker),
+     k as (delete from nursery_queue.rate), l as (delete from nursery_queue.turn)
 select
 """
 

@@ -26,11 +26,12 @@ QUERIES = sorted(FILES)
 Session = psycopg.Connection[tuple[Any, ...]]
 SCRIPTS = {
     "begin_migration",
+    "end_migration",
     "create_migration_table",
     "copy_tasks",
     "vacuum",
 }  # cannot be prepared
-BIG = ("task", "ready", "running", "scheduled", "finished", "attempt", "dedup")
+BIG = ("task", "ready", "running", "scheduled", "finished", "attempt", "dedup", "schedule", "tick")
 
 
 @attrs.frozen
@@ -96,8 +97,18 @@ FILL = """
     insert into nursery_queue.attempt
     select i, 1, 'succeeded', '00000000-0000-0000-0000-000000000001', now(), now()
       from generate_series(200001, 300000) as i;
-    insert into nursery_queue.dedup select dedup_key, id from nursery_queue.task
+    insert into nursery_queue.dedup
+    select dedup_key, id, null, now() + (id - 500) * interval '1 minute' from nursery_queue.task
      where dedup_key is not null;
+    insert into nursery_queue.schedule (name, app, every, task_type, last_task_id, look_at, paused)
+    select 's' || i, 'main', 60, 'a', i, now() + (i - 500) * interval '1 minute', false
+      from generate_series(1, 100000) as i
+    union all
+    select 'p' || i, 'main', 60, 'a', i, now() - interval '1 day', true
+      from generate_series(1, 50000) as i;
+    insert into nursery_queue.tick
+    select 's', now() + i * interval '1 minute', now() + (i - 50000) * interval '1 minute'
+      from generate_series(1, 100000) as i;
     set session_replication_role = origin;
     select setval(pg_get_serial_sequence('nursery_queue.task', 'id'), 500000);
 """

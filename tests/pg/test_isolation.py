@@ -82,7 +82,7 @@ async def test_a_limit_is_set_only_where_all_that_runs_is_seen(
     """In a transaction with a snapshot of its own a limit is refused, and the error says why."""
     await store.enqueue([a_task() for _ in range(20)])
     if change.startswith("update"):
-        await store.pause("default", paused=False)
+        await store.configure("default", paused=False)
     session.execute(f"set transaction isolation level {level}".encode())
     session.execute("select from nursery_queue.task")  # its snapshot is older than the claim
     assert len(await claim(store, await hire(store), 20)) == 20
@@ -98,7 +98,7 @@ async def test_what_sets_no_limit_is_free(
     session: Session, store: PostgresStore, level: str
 ) -> None:
     """A queue can be paused, and a limit be taken away, in a transaction of any level."""
-    await store.limit("default", 1)
+    await store.configure("default", max_running=1)
     session.execute(f"set transaction isolation level {level}".encode())
     session.execute("insert into nursery_queue.queue (name, paused) values ('other', true)")
     session.execute("update nursery_queue.queue set max_running = null")

@@ -28,7 +28,7 @@ from tests.support.proxy import proxied
 Work = Callable[[Connection, int, str], Awaitable[object]]
 
 LARGE = 8_000_000
-VERY_LARGE = 60_000_000
+VERY_LARGE = 30_000_000
 SIZES = {1: 20, 1000: 20, 100_000: 30, 900_000: 40, LARGE: 8}  # bytes, and trials of each
 LONGEST_STALL = 0.05  # seconds of CPU time
 SLOWLY = 0.004  # seconds for each packet of the proxy's
@@ -173,7 +173,7 @@ async def test_cancelled_at_any_moment_on_a_slow_network(
 
 
 async def test_cancelled_while_very_much_is_sent(conn: Connection, table: None) -> None:
-    """Cancelled while 60 MB are on their way, a call leaves nothing but `Cancelled` behind."""
+    """Cancelled while 30 MB are on their way, a call leaves nothing but `Cancelled` behind."""
     await cancelled_at_random(conn, conn, "insert", VERY_LARGE, 3)
 
 

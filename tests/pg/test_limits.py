@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 
 from collections.abc import Generator
@@ -12,6 +13,7 @@ import pytest
 import trio
 
 from nursery_queue._core._model import WorkerInfo
+from nursery_queue._core._rate import Rate
 from nursery_queue._core._states import Event
 from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._pg._sql import query
@@ -56,12 +58,14 @@ def claim_in(session: psycopg.Connection, worker: uuid.UUID, limit: int = 9) -> 
         "queues": None,
         "slots": None,
         "at_once": None,
+        "soon": None,
         "after_queue": "",
         "after_type": "",
+        "after_lane": None,
         "most_queues": 9,
         "most_steps": 99,
     }
-    return sum(row[7] is not None for row in session.execute(CLAIM, params))
+    return sum(row[8] is not None for row in session.execute(CLAIM, params))
 
 
 @pytest.fixture
@@ -74,7 +78,7 @@ async def test_a_claim_waits_for_another_of_the_same_queue(
 ) -> None:
     """It then sees what that one took, though it had begun before that was committed."""
     await store.enqueue([a_task() for _ in range(9)])
-    await store.limit("default", 3)
+    await store.configure("default", max_running=3)
     assert claim_in(plain, worker, 2) == 2
     taken: list[int] = []
 
@@ -87,6 +91,51 @@ async def test_a_claim_waits_for_another_of_the_same_queue(
         plain.commit()
 
     assert taken == [1]
+
+
+async def test_no_attempt_begins_before_the_last_has_ended(
+    store: PostgresStore, worker: uuid.UUID, plain: psycopg.Connection, watch: psycopg.Connection
+) -> None:
+    """A claim that has waited takes what came back meanwhile, and says so of when it starts.
+
+    A kill drill once found attempts in the log that overlap.
+    """
+    await store.enqueue([a_task(), a_task()])
+    await store.configure("default", max_running=3)
+    (first,) = await claim(store, worker, limit=1)
+    assert claim_in(plain, worker, 1) == 1
+
+    async def claim_too() -> None:
+        await claim(store, worker, limit=1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(claim_too)
+        await somebody_waits(watch)
+        await settle(store, first, Event.INTERRUPT)
+        plain.commit()
+
+    ended, again = await store.attempts(first.fence.task_id)
+    assert ended.finished_at is not None
+    assert again.started_at >= ended.finished_at
+
+
+async def test_to_set_a_queue_gives_back_no_starts_of_another(
+    store: PostgresStore, worker: uuid.UUID, plain: psycopg.Connection, watch: psycopg.Connection
+) -> None:
+    """What a queue has used of its rate stays used, also where the setting had to wait."""
+    await store.enqueue([a_task() for _ in range(9)])
+    await store.configure("default", rate=Rate(1, per=10, burst=2))
+    await store.configure("other", max_running=3)
+    plain.execute("update nursery_queue.queue set paused = true where name = 'other'")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(functools.partial(store.configure, "other", max_running=4))
+        await somebody_waits(watch)
+        assert len(await claim(store, worker)) == 3
+        (used,) = watch.execute("select next_at from nursery_queue.rate").fetchall()
+        plain.commit()
+
+    assert watch.execute("select next_at from nursery_queue.rate").fetchall() == [used]
 
 
 async def test_whatever_the_server_has_as_default(
@@ -107,7 +156,7 @@ async def test_queues_without_a_limit_wait_for_nobody(
 ) -> None:
     """Beside a claim that is not committed another one takes what is left at once."""
     await store.enqueue([a_task() for _ in range(9)])
-    await store.limit("other", 3)
+    await store.configure("other", max_running=3)
 
     assert claim_in(plain, worker, 2) == 2
     with trio.fail_after(5):
@@ -129,9 +178,9 @@ async def test_a_change_waits_for_claims_under_way(
 
     async def change_it() -> None:
         if change == "limit":
-            await store.limit("default", 5)
+            await store.configure("default", max_running=5)
         else:
-            await store.pause("default", paused=True)
+            await store.configure("default", paused=True)
         done.set()
 
     async with trio.open_nursery() as nursery:
@@ -149,7 +198,7 @@ async def test_a_claim_leaves_alone_what_is_being_changed(
 ) -> None:
     """Who changes a queue in plain SQL is as exact; other queues go on, and it is asked again."""
     await store.enqueue([a_task(queue=queue) for queue in ("a", "b") for _ in range(9)])
-    await store.limit("a", None)
+    await store.configure("a", max_running=None)
     plain.execute(f"update nursery_queue.queue set {change} where name = 'a'".encode())
 
     with trio.fail_after(5):
@@ -177,7 +226,7 @@ async def test_a_queue_that_is_being_made(
 
 async def test_plain_sql_is_news(store: PostgresStore, plain: psycopg.Connection) -> None:
     """A queue that is changed or forgotten in plain SQL rings like any other change."""
-    await store.limit("a", 1)
+    await store.configure("a", max_running=1)
     async with listening(store, [Bell.WORK]) as ear:
         for statement in (
             "update nursery_queue.queue set max_running = 2",
@@ -195,7 +244,7 @@ async def test_where_there_is_no_limit_room_is_no_news(
 ) -> None:
     """In queues without a limit the end of a task wakes nobody."""
     await store.enqueue([a_task(queue="unlimited") for _ in range(3)])
-    await store.limit("default", 1)
+    await store.configure("default", max_running=1)
     claims = await claim(store, worker, 2)
     async with listening(store) as ear:
         # What rang before we listened may come late, but not later than this.
@@ -214,7 +263,7 @@ async def test_each_schema_has_locks_of_its_own(
 ) -> None:
     """Whoever holds the same queue of another schema of this database is nobody to wait for."""
     await store.enqueue([a_task()])
-    await store.limit("default", 1)
+    await store.configure("default", max_running=1)
     plain.execute("select pg_advisory_xact_lock(hashtextextended('other.pool.default', 0))")
     plain.execute("select pg_advisory_xact_lock(hashtextextended('other.queue.default', 0))")
 

@@ -38,9 +38,7 @@ WRITES: dict[str, Call] = {
     "cancel": lambda store, task: store.cancel(task.id),
     "cancel_some": cancel_some,
     "retry": lambda store, task: store.retry(task.id),
-    "pause": lambda store, _: store.pause("q", paused=True),
-    "limit": lambda store, _: store.limit("q", 1),
-    "notify": lambda store, _: store.notify("q", notify=False),
+    "configure": lambda store, _: store.configure("q", paused=True, max_running=1),
     "write_stream": lambda store, task: write(store, task.fence, "data"),
 }
 READS: dict[str, Call] = {
@@ -57,6 +55,7 @@ READS: dict[str, Call] = {
 }
 # They may be repeated, and whoever does so waits for `TransientError`.
 FOR_WORKERS: dict[str, Call] = {
+    "declare_queues": lambda store, _: store.declare_queues({"q": {"max_running": 1}}),
     "promote": lambda store, _: store.promote(),
     "sweep": lambda store, _: store.sweep(max_lost=3),
     "prune": lambda store, _: store.prune(),

@@ -7,6 +7,7 @@ import random
 
 import psycopg
 import pytest
+import trio
 
 from nursery_queue._core._errors import DatabaseRefused, TransientError
 from nursery_queue._core._model import Held, Outcome, Settlement
@@ -398,6 +399,78 @@ async def test_what_a_transaction_holds_keeps_no_other_waiting(
     assert await getattr(store, verb)(*arguments) == 1
 
 
+async def ended(store: PostgresStore, virtual_time: VirtualTime, count: int) -> list[int]:
+    """Let so many tasks end, and be kept for long enough."""
+    refs = await store.enqueue([a_task() for _ in range(count)])
+    for one in await claim(store, await hire(store)):
+        await settle(store, one, Event.SUCCEED, keep_for=5.0)
+    virtual_time.advance(6)
+    return [ref.id for ref in refs]
+
+
+async def test_a_task_that_an_open_transaction_refers_to(
+    store: PostgresStore, session: Session, virtual_time: VirtualTime
+) -> None:
+    """It is left out, and the others are deleted at once."""
+    session.execute("create table public.bill (task_id bigint references nursery_queue.task)")
+    session.commit()
+    ids = await ended(store, virtual_time, 3)
+    session.execute("insert into public.bill values (%s)", [ids[0]])
+
+    assert await store.prune() == 2
+    assert await store.prune() == 0
+
+    session.rollback()
+
+    assert await store.prune() == 1
+
+
+async def test_a_task_that_goes_with_a_row_in_use(
+    store: PostgresStore, session: Session, virtual_time: VirtualTime
+) -> None:
+    """A row that its foreign key deletes is held: the task is kept for another minute."""
+    session.execute(
+        "create table public.bill (task_id bigint references nursery_queue.task on delete cascade)"
+    )
+    session.commit()
+    ids = await ended(store, virtual_time, 3)
+    session.execute("insert into public.bill values (%s)", [ids[0]])
+    session.commit()
+    session.execute("select from public.bill for update")
+
+    assert await store.prune() == 2
+    assert await store.prune() == 0
+
+    session.rollback()
+    virtual_time.advance(60)
+
+    assert await store.prune() == 1
+    assert session.execute("select from public.bill").fetchall() == []
+
+
+async def test_a_task_not_to_be_kept_that_an_open_transaction_refers_to(
+    store: PostgresStore, session: Session
+) -> None:
+    """Its outcome is stored without waiting, and it is pruned when the transaction is over."""
+    session.execute("create table public.bill (task_id bigint references nursery_queue.task)")
+    session.commit()
+    refs = await store.enqueue([a_task() for _ in range(2)])
+    held, other = await claim(store, await hire(store))
+    session.execute("insert into public.bill values (%s)", [refs[0].id])
+
+    await settle(store, held, Event.SUCCEED, keep_for=0.0)
+    await settle(store, other, Event.SUCCEED, keep_for=0.0)
+
+    assert [await state(store, ref.id) for ref in refs] == [State.SUCCEEDED, None]
+    assert [one.outcome for one in await store.attempts(refs[0].id)] == [Outcome.SUCCEEDED]
+    assert await store.prune() == 0
+
+    session.rollback()
+
+    assert await store.prune() == 1
+    assert rows(session, "task") == rows(session, "finished") == rows(session, "attempt") == 0
+
+
 async def test_a_refusal_that_is_not_the_rows_costs_the_others_nothing(
     store: PostgresStore, session: Session, virtual_time: VirtualTime
 ) -> None:
@@ -681,6 +754,42 @@ def test_what_is_too_long_is_refused_at_the_insert(
         )
 
 
+@pytest.mark.parametrize("tick", ["infinity", "-infinity", "0044-03-15 BC", "9999-06-01"])
+def test_a_tick_that_no_worker_can_read_is_refused(session: Session, tick: str) -> None:
+    """A claim that cannot be read would come back to every worker again and again."""
+    with pytest.raises(psycopg.errors.CheckViolation, match="task_tick_check"):
+        session.execute(
+            "insert into nursery_queue.task (task_type, tick) values ('t', %s::timestamptz)", [tick]
+        )
+
+
+def test_a_prune_does_more_than_one_batch_of_keys(session: Session, migrated: str) -> None:
+    """Keys that are free again, and rates that are not used, go as fast as they come."""
+    session.execute(
+        "insert into nursery_queue.dedup (dedup_key, task_id, until, prune_at)"
+        " select 'k' || i, i, nursery_queue.now(), nursery_queue.now()"
+        "   from generate_series(1, 2500) as i"
+    )
+    session.execute(
+        "insert into nursery_queue.rate (queue, key, next_at)"
+        " select 'q', 'k' || i, nursery_queue.now() - interval '1 s'"
+        "   from generate_series(1, 2500) as i"
+    )
+
+    session.commit()
+
+    async def prune() -> None:
+        store = PostgresStore(migrated)
+        await store.prune()
+        await store.aclose()
+
+    trio.run(prune)
+    left = session.execute(
+        "select (select count(*) from nursery_queue.dedup), count(*) from nursery_queue.rate"
+    )
+    assert left.fetchall() == [(0, 0)]
+
+
 def test_a_queue_that_no_task_can_have_is_not_set(session: Session) -> None:
     """The names in the table of queues are as long as those in the table of tasks."""
     insert = "insert into nursery_queue.queue (name, paused) values (%s, true)"
@@ -721,7 +830,7 @@ POSITIONS = (
 async def everywhere(store: PostgresStore, session: Session) -> None:
     """Store tasks in every position."""
     worker = await hire(store)
-    await store.limit("narrow", 1)
+    await store.configure("narrow", max_running=1)
     await add(store, task_type="odd")
     assert await store.park() == 1
     await add(store, run_after=60)

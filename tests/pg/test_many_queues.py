@@ -75,8 +75,10 @@ def params(worker: uuid.UUID, **changes: Any) -> dict[str, Any]:
         "queues": None,
         "slots": None,
         "at_once": None,
+        "soon": None,
         "after_queue": "",
         "after_type": "",
+        "after_lane": None,
         "most_queues": _store.QUEUES,
         "most_steps": _store.PROBES,
     }
@@ -153,7 +155,7 @@ async def test_a_paused_queue_is_one_probe(
     worker = await hire(store)
     for i in range(20):
         fill(session, 1000, task_type=f"type{i}")
-    await store.pause("q0", paused=True)
+    await store.configure("q0", paused=True)
     await store.enqueue([a_task(queue="zzz")])
     session.execute(FLUSH)
     with session.transaction(force_rollback=True):
@@ -282,6 +284,28 @@ async def test_a_worker_comes_to_every_queue(
             await pg.enqueue(nq.TaskRequest.by_name("a", queue=queue))
             await trio.sleep(0.1)
         assert ran[300:] == ["q0", "q299", "q7"]
+
+
+async def test_a_rate_is_waited_for_over_many_queues(
+    virtual_time: VirtualTime, app: nq.App, pg: nq.Client
+) -> None:
+    """What a rate holds back starts at its instant, though the walk has gone on since."""
+    starts: list[float] = []
+
+    @app.task(name="a")
+    async def handler(ctx: nq.TaskContext) -> None:
+        if ctx.queue == "q00":
+            starts.append(trio.current_time())
+
+    for number in range(70):
+        rate = nq.Rate(1, per=2 if number == 0 else 3600)
+        await pg.configure_queue(f"q{number:02}", rate=rate)
+    tasks = [nq.TaskRequest.by_name("a", queue=f"q{n:02}") for n in range(70)]
+    await pg.enqueue_many(tasks * 3)
+    async with working(nq.Worker(app, pg, poll_interval=0)):
+        await trio.sleep(5)
+
+    assert [at - starts[0] for at in starts] == pytest.approx([0, 2, 4], abs=0.05)
 
 
 async def test_full_queues_do_not_starve_the_rest(

@@ -100,7 +100,7 @@ async def test_switched_off_for_a_queue(
     heard: Heard, session: Session, store: PostgresStore
 ) -> None:
     """An enqueue to a quiet queue wakes nobody, unless another queue's task is in it, too."""
-    await store.notify("quiet", notify=False)
+    await store.configure("quiet", notify=False)
     heard()
     await store.enqueue([a_task(queue="quiet"), a_task(queue="quiet", run_after=60)])
     assert heard() == 0
@@ -108,7 +108,7 @@ async def test_switched_off_for_a_queue(
     await store.enqueue([a_task(queue="quiet"), a_task()])
     assert heard() == 1
 
-    await store.notify("quiet", notify=True)
+    await store.configure("quiet", notify=True)
     heard()
     await store.enqueue([a_task(queue="quiet")])
     assert heard() == 1

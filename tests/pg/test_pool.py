@@ -451,12 +451,14 @@ async def user(pool: Pool, rng: random.Random, lent: set[Connection]) -> None:
                         lent.remove(conn)
 
 
-async def killer(conn: Connection, rng: random.Random) -> None:
-    while True:
+async def killer(conn: Connection, rng: random.Random, no_more: trio.Event) -> None:
+    # Each kill is waited for: one that was still under way when the users had ended struck the
+    # connection that the test looked at afterwards.
+    while not no_more.is_set():
         await conn.fetch(
-            "select pg_terminate_backend(pid) from pg_stat_activity"
+            "select pg_terminate_backend(pid, 10000) from (select pid from pg_stat_activity"
             " where datname = current_database() and pid <> pg_backend_pid()"
-            " order by random() limit 1"
+            " order by random() limit 1) as victim"
         )
         await trio.sleep(rng.uniform(0, 0.05))
 
@@ -467,11 +469,12 @@ async def test_chaos(dsn: str, conn: Connection) -> None:
     lent: set[Connection] = set()
     async with closing(Pool(dsn, max_size=4)) as pool:
         async with trio.open_nursery() as chaos:
-            chaos.start_soon(killer, conn, rng)
+            no_more = trio.Event()
+            chaos.start_soon(killer, conn, rng, no_more)
             async with trio.open_nursery() as users:
                 for _ in range(12):
                     users.start_soon(user, pool, rng, lent)
-            chaos.cancel_scope.cancel()
+            no_more.set()
 
         stats = pool.stats
         assert (stats.in_use, stats.waiting) == (0, 0)

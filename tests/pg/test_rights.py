@@ -29,9 +29,11 @@ from tests.support.store_steps import claim, hire
 
 
 # What a bare insert calls by itself.
-PUBLIC_FUNCTIONS = {"all_stored", "is_backoff", "is_completion", "now", "recall", "store"}
+PUBLIC_FUNCTIONS = {
+    *("all_stored", "is_backoff", "is_completion", "is_cron", "now", "recall", "store")
+}
 # The table's to give.
-NOT_TO_BE_SAID = {"id", "created_at", "completes"}
+NOT_TO_BE_SAID = {"id", "created_at", "completes", "schedule", "tick"}
 
 
 @pytest.fixture(params=["nursery_queue", "jobs"])
@@ -250,6 +252,7 @@ async def test_a_reader_sees_everything(roles: Roles) -> None:
         assert (await client.stats()).completed == 1
         assert [queue.name for queue in await client.queues()] == ["default"]
         assert await client.workers() == []
+        assert (await client.why(ref)).codes == (nq.ReasonCode.FINISHED,)
         assert [chunk async for chunk in client.read_stream(ref, "s")] == ["word"]
         with pytest.raises(errors.InsufficientPrivilege):
             await client.enqueue("work")

@@ -22,8 +22,10 @@ import tests.contract
 
 from nursery_queue._core._filters import TaskFilter
 from nursery_queue._core._model import Refusal
+from nursery_queue._core._schedules import NewSchedule
 from nursery_queue._core._states import Event, State
 from nursery_queue._core._streams import StreamWrite
+from nursery_queue._core._when import Every
 from nursery_queue._pg import _migrator as _migrate
 from nursery_queue._pg._postgres_store import PostgresStore
 from nursery_queue._pg._sessions import channel_of
@@ -170,6 +172,7 @@ async def make_all_kinds_of_news(store: Store) -> None:
     await store.cancel(task)
     async with store.transaction() as tx:
         await tx.enqueue([a_task(run_after=60)])
+    await store.set_schedule(NewSchedule(name="s", when=Every(60), task=a_task()))
 
 
 async def test_news_is_for_one(dsn: str, pair: tuple[PostgresStore, PostgresStore]) -> None:
@@ -208,7 +211,7 @@ async def test_the_longest_name(dsn: str) -> None:
 
 
 BAD = ["", "Jobs", "my jobs", "my-jobs", "1st", 'a"b', "a.b", "a;drop", "jöbs", "a" * 51, "a\n"]
-TAKEN = ["jobs_cancel", "jobs_finished", "jobs_stream"]  # the channels of jobs
+TAKEN = ["jobs_cancel", "jobs_finished", "jobs_stream", "jobs_schedule"]  # the channels of jobs
 
 
 @pytest.mark.parametrize("name", BAD + TAKEN)

@@ -138,7 +138,7 @@ def test_objects_of_the_caller_change_nothing(session: Session, where: str) -> N
         ),
         "select nursery_queue.cancel(1)",
         "insert into nursery_queue.queue (name, max_running) values ('default', 5)",
-        "select nursery_queue.room('{default}')",
+        "select nursery_queue.room('{default}', 5, 5, 5)",
         "select nursery_queue.park(5)",
         "select nursery_queue.unpark('{a}', 5)",
         "select nursery_queue.cancel_page(null, null, null, 0, 7, 9, false)",

@@ -12,14 +12,15 @@ from tests.producers.worlds import Side, World
 
 
 SEEN = """
-    select queue, priority, on_complete ->> 'task_type', task_type
+    select queue, priority, key, on_complete ->> 'task_type', task_type
       from nursery_queue.task order by id
 """
 DECLARE = """
-    insert into nursery_queue.task_type (name, queue, priority, keep_for, on_complete)
-    values ('greet', 'mail', 3, 60, '{"task_type": "told"}')
+    insert into nursery_queue.task_type (name, queue, priority, keep_for, on_complete,
+                                         key_parameter, key_default)
+    values ('greet', 'mail', 3, 60, '{"task_type": "told"}', 'name', 'Ann')
 """
-ROW = ("mail", 3, "told", "greet")
+ROW = ("mail", 3, "Ann", "told", "greet")
 
 
 def test_by_name_as_workers_have_stored_it(outside: Outside, world: World) -> None:
@@ -28,20 +29,20 @@ def test_by_name_as_workers_have_stored_it(outside: Outside, world: World) -> No
 
     async def scenario(side: Side) -> None:
         await side.enqueue("greet", name="Ann")
-        request = nq.TaskRequest.by_name("greet", {"name": "Bob"})
-        keyed = request.options(dedup_key="k", queue="default", priority=0)
+        request = nq.TaskRequest.by_name("greet", {"name": "Ann"})
+        keyed = request.options(dedup_key="k", queue="default", priority=0, key="c")
         await side.call("enqueue_many", [request, keyed])
         await side.commit()
 
     world.play(outside.dsn, scenario)
 
-    assert outside.ask(SEEN) == [ROW, ROW, ("default", 0, "told", "greet")]
+    assert outside.ask(SEEN) == [ROW, ROW, ("default", 0, "c", "told", "greet")]
 
 
 def test_by_name_with_the_app(outside: Outside, world: World, app: nq.App) -> None:
     """With the App what is left out is as that declares it."""
 
-    @app.task(name="greet", queue="cards", priority=-1)
+    @app.task(name="greet", queue="cards", priority=-1, key="name")
     async def greet(name: str) -> None: ...
 
     async def scenario(side: Side) -> None:
@@ -54,7 +55,7 @@ def test_by_name_with_the_app(outside: Outside, world: World, app: nq.App) -> No
 
     world.play(outside.dsn, scenario)
 
-    expected = [] if world.name == "nq-transaction" else [("cards", -1, None, "greet")]
+    expected = [] if world.name == "nq-transaction" else [("cards", -1, "Ann", None, "greet")]
     assert outside.ask(SEEN) == expected
 
 
@@ -69,18 +70,18 @@ def test_by_name_with_the_app(outside: Outside, world: World, app: nq.App) -> No
                 "insert into nursery_queue.task (task_type, queue, priority, on_complete)"
                 " values ('greet', 'default', 0, null)"
             ),
-            ("default", 0, None, "greet"),
+            ("default", 0, "Ann", None, "greet"),
         ),
         (
             (
                 "select nursery_queue.enqueue('greet', queue => 'default', priority => 0,"
                 " on_complete => null)"
             ),
-            ("default", 0, None, "greet"),
+            ("default", 0, "Ann", None, "greet"),
         ),
         (
             "insert into nursery_queue.task (task_type) values ('unknown')",
-            ("default", 0, None, "unknown"),
+            ("default", 0, None, None, "unknown"),
         ),
     ],
 )
@@ -99,7 +100,7 @@ def test_copy(outside: Outside) -> None:
         for name in ("greet", "unknown", "greet", "greet"):
             copy.write_row((name,))
 
-    other = ("default", 0, None, "unknown")
+    other = ("default", 0, None, None, "unknown")
     assert outside.ask(SEEN) == [ROW, other, ROW, ROW]
 
 
@@ -113,4 +114,4 @@ def test_what_is_declared_meanwhile_counts_from_the_next_transaction(outside: Ou
         session.execute(insert)
         session.commit()
 
-    assert outside.ask(SEEN) == [("default", 0, None, "greet"), ROW]
+    assert outside.ask(SEEN) == [("default", 0, None, None, "greet"), ROW]

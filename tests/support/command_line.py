@@ -19,7 +19,7 @@ import psycopg
 
 
 CHECKOUT = Path(__file__).parents[2]
-PATIENCE = 30.0  # seconds for anything on a busy machine
+PATIENCE = 90.0  # seconds for anything on a busy machine
 NOT_OURS = re.compile(
     r"PG|NURSERY_QUEUE_|(DATABASE_URL|NO_COLOR|FORCE_COLOR|COLUMNS|PYTHONUNBUFFERED)$"
 )

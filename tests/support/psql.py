@@ -19,7 +19,7 @@ from nursery_queue._embedded._programs import installed_programs
 
 
 NOT_OURS = re.compile(r"PG|NURSERY_QUEUE_|DATABASE_URL$")
-PATIENCE = 60.0  # seconds for one program on a busy machine
+PATIENCE = 120.0  # seconds for one program on a busy machine
 
 
 def psql_program() -> Path:

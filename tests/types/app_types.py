@@ -79,6 +79,23 @@ assert_type(chained.bind("a@b.c"), TaskRequest)
 assert_type(chained.bind("a@b.c").options(timeout=None, retry=False), TaskRequest)
 assert_type(TaskRequest.by_name("x", {"a": 1}, queue="q"), TaskRequest)
 assert_type(app["x"], TaskType[..., Any])
+throttled = configured.options(key=7, dedup_key="x", dedup_for=60.0)
+assert_type(throttled.options(key=None, debounce=nq.Debounce(1, max_wait=2)).bind("a"), TaskRequest)
+
+
+# A key is the name of a parameter, or a function of them.
+@app.task(key="x")
+async def by_name(ctx: TaskContext, x: int) -> str:
+    raise NotImplementedError
+
+
+@app.task(key="{x}".format)
+def by_function(x: int, y: int = 1) -> float:
+    raise NotImplementedError
+
+
+assert_type(result_of(by_name), str)
+assert_type(result_of(by_function), float)
 
 
 # Whom to tell is a task type of any kind, or a name; a context is anything.

@@ -108,8 +108,8 @@ def test_a_handler_outlives_its_claim() -> None:
 async def test_the_lease_decides_while_a_handler_runs() -> None:
     """Without a lease an attempt is lost; one that is over is not concerned any more."""
     running, ended = an_attempt(Phase.RUNNING, until=-math.inf), an_attempt(Phase.ENDED, until=0)
-    assert (running.lost, running.why()) == (True, CancelReason.LEASE_LOST)
-    assert (ended.lost, ended.why()) == (False, None)
+    assert (running.lost(0.0), running.why()) == (True, CancelReason.LEASE_LOST)
+    assert (ended.lost(0.0), ended.why()) == (False, None)
 
 
 async def test_the_clock_is_a_reason() -> None:

@@ -25,6 +25,7 @@ NEVER_SHOWN = {
     "OutputClosedError",
     "ProblemError",
     "TryLater",
+    "_NotFiredError",
     "_RollBackError",
     "_TooSlow",
 }

@@ -12,4 +12,5 @@ drop table nursery_queue.task;
 drop table nursery_queue.task_type;
 drop function nursery_queue.is_completion(jsonb);
 drop function nursery_queue.is_backoff(jsonb);
+drop function nursery_queue.clock();
 drop function nursery_queue.now();

@@ -40,7 +40,7 @@ create function nursery_queue.tell(
 language sql set search_path = pg_catalog, pg_temp
 as $$
     insert into nursery_queue.task (task_type, params, queue, priority, run_at, max_attempts,
-                                    backoff, timeout, keep_for, on_complete, context, completes)
+                                    backoff, timeout, keep_for, on_complete, context, completes, key)
     select asked ->> 'task_type',
            jsonb_build_object('task_id', id, 'context', context, 'result', ending),
            asked ->> 'queue',
@@ -54,7 +54,8 @@ as $$
            case when asked ? 'on_complete' then nullif(asked -> 'on_complete', 'null')
                 else 'null' end,
            asked -> 'context',
-           id
+           id,
+           case when asked ? 'key' then asked ->> 'key' else e'\x01' end
       from unnest(ids, on_completes, contexts, endings) as ended (id, asked, context, ending)
      order by id
 $$;
@@ -72,9 +73,10 @@ as $$
         or exists (select from pg_constraint
                     where conrelid = 'nursery_queue.task'::regclass
                       and (contype = 'f'
-                           or contype = 'c' and conname !~ ('^task_(task_type|params|queue|run_at'
-                               || '|created_at|max_attempts|backoff|timeout|keep_for|dedup_key'
-                               || '|on_complete|context)_(check|of_at_most_.*)$')))
+                           or contype = 'c' and conname !~ ('^task_(task_type|params|queue|key'
+                               || '|run_at|created_at|max_attempts|backoff|timeout|keep_for'
+                               || '|dedup_key|dedup_for|on_complete|context|tick)'
+                               || '_(check|of_(at_most|1_to)_.*|needs_.*)$')))
         -- An expression or a condition may raise; and a value may be too long for any index.
         or exists (select from pg_index
                     where indrelid = 'nursery_queue.task'::regclass and not indisprimary)
@@ -87,9 +89,10 @@ as $$
                            and attname <> all(array['task_type', 'params', 'queue', 'priority',
                                                     'run_at', 'created_at'])
                            or attname <> all(array['task_type', 'params', 'queue', 'priority',
-                                                   'run_at', 'created_at', 'max_attempts',
+                                                   'key', 'run_at', 'created_at', 'max_attempts',
                                                    'backoff', 'timeout', 'keep_for', 'dedup_key',
-                                                   'on_complete', 'context', 'completes'])))
+                                                   'dedup_for', 'on_complete', 'context',
+                                                   'completes', 'schedule', 'tick'])))
 $$;
 
 -- Stores the tasks that tell how others have ended. Called in the same statement as that end, which
@@ -108,7 +111,12 @@ declare
 begin
     -- Mostly nothing can go wrong, and the price of a subtransaction is saved.
     if pg_column_size(contexts) + pg_column_size(endings) < 50000000
-       and not nursery_queue.task_may_refuse() then
+       and not nursery_queue.task_may_refuse()
+       -- A declared key may be refused: the context, for instance, need not be a text.
+       and not exists (select from nursery_queue.task_type as told
+                        where told.key_parameter is not null
+                          and told.name in (select asked ->> 'task_type'
+                                              from unnest(on_completes) as asked)) then
         perform nursery_queue.tell(ids, on_completes, contexts, endings);
         return null;
     end if;
@@ -165,7 +173,7 @@ begin
         -- Positions are looked up one by one: a join may be planned as a walk through all of
         -- them (offset 0).
         with wanted as materialized (
-            select task.id, task.queue, task.priority, task.task_type,
+            select task.id, task.queue, task.priority, task.key, task.task_type,
                    coalesce(task.keep_for, -- no worker is asked: as the newest has declared
                             (select declared.keep_for from nursery_queue.task_type as declared
                               where declared.name = task.task_type), 86400) as keep_for,
@@ -181,6 +189,7 @@ begin
                                       where ready.queue = wanted.queue
                                         and ready.task_type = wanted.task_type
                                         and ready.priority = wanted.priority
+                                        and ready.key = coalesce(wanted.key, '')
                                         and ready.task_id = wanted.id offset 0) as found))
             returning task_id, attempt, epoch, lost
         ), not_parked as (
@@ -217,7 +226,12 @@ begin
             delete from nursery_queue.attempt
              where task_id = any(array(select id from ended where keep_for = 0))
         ), freed as (
-            delete from nursery_queue.dedup where task_id = any(array(select id from ended))
+            delete from nursery_queue.dedup
+             where ctid = any(array(
+                select ctid from nursery_queue.dedup
+                 where task_id = any(array(select id from ended))
+                   and coalesce(until <= nursery_queue.now(), true)
+                   for update skip locked)) -- see nursery_queue.hold
         ), told as materialized (
             select nursery_queue.complete(
                        array_agg(id), array_agg(on_complete), array_agg(context),

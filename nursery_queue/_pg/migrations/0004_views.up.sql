@@ -27,18 +27,25 @@ select task.id,
        task.completes,
        -- No join: of more than eight the planner does not try every order.
        (select untold.error_message from nursery_queue.untold
-         where untold.task_id = finished.task_id) as completion_error
+         where untold.task_id = finished.task_id) as completion_error,
+       task.key,
+       task.dedup_key,
+       task.max_attempts,
+       case when running.task_id is null then last.worker_name
+            else (select worker.name from nursery_queue.worker
+                   where worker.id = running.worker_id) end as worker_name
   from nursery_queue.task
   left join nursery_queue.finished on finished.task_id = task.id
   left join nursery_queue.running on running.task_id = task.id
   left join nursery_queue.scheduled on scheduled.task_id = task.id
   left join nursery_queue.ready
     on ready.queue = task.queue and ready.task_type = task.task_type
-   and ready.priority = task.priority and ready.task_id = task.id
+   and ready.priority = task.priority and ready.key = coalesce(task.key, '')
+   and ready.task_id = task.id
   left join nursery_queue.parked
     on parked.task_type = task.task_type and parked.queue = task.queue
    and parked.priority = task.priority and parked.task_id = task.id
-  left join lateral (select attempt.started_at, attempt.worker_id
+  left join lateral (select attempt.started_at, attempt.worker_id, attempt.worker_name
                        from nursery_queue.attempt
                       where attempt.task_id = finished.task_id
                       order by attempt.epoch desc
@@ -53,13 +60,15 @@ select task_id,
                                        from jsonb_each_text(earlier)) end) over of_task, 0)::bigint
            as number,
        outcome, worker_id, started_at, finished_at,
-       error_type, error_message, error_traceback, error_details, final
+       error_type, error_message, error_traceback, error_details, final, worker_name
   from (select task_id, epoch, outcome, worker_id, started_at, finished_at,
-               error_type, error_message, error_traceback, error_details, final, earlier
+               error_type, error_message, error_traceback, error_details, final, earlier,
+               worker_name
           from nursery_queue.attempt
          union all
         select task_id, epoch, 'running', worker_id, started_at, null, null, null, null, null,
-               false, null
+               false, null,
+               (select worker.name from nursery_queue.worker where worker.id = running.worker_id)
           from nursery_queue.running) as execution
 window of_task as (partition by task_id order by epoch);
 comment on view nursery_queue.task_attempt is

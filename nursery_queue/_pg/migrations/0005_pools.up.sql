@@ -12,7 +12,7 @@ create function nursery_queue.change_alone() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if tg_op <> 'DELETE' and new.max_running is not null
+    if tg_op <> 'DELETE' and num_nonnulls(new.max_running, new.max_running_per_key) > 0
        and current_setting('transaction_isolation') in ('repeatable read', 'serializable')
     then
         raise object_not_in_prerequisite_state
@@ -29,12 +29,63 @@ begin
         return old;
     end if;
     perform pg_advisory_xact_lock(hashtextextended('nursery_queue.queue.' || new.name, 0));
+    -- A rate that is given or taken away without its burst.
+    if num_nulls(new.rate_count, new.rate_per) <> 1 then
+        new.rate_burst := case when new.rate_count is not null
+                               then coalesce(new.rate_burst, 0) end;
+    end if;
+    if num_nulls(new.key_rate_count, new.key_rate_per) <> 1 then
+        new.key_rate_burst := case when new.key_rate_count is not null
+                                   then coalesce(new.key_rate_burst, 0) end;
+    end if;
     return new;
 end
 $$;
 
 create trigger change_alone before insert or update or delete on nursery_queue.queue
     for each row execute function nursery_queue.change_alone();
+
+-- How many starts `queue` and each of its keys have made: as if each took its share of the time, the
+-- next one is due at `next_at`. A row that is missing, or past, says that there were none lately.
+create table nursery_queue.rate (
+    queue   text not null,
+    key     text collate "C" not null, -- '': of the queue as a whole
+    next_at timestamptz not null,
+    primary key (queue, key)
+) with (fillfactor = 50);
+comment on table nursery_queue.rate is 'How far the rates of queues, and of their keys, are used.';
+
+-- How much of the time `starts` take at `count` in `per` seconds. Rounded up to whole microseconds,
+-- as instants are, and exact until then: so that no window has more than it may.
+create function nursery_queue.span(starts bigint, count integer, per double precision)
+returns interval
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+    select make_interval(secs => (ceil(starts::numeric * per::numeric * 1000000 / count)
+                                  / 1000000)::double precision)
+$$;
+
+-- The instant from which on a start is allowed, if the next one was due at `next_at`.
+create function nursery_queue.allowed_at(
+    next_at timestamptz, count integer, per double precision, burst integer
+) returns timestamptz
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+    select next_at - nursery_queue.span(burst, count, per)
+$$;
+
+-- How many may start now, up to a million.
+create function nursery_queue.tokens(
+    next_at timestamptz, count integer, per double precision, burst integer
+) returns integer
+language sql stable parallel safe set search_path = pg_catalog, pg_temp
+as $$
+    select case when next_at is null or next_at <= nursery_queue.now() then least(burst, 999999) + 1
+                else greatest(0, least(999999, floor(
+                         extract(epoch from nursery_queue.now()
+                                 - nursery_queue.allowed_at(next_at, count, per, burst))
+                         * count / per::numeric)) + 1)::integer end
+$$;
 
 -- Tasks claimed before there was a limit count against it, too. Then rings: there may be room now,
 -- or workers may hold tasks that are not to start any more. With the owner's rights, so that
@@ -48,14 +99,51 @@ begin
       from nursery_queue.task
      where task.id = running.task_id
        and running.pool is null
-       and task.queue in (select name from nursery_queue.queue where max_running is not null);
+       and task.queue in (select name from nursery_queue.queue
+                           where num_nonnulls(max_running, max_running_per_key) > 0);
     perform pg_notify('nursery_queue', ''), pg_notify('nursery_queue_cancel', '');
+    return null;
+end
+$$;
+
+-- A rate that has been raised counts at once: what has started under the old one is as if the new
+-- one had always been. Only of the queues that have been set, of which no claim is under way: what
+-- others have used stays used (tests/pg/test_limits.py).
+create function nursery_queue.count_rates() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update nursery_queue.rate
+       set next_at = latest
+      from (select name, false as of_key,
+                   nursery_queue.clock() + nursery_queue.span(rate_burst, rate_count, rate_per)
+                   + nursery_queue.span(1, rate_count, rate_per) as latest
+              from changed where rate_count is not null
+             union all
+            select name, true,
+                   nursery_queue.clock()
+                   + nursery_queue.span(key_rate_burst, key_rate_count, key_rate_per)
+                   + nursery_queue.span(1, key_rate_count, key_rate_per)
+              from changed where key_rate_count is not null) as now
+     where rate.queue = now.name and (rate.key <> '') = now.of_key and next_at > latest;
     return null;
 end
 $$;
 
 create trigger count_and_ring after insert or update or delete on nursery_queue.queue
     for each statement execute function nursery_queue.count_and_ring();
+create trigger count_rates_of_new after insert on nursery_queue.queue
+    referencing new table as changed
+    for each statement execute function nursery_queue.count_rates();
+create trigger count_rates_of_changed after update on nursery_queue.queue
+    referencing new table as changed
+    for each statement execute function nursery_queue.count_rates();
+
+-- Whether something holds for this queue that all its claims have to agree on.
+create function nursery_queue.is_limited(queue nursery_queue.queue) returns boolean
+language sql immutable parallel safe
+return num_nonnulls(queue.max_running, queue.max_running_per_key, queue.rate_count,
+                    queue.key_rate_count) > 0;
 
 -- Finds the pairs of a queue and a task type that a claim looks at: pairs with ready tasks, in the
 -- order of ready_key, from the first after (`after_queue`, `after_type`) on; of `queues` only
@@ -141,12 +229,12 @@ end
 $$;
 
 -- How many tasks of each of these pairs are among the best `total` of all of them, if no queue
--- gives more than its slots. Looks at about 4 * `total` + 500 positions, evenly of all pairs.
+-- gives more than its slots, and no pair more than there are (`at_most`, null: not known). Looks at about 4 * `total` + 500 positions, evenly of all pairs.
 -- Where a pair has more, some of these may be as good as its last that was looked at: tasks of
 -- other pairs that are worse than that have to wait (`more`).
 create function nursery_queue.shares(
     pair_queues text[], pair_types text[], pair_slots integer[], total integer,
-    out most integer[], out more boolean
+    at_most integer[], out most integer[], out more boolean
 )
 language plpgsql stable set search_path = pg_catalog, pg_temp
     set plan_cache_mode = force_generic_plan -- to plan it takes longer than to run it
@@ -162,14 +250,14 @@ begin
     end if;
     with candidate as materialized (
         select pair.number, pair.queue, pair.slots, found.priority, found.task_id
-          from unnest(pair_queues, pair_types, pair_slots) with ordinality
-                    as pair (queue, task_type, slots, number)
+          from unnest(pair_queues, pair_types, pair_slots, at_most) with ordinality
+                    as pair (queue, task_type, slots, at_most, number)
          cross join lateral (select ready.priority, ready.task_id
                                from nursery_queue.ready
                               where ready.queue = pair.queue
                                 and ready.task_type = pair.task_type
-                              order by ready.priority desc, ready.task_id
-                              limit least(pair.slots, total, deep)) as found
+                              order by ready.priority desc, ready.key, ready.task_id
+                              limit least(pair.slots, total, deep, pair.at_most)) as found
     ), beyond as materialized (
         select max(worst) as priority
           from (select min(priority) as worst from candidate
@@ -195,48 +283,74 @@ begin
 end
 $$;
 
--- Answers a row for each of these queues that may not start all that its workers have room for: it
--- has a limit (`free`: as many may start), is paused (`free` is null), or is being changed by
--- another transaction (`free` is null, `changing`: ask again). Until the commit no other claim gets
--- an answer for a queue with a limit, and none of these queues is changed
--- (tests/pg/test_limits.py).
-create function nursery_queue.room(queues text[])
-returns table (queue text, free integer, changing boolean)
-language plpgsql rows 32 set search_path = pg_catalog, pg_temp
+-- Tells which of these queues, in order, may not start all that their workers have room for. One
+-- that is paused (`closed`); one that another transaction is changing (`changing`: ask again); one
+-- with a limit or a rate (`limited`): `free` may start. Of these a claim takes no more than `soon`,
+-- which start at once, so that what it holds ahead keeps nobody else's slots idle, and none starts
+-- later than its rate says; unless the limit is far away, as against the `most` of one claim. With
+-- a rate it is no more than `at_once`: the claim is the start. `by_rate`: the rate is what allows no
+-- more. Until the commit no other claim gets an answer for a queue that is limited, and none of these
+-- queues is changed (tests/pg/test_limits.py).
+create function nursery_queue.room(
+    queues text[], most integer, soon integer, at_once integer,
+    out limited text[], out free integer[], out by_rate boolean[], out closed text[],
+    out changing text[]
+)
+language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
     each text;
-    others text[] := '{}'; -- queues that another transaction is changing
+    before text := '';
 begin
+    limited := '{}';
+    closed := '{}';
+    changing := '{}';
     foreach each in array queues loop
+        continue when each = before;
+        before := each;
         -- However long that transaction lasts, only this queue waits for it.
         if not pg_try_advisory_xact_lock_shared(
                    hashtextextended('nursery_queue.queue.' || each, 0)) then
-            others := others || each;
+            changing := changing || each;
         end if;
     end loop;
-    if others = '{}'
+    if changing = '{}'
        and not exists (select from nursery_queue.queue
-                        where name = any(queues) and (paused or max_running is not null)) then
-        return;
+                        where name = any(queues) and (paused or nursery_queue.is_limited(queue)))
+    then
+        return; -- the usual case
     end if;
     for each in select name from nursery_queue.queue
-                 where name = any(queues) and name <> all(others)
-                   and max_running > 0 and not paused
+                 where name = any(queues) and name <> all(changing)
+                   and nursery_queue.is_limited(queue) and not paused
+                   and max_running is distinct from 0
                  order by name -- so that two claims cannot wait for each other
     loop
         perform pg_advisory_xact_lock(hashtextextended('nursery_queue.pool.' || each, 0));
     end loop;
     -- A statement of its own: it sees the commits that came while the ones before it waited.
-    return query
-    select name, case when not paused
-                      then greatest(0, max_running - (select count(*) from nursery_queue.running
-                                                       where running.pool = name))::integer end,
-           false
+    select coalesce(array_agg(name) filter (where not paused), '{}'),
+           array_agg(least(slots, tokens,
+                           case when rate_count is not null or key_rate_count is not null
+                                then least(soon, at_once)
+                                when slots <= 4 * most then soon end,
+                           most)) filter (where not paused),
+           array_agg(coalesce(tokens <= least(slots, soon, at_once, most), false)) filter (where not paused),
+           coalesce(array_agg(name) filter (where paused), '{}')
+      into limited, free, by_rate, closed
       from nursery_queue.queue
-     where name = any(queues) and name <> all(others) and (paused or max_running is not null)
-     union all
-    select name, null, true from unnest(others) as name;
+     cross join lateral (
+         select case when max_running is not null
+                     then greatest(0, max_running - (select count(*) from nursery_queue.running
+                                                      where running.pool = name)) end::integer
+                    as slots,
+                case when rate_count is not null
+                     then nursery_queue.tokens((select next_at from nursery_queue.rate
+                                                 where rate.queue = name and rate.key = ''),
+                                               rate_count, rate_per, rate_burst) end as tokens
+     ) as left_of
+     where name = any(queues) and name <> all(changing)
+       and (paused or nursery_queue.is_limited(queue));
 end
 $$;
 
@@ -278,7 +392,7 @@ begin
                                from nursery_queue.ready
                               where ready.queue = walked.queue
                                 and ready.task_type = walked.task_type
-                              order by ready.priority desc, ready.task_id
+                              order by ready.priority desc, ready.key, ready.task_id
                               limit most) as head
          where walked.number > 0
            and not exists (select from known where known.task_type = walked.task_type)
@@ -290,11 +404,12 @@ begin
     ), gone as (
         delete from nursery_queue.ready
          where ctid = any(array(select place from free))
-        returning task_id, queue, priority, task_type, due_at, attempt, epoch, lost, suspect
+        returning task_id, queue, priority, task_type, key, due_at, attempt, epoch, lost, suspect
     ), put as (
-        insert into nursery_queue.parked (task_id, queue, priority, task_type, due_at, attempt,
-                                          epoch, lost, suspect)
-        select task_id, queue, priority, task_type, due_at, attempt, epoch, lost, suspect from gone
+        insert into nursery_queue.parked (task_id, queue, priority, task_type, key, due_at,
+                                          attempt, epoch, lost, suspect)
+        select task_id, queue, priority, task_type, key, due_at, attempt, epoch, lost, suspect
+          from gone
         returning task_id
     )
     select (select count(*) from put), last.queue, last.task_type
@@ -329,11 +444,12 @@ begin
     ), gone as (
         delete from nursery_queue.parked
          where ctid = any(array(select place from known))
-        returning task_id, queue, priority, task_type, due_at, attempt, epoch, lost, suspect
+        returning task_id, queue, priority, task_type, key, due_at, attempt, epoch, lost, suspect
     ), put as (
-        insert into nursery_queue.ready (task_id, queue, priority, task_type, due_at, attempt,
-                                         epoch, lost, suspect)
-        select task_id, queue, priority, task_type, due_at, attempt, epoch, lost, suspect from gone
+        insert into nursery_queue.ready (task_id, queue, priority, task_type, key, due_at,
+                                         attempt, epoch, lost, suspect)
+        select task_id, queue, priority, task_type, key, due_at, attempt, epoch, lost, suspect
+          from gone
         returning task_id
     )
     select count(*) into moved from put;

@@ -29,7 +29,7 @@ with recursive pair (queue, task_type, number) as (
       cross join lateral (select from nursery_queue.ready
                            where ready.queue = wanted.queue
                              and ready.task_type = wanted.task_type
-                           order by ready.priority desc, ready.task_id
+                           order by ready.priority desc, ready.key, ready.task_id
                            limit %(most)s::int) as waiting
       limit %(most)s::int)
     union all

@@ -11,10 +11,10 @@ with due as materialized (
      where ctid = any(array(select place from due))
     returning task_id, due_at, attempt, epoch, lost
 ), placed as (
-    insert into nursery_queue.ready (task_id, queue, priority, task_type, due_at,
+    insert into nursery_queue.ready (task_id, queue, priority, task_type, key, due_at,
                                      attempt, epoch, lost)
-    select task.id, task.queue, task.priority, task.task_type, taken.due_at,
-           taken.attempt, taken.epoch, taken.lost
+    select task.id, task.queue, task.priority, task.task_type, coalesce(task.key, ''),
+           taken.due_at, taken.attempt, taken.epoch, taken.lost
       from taken
       join nursery_queue.task on task.id = taken.task_id
     returning task_id

@@ -17,7 +17,8 @@ with live as (
       from live
      group by queue
 )
-select name, coalesce(paused, false) as paused, max_running,
+select name, coalesce(paused, false) as paused, max_running, max_running_per_key,
+       rate_count, rate_per, rate_burst, key_rate_count, key_rate_per, key_rate_burst,
        coalesce(scheduled, 0) as scheduled, coalesce(ready, 0) as ready,
        coalesce(running, 0) as running, coalesce(notify, true) as notify
   from nursery_queue.queue

@@ -6,6 +6,8 @@ list of processes. It answers "ready" as soon as it could begin, and begins when
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import time
 
@@ -19,7 +21,7 @@ from nursery_queue._client._client import Client
 from nursery_queue._connect import connect
 from nursery_queue._core._exception_groups import leaves
 from nursery_queue._worker._worker import Worker
-from nursery_queue.cli._garbage import collect_seldom
+from nursery_queue.cli._garbage import freeze_the_start
 
 from ._bench_tasks import app, nothing, started, write
 from ._messages import Messages
@@ -57,7 +59,7 @@ async def work(parent: Parent, client: Client) -> None:
 
     An idle worker is at work before it is ready, one with "backlog" begins when it hears "go".
     """
-    collect_seldom()  # as `nursery-queue worker` does
+    freeze_the_start()  # as `nursery-queue worker` does
     worker = Worker(app, client, concurrency=parent.job["concurrency"])
     async with trio.open_nursery() as nursery:
         if parent.job["backlog"]:
@@ -99,11 +101,11 @@ async def enqueue(parent: Parent, client: Client) -> None:
 
 
 async def enqueue_slowly(parent: Parent, client: Client) -> None:
-    """Enqueue one by one, each so long after the last one; say when each call returned.
+    """Enqueue one by one, each so long after the last one; say when each was called and returned.
 
     Some come before it is ready, to warm up; their numbers are below 0.
     """
-    gap, returned = parent.job["gap"], list[int]()
+    gap, called, returned = parent.job["gap"], list[int](), list[int]()
     for i in range(-parent.job["warm_up"], 0):
         await client.enqueue(nothing, i)
     cpu = await parent.ready()
@@ -111,9 +113,10 @@ async def enqueue_slowly(parent: Parent, client: Client) -> None:
     for i in range(parent.job["tasks"]):
         await trio.sleep_until(due)
         due = trio.current_time() + gap
+        called.append(time.monotonic_ns())
         await client.enqueue(nothing, i)
         returned.append(time.monotonic_ns())
-    await parent.finish(cpu, returned=returned)
+    await parent.finish(cpu, called=called, returned=returned)
 
 
 async def read(parent: Parent, client: Client) -> None:
@@ -134,12 +137,33 @@ async def read(parent: Parent, client: Client) -> None:
     await parent.finish(cpu, seen=seen, ended=ended, written=await client.result(task))
 
 
-ROLES: Final[Mapping[str, Callable[[Parent, Client], Awaitable[None]]]] = {
+class ToParent(logging.Handler):
+    """Tells the parent what is logged: it shows each line once, and none when it has had enough."""
+
+    def __init__(self, messages: Messages, nursery: trio.Nursery) -> None:
+        super().__init__()
+        self._messages = messages
+        self._nursery = nursery
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send it as soon as the loop comes to it."""
+        try:
+            self._nursery.start_soon(self._send, record.levelno, record.getMessage())
+        except Exception:  # noqa: BLE001  # as logging has it: what logs is not to fail
+            self.handleError(record)
+
+    async def _send(self, level: int, text: str) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):  # the parent has gone
+            await self._messages.send(level=level, log=text)
+
+
+Role = Callable[[Parent, Client], Awaitable[None]]
+ROLES: Final[Mapping[str, Role]] = {
     role.__name__: role for role in (work, enqueue, enqueue_slowly, read)
 }
 
 
-async def main() -> None:
+async def main(roles: Mapping[str, Role] = ROLES) -> None:
     """Do one job; then, or when the parent is gone before, end."""
     messages = Messages(trio.lowlevel.FdStream(os.dup(0)), trio.lowlevel.FdStream(os.dup(1)))
     if (job := await messages.receive()) is None:
@@ -153,9 +177,12 @@ async def main() -> None:
             nursery.cancel_scope.cancel("the parent wants no more")
 
         nursery.start_soon(listen)
+        log = logging.getLogger("nursery_queue")
+        log.addHandler(ToParent(messages, nursery))
+        log.propagate = False
         try:
             async with connect(job["dsn"], schema=job["schema"]) as client:
-                await ROLES[job["role"]](Parent(messages, job, heard), client)
+                await roles[job["role"]](Parent(messages, job, heard), client)
                 await trio.sleep_forever()  # connected, so that the parent can count what it used
         except Exception as exc:  # noqa: BLE001  # the parent tells the user
             error = next(leaves(exc))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import subprocess
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -18,6 +19,8 @@ from nursery_queue.cli._interpreter import python
 from ._messages import Messages
 
 
+log = logging.getLogger("nursery_queue")
+
 PATIENCE = 5.0  # seconds to end by itself
 
 
@@ -25,12 +28,14 @@ class BenchFailed(NurseryQueueError):
     """There are no figures: a process failed, or the database says something else than it."""
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Child:
     """A process that measures, or works, for us."""
 
     role: str
+    pid: int
     _messages: Messages
+    last_words: str | None = attrs.field(default=None, init=False)  # of what it has logged
 
     async def tell(self, what: str) -> None:
         """Let it begin ("go") or end ("stop") what it is to do."""
@@ -42,8 +47,14 @@ class Child:
             await self._messages.send(**message)
 
     async def hear(self, kind: str) -> Any:
-        """Wait until it says something of this kind; raises `BenchFailed` if it fails."""
+        """Wait until it says something of this kind; raises `BenchFailed` if it fails.
+
+        What it logs meanwhile is logged here.
+        """
         while (message := await self._messages.receive()) is not None:
+            if "log" in message:
+                self.last_words = message["log"]
+                log.log(message["level"], "%s", message["log"])
             if "error" in message:
                 raise BenchFailed(f"the process that is to {self.role} failed: {message['error']}")
             if kind in message:
@@ -53,9 +64,20 @@ class Child:
 
 @contextlib.asynccontextmanager
 async def child(role: str, place: Scratch, **job: Any) -> AsyncGenerator[Child]:
-    """Start a process, which is ready when the block begins, and has ended when that has."""
+    """Start a process of ours, which is ready when the block begins, and has ended after it."""
+    command = [*python(), "-m", "nursery_queue.cli._measuring._child"]
+    async with child_of(command, role, dsn=place.dsn, schema=place.schema, **job) as started:
+        yield started
+
+
+@contextlib.asynccontextmanager
+async def child_of(
+    command: Sequence[str], role: str, *, env: Mapping[str, str] | None = None, **job: Any
+) -> AsyncGenerator[Child]:
+    """Start *command*, which speaks as `_child.py` does; as `child` otherwise."""
     process = await trio.lowlevel.open_process(
-        [*python(), "-m", "nursery_queue.cli._measuring._child"],
+        command,
+        env=env,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         process_group=0,  # not the one that Ctrl-C on a terminal goes to: it ends with us
@@ -63,9 +85,9 @@ async def child(role: str, place: Scratch, **job: Any) -> AsyncGenerator[Child]:
     assert process.stdin is not None
     assert process.stdout is not None
     messages = Messages(process.stdout, process.stdin)
-    started = Child(role.replace("_", " "), messages)
+    started = Child(role.replace("_", " "), process.pid, messages)
     try:
-        await started.send(role=role, dsn=place.dsn, schema=place.schema, **job)
+        await started.send(role=role, **job)
         await started.hear("ready")
         yield started
     finally:

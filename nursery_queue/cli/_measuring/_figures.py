@@ -21,6 +21,7 @@ class Measured:
     worker_cpu: float  # seconds
     server_cpu: float | None  # None: the server is elsewhere
     waits: Sequence[float] = ()  # milliseconds from each commit to the start of the handler
+    call_waits: Sequence[float] = ()  # from the call of enqueue; benchmarks/ shows these as well
 
 
 @attrs.frozen(kw_only=True)
@@ -34,7 +35,7 @@ class Row:
     rate_min: float
     rate_max: float
     worker_cpu_us: float  # a task
-    server_cpu_us: float | None
+    server_cpu_us: float | None  # None also: too little to be counted
     p50_ms: float | None = None
     p99_ms: float | None = None
     max_ms: float | None = None
@@ -54,10 +55,12 @@ class Row:
             rate_min=round(min(rates), 1),
             rate_max=round(max(rates), 1),
             worker_cpu_us=_each([one.worker_cpu for one in measured], first.tasks),
-            server_cpu_us=_each(server, first.tasks) if len(server) == len(measured) else None,
-            p50_ms=_percentile(waits, 50),
-            p99_ms=_percentile(waits, 99),
-            max_ms=_percentile(waits, 100),
+            server_cpu_us=_each(server, first.tasks) or None
+            if len(server) == len(measured)
+            else None,
+            p50_ms=percentile(waits, 50),
+            p99_ms=percentile(waits, 99),
+            max_ms=percentile(waits, 100),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -70,7 +73,7 @@ def _each(seconds: Sequence[float], tasks: int) -> float:
     return round(statistics.median(seconds) / tasks * 1e6, 1)
 
 
-def _percentile(ordered: Sequence[float], percent: int) -> float | None:
+def percentile(ordered: Sequence[float], percent: int) -> float | None:
     """Return the least value that so many percent of all do not exceed."""
     if not ordered:
         return None

@@ -49,6 +49,7 @@ class Round:
     plan: Plan
     progress: Progress
     server: ServerCpu | None  # None: not on this machine
+    left: str = LEFT  # asks whether there is anything left to do
 
     def server_cpu(self) -> float | None:
         """Return the seconds that the server has used; None: it is not on this machine."""
@@ -64,30 +65,40 @@ class Round:
         for table in ("task", "ready"):
             await self.place.ask(f"vacuum (analyze) nursery_queue.{table}")
 
-    async def all_started(self, what: str, workers: Sequence[Child], tasks: int) -> None:
-        """Wait until so many tasks have started. Raises `BenchFailed` if that goes on no more."""
+    async def all_started(
+        self, what: str, workers: Sequence[Child], tasks: int, before: int = 0
+    ) -> None:
+        """Wait until so many tasks have started. Raises `BenchFailed` if that goes on no more.
+
+        *before*: how many others, which do not count, have to start before them.
+        """
         started = [0] * len(workers)
 
+        def counted() -> int:
+            return min(tasks, max(0, sum(started) - before))
+
         async def follow(number: int, worker: Child) -> None:
-            while sum(started) < tasks:
+            while counted() < tasks:
                 started[number] = await worker.hear("done")
                 scope.deadline = trio.current_time() + STALL
-                self.progress(what, min(sum(started), tasks), tasks)
+                self.progress(what, counted(), tasks)
             scope.cancel("all have started")
 
         with trio.move_on_after(STALL) as scope:
             async with trio.open_nursery() as nursery:
                 for number, worker in enumerate(workers):
                     nursery.start_soon(follow, number, worker)
-        if sum(started) < tasks:
+        if counted() < tasks:
+            said = [worker.last_words for worker in workers if worker.last_words]
             raise BenchFailed(
-                f"{sum(started)} of {tasks} tasks have started, and none for {STALL:g} s"
+                f"{counted()} of {tasks} tasks have started, and none for {STALL:g} s"
+                + (f"; the last that a worker has to say: {said[-1]}" if said else "")
             )
 
     async def nothing_left(self) -> int:
         """Wait until the database says that all is done; return when, in nanoseconds."""
         with trio.move_on_after(STALL):
-            while await self.place.ask(LEFT) != [(False,)]:  # noqa: ASYNC110  # no event tells
+            while await self.place.ask(self.left) != [(False,)]:  # noqa: ASYNC110  # no event tells
                 await trio.sleep(LOOK_EVERY)
             return time.monotonic_ns()
         raise BenchFailed(f"not all tasks were completed within {STALL:g} s from their start")
@@ -96,7 +107,7 @@ class Round:
         """Ask the database whether each task has run, once. Raises `BenchFailed`."""
         ((logged, of, succeeded, stored),) = await self.place.ask(LOGGED)
         found: tuple[Any, ...] = (logged, of, succeeded, stored)
-        left = await self.place.ask(LEFT)
+        left = await self.place.ask(self.left)
         if found != (tasks,) * 4 or left != [(False,)]:
             raise BenchFailed(
                 f"of {tasks} tasks, the database has {stored}; the log has {logged} attempts of"

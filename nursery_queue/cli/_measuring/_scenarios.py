@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import trio
@@ -14,21 +14,24 @@ from nursery_queue._connect._scratch import scratch
 from nursery_queue._declare._task_type import TaskRequest
 
 from ._bench_tasks import insert, nothing
-from ._children import BenchFailed, child
+from ._children import BenchFailed, Child, child
 from ._figures import Measured, Row
 from ._round import Plan, Progress, Round
 from ._server_cpu import ServerCpu
 
 
 WARM_UP = 10  # tasks before those that count, one by one, until all connections are there
+PORTION = 50_000  # tasks that are enqueued at once: their list is made in one step, without a break
 EFFECTS: Final = "nursery_queue.bench_effect"
 
 
-async def measure(what: str, dsn: str, plan: Plan, rounds: int, progress: Progress) -> list[Row]:
+async def measure(
+    what: str, dsn: str, plan: Plan, rounds: int, progress: Progress, *, name: str | None = None
+) -> list[Row]:
     """Measure one thing, each round in a place of its own, and return a row for each of its parts.
 
-    Nothing is left on the server, whatever happens. Raises `BenchFailed` unless the database says
-    that all was done.
+    *name* is that of each place, one after the other. Nothing is left on the server, whatever
+    happens. Raises `BenchFailed` unless the database says that all was done.
     """
     measured: dict[str, list[Measured]] = {}
     for number in range(1, rounds + 1):
@@ -36,7 +39,7 @@ async def measure(what: str, dsn: str, plan: Plan, rounds: int, progress: Progre
         def show(part: str, done: int, total: int, number: int = number) -> None:
             progress(f"{part}, round {number} of {rounds}", done, total)
 
-        async with scratch(dsn) as place:
+        async with scratch(dsn, name) as place:
             ((pid, database),) = await place.ask("select pg_backend_pid(), current_database()")
             server = ServerCpu.of_backend(pid, database)
             for each in await SCENARIOS[what](Round(place, plan, show, server)):
@@ -62,7 +65,10 @@ async def transactional(it: Round) -> list[Measured]:
 async def _drained(it: Round, what: str, task: Callable[[int], TaskRequest]) -> Measured:
     tasks, plan = it.plan.tasks, it.plan
     async with connect(it.place.dsn, schema=it.place.schema, instruments=()) as client:
-        await client.enqueue_many([task(i) for i in range(tasks)], copy=True)
+        for first in range(0, tasks, PORTION):
+            it.progress(f"{what}: enqueuing", first, tasks)
+            portion = range(first, min(first + PORTION, tasks))
+            await client.enqueue_many([task(i) for i in portion], copy=True)
     await it.vacuum()
     async with contextlib.AsyncExitStack() as stack:
         workers = [
@@ -71,22 +77,28 @@ async def _drained(it: Round, what: str, task: Callable[[int], TaskRequest]) -> 
             )
             for _ in range(plan.processes)
         ]
-        before = it.server_cpu()
-        for worker in workers:
-            await worker.tell("go")
-        await it.all_started(what, workers, tasks)
-        ended, after = await it.nothing_left(), it.server_cpu()
-        for worker in workers:
-            await worker.tell("stop")
-        results = [await worker.hear("result") for worker in workers]
+        measured = await backlog(it, what, workers)
     await it.verify(tasks)
+    return measured
+
+
+async def backlog(it: Round, what: str, workers: Sequence[Child]) -> Measured:
+    """Let workers do what has been enqueued, until the database says that nothing is left."""
+    tasks, before = it.plan.tasks, it.server_cpu()
+    for worker in workers:
+        await worker.tell("go")
+    await it.all_started(what, workers, tasks)
+    ended, after = await it.nothing_left(), it.server_cpu()
+    for worker in workers:
+        await worker.tell("stop")
+    results = [await worker.hear("result") for worker in workers]
     begun = min(result["first"] for result in results if result["first"] is not None)
     return Measured(
         what=what,
         tasks=tasks,
         seconds=(ended - begun) / 1e9,
         worker_cpu=sum(result["cpu"] for result in results),
-        server_cpu=_since(before, after),
+        server_cpu=since(before, after),
     )
 
 
@@ -106,27 +118,38 @@ async def _one_by_one(it: Round, what: str) -> Measured:
         child("work", place, concurrency=it.plan.concurrency, backlog=False) as worker,
         child("enqueue_slowly", place, tasks=tasks, gap=it.plan.gap, warm_up=WARM_UP) as enqueuer,
     ):
-        await it.nothing_left()
-        before = it.server_cpu()
-        await worker.tell("go")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(it.all_started, what, [worker], tasks + WARM_UP)
-            await enqueuer.tell("go")
-            returned: list[int] = (await enqueuer.hear("result"))["returned"]
-        await it.nothing_left()
-        after = it.server_cpu()
-        await worker.tell("stop")
-        result = await worker.hear("result")
+        measured = await one_by_one(it, what, worker, enqueuer)
     await it.verify(tasks + WARM_UP)
+    return measured
+
+
+async def one_by_one(it: Round, what: str, worker: Child, enqueuer: Child) -> Measured:
+    """Have tasks enqueued, one by one, for a worker that has had those to warm up."""
+    tasks = it.plan.tasks
+    await it.nothing_left()
+    before = it.server_cpu()
+    await worker.tell("go")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(it.all_started, what, [worker], tasks, WARM_UP)
+        await enqueuer.tell("go")
+        enqueued: dict[str, list[int]] = await enqueuer.hear("result")
+    await it.nothing_left()
+    after = it.server_cpu()
+    await worker.tell("stop")
+    result = await worker.hear("result")
     started: dict[int, int] = dict(result["started"])
-    waits = [(started[i] - returned[i]) / 1e6 for i in range(tasks)]
+
+    def waits(instants: Sequence[int]) -> list[float]:
+        return [(started[i] - instants[i]) / 1e6 for i in range(tasks)]
+
     return Measured(
         what=what,
         tasks=tasks,
-        seconds=(max(started.values()) - returned[0]) / 1e9 + it.plan.gap,  # one for each task
+        seconds=(max(started.values()) - enqueued["returned"][0]) / 1e9 + it.plan.gap,  # one each
         worker_cpu=result["cpu"],
-        server_cpu=_since(before, after),
-        waits=waits if what == "latency" else (),
+        server_cpu=since(before, after),
+        waits=waits(enqueued["returned"]) if what == "latency" else (),
+        call_waits=waits(enqueued["called"]) if what == "latency" else (),
     )
 
 
@@ -155,7 +178,7 @@ async def enqueue(it: Round) -> list[Measured]:
                 tasks=tasks,
                 seconds=(result["ended"] - result["begun"]) / 1e9,
                 worker_cpu=result["cpu"],
-                server_cpu=_since(before, after),
+                server_cpu=since(before, after),
             )
         )
     return measured
@@ -185,7 +208,7 @@ async def streams(it: Round) -> list[Measured]:
     if (found := await it.count("nursery_queue.chunk")) != chunks or read["seen"] != chunks:
         raise BenchFailed(f"of {chunks} chunks {read['seen']} were read, and {found} are stored")
     begun, ended = read["written"]["begun"], read["written"]["ended"]
-    both = _since(before, after)
+    both = since(before, after)
     return [
         Measured(
             what=what,
@@ -201,7 +224,8 @@ async def streams(it: Round) -> list[Measured]:
     ]
 
 
-def _since(before: float | None, after: float | None) -> float | None:
+def since(before: float | None, after: float | None) -> float | None:
+    """Return what was used in between; None: the server is not on this machine."""
     return None if before is None or after is None else after - before
 
 

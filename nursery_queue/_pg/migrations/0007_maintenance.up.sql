@@ -19,7 +19,8 @@ begin
     ), not_ready as (
         delete from nursery_queue.ready
          where queue = asked.queue and task_type = asked.task_type
-           and priority = asked.priority and task_id = set_aside.id
+           and priority = asked.priority and key = coalesce(asked.key, '')
+           and task_id = set_aside.id
         returning attempt, epoch, lost
     ), not_parked as (
         delete from nursery_queue.parked
@@ -45,7 +46,11 @@ begin
     if not found then
         return false;
     end if;
-    delete from nursery_queue.dedup where task_id = asked.id;
+    delete from nursery_queue.dedup
+     where ctid = any(array(
+        select ctid from nursery_queue.dedup
+         where task_id = asked.id and coalesce(until <= nursery_queue.now(), true)
+           for update skip locked)); -- see nursery_queue.hold
     if asked.on_complete is not null then
         perform nursery_queue.complete(
             array[asked.id], array[asked.on_complete], array[asked.context],
@@ -95,9 +100,10 @@ begin
                    for update skip locked
     loop
         begin
-            insert into nursery_queue.ready (task_id, queue, priority, task_type, due_at,
+            insert into nursery_queue.ready (task_id, queue, priority, task_type, key, due_at,
                                              attempt, epoch, lost)
-            select task.id, task.queue, task.priority, task.task_type, each.due_at,
+            select task.id, task.queue, task.priority, task.task_type, coalesce(task.key, ''),
+                   each.due_at,
                    each.attempt, each.epoch, each.lost
               from nursery_queue.task where task.id = each.task_id;
             delete from nursery_queue.scheduled where scheduled.task_id = each.task_id;
@@ -115,12 +121,15 @@ end
 $$;
 
 -- Deletes up to `most` tasks that ended longer ago than they are kept, one by one. A task that is
--- refused, for a reference from a table of the application's for instance, is kept for another day.
+-- refused, for a reference from a table of the application's for instance, is kept for another day;
+-- one whose rows another transaction holds, for another minute. Waits for up to ten of these.
 create function nursery_queue.prune_each(most integer, out moved integer, out refused jsonb)
 language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off
+    set lock_timeout = '50ms'
 as $$
 declare
     each record;
+    held integer := 0;
 begin
     moved := 0;
     refused := '{}';
@@ -136,9 +145,18 @@ begin
             perform nursery_queue.forget_streams(array[each.task_id]);
             delete from nursery_queue.attempt where attempt.task_id = each.task_id;
             delete from nursery_queue.untold where untold.task_id = each.task_id;
+            delete from nursery_queue.dedup
+             where dedup.task_id = each.task_id
+               and coalesce(until <= nursery_queue.now(), true);
             delete from nursery_queue.finished where finished.task_id = each.task_id;
             moved := moved + 1;
-        exception when others then
+        exception when lock_not_available then
+            update nursery_queue.finished
+               set expires_at = nursery_queue.now() + interval '1 minute'
+             where finished.task_id = each.task_id;
+            held := held + 1;
+            exit when held >= 10;
+        when others then
             if nursery_queue.passes(sqlstate) then
                 raise;
             end if;
@@ -178,12 +196,13 @@ begin
             begin
                 delete from nursery_queue.ready
                  where queue = each.queue and task_type = each.task_type
-                   and priority = each.priority and task_id = each.task_id;
+                   and priority = each.priority and key = each.key
+                   and task_id = each.task_id;
                 if found then
-                    insert into nursery_queue.parked (task_id, queue, priority, task_type, due_at,
-                                                      attempt, epoch, lost, suspect)
-                    values (each.task_id, each.queue, each.priority, each.task_type, each.due_at,
-                            each.attempt, each.epoch, each.lost, each.suspect);
+                    insert into nursery_queue.parked (task_id, queue, priority, task_type, key,
+                                                      due_at, attempt, epoch, lost, suspect)
+                    values (each.task_id, each.queue, each.priority, each.task_type, each.key,
+                            each.due_at, each.attempt, each.epoch, each.lost, each.suspect);
                     moved := moved + 1;
                 end if;
             exception when others then
@@ -220,10 +239,10 @@ begin
             delete from nursery_queue.parked
              where task_type = each.task_type and queue = each.queue
                and priority = each.priority and task_id = each.task_id;
-            insert into nursery_queue.ready (task_id, queue, priority, task_type, due_at,
+            insert into nursery_queue.ready (task_id, queue, priority, task_type, key, due_at,
                                              attempt, epoch, lost, suspect)
-            values (each.task_id, each.queue, each.priority, each.task_type, each.due_at,
-                    each.attempt, each.epoch, each.lost, each.suspect);
+            values (each.task_id, each.queue, each.priority, each.task_type, each.key,
+                    each.due_at, each.attempt, each.epoch, each.lost, each.suspect);
             moved := moved + 1;
         exception when others then
             if nursery_queue.passes(sqlstate) then
@@ -296,13 +315,17 @@ begin
     delete from nursery_queue.scheduled using gone where scheduled.task_id = gone.id;
     delete from nursery_queue.ready using gone
      where ready.queue = gone.queue and ready.task_type = gone.task_type
-       and ready.priority = gone.priority and ready.task_id = gone.id;
+       and ready.priority = gone.priority and ready.key = coalesce(gone.key, '')
+       and ready.task_id = gone.id;
     delete from nursery_queue.parked using gone
      where parked.task_type = gone.task_type and parked.queue = gone.queue
        and parked.priority = gone.priority and parked.task_id = gone.id;
     delete from nursery_queue.running using gone where running.task_id = gone.id;
     delete from nursery_queue.finished using gone where finished.task_id = gone.id;
-    delete from nursery_queue.dedup using gone where dedup.task_id = gone.id;
+    delete from nursery_queue.dedup
+     where ctid = any(array(
+        select dedup.ctid from nursery_queue.dedup join gone on dedup.task_id = gone.id
+           for update of dedup skip locked)); -- see hold()
     delete from nursery_queue.attempt using gone where attempt.task_id = gone.id;
     delete from nursery_queue.untold using gone where untold.task_id = gone.id;
     perform nursery_queue.forget_streams(array(select id from gone));
@@ -346,35 +369,3 @@ $$;
 
 create trigger forget_all after truncate on nursery_queue.task
     for each statement execute function nursery_queue.forget_all();
-
--- As in 0007_rights: a role may call these only if it is granted by name.
-revoke execute on function
-    nursery_queue.set_aside(bigint, text, text), nursery_queue.refuse(bigint, text, text, text),
-    nursery_queue.promote_each(integer), nursery_queue.prune_each(integer),
-    nursery_queue.park_each(integer), nursery_queue.unpark_each(text[], integer),
-    nursery_queue.trim_attempts(bigint[]), nursery_queue.forget(), nursery_queue.forget_all()
-from public;
-
--- Several users may own the schema by way of one role, and any of them may migrate: what was made
--- here belongs to that role, as all the rest does.
-do $$
-declare
-    thing record;
-begin
-    for thing in select pg_class.oid::regclass as name, nspowner::regrole as owner
-                   from pg_class
-                   join pg_namespace on pg_namespace.oid = relnamespace
-                  where relnamespace = 'nursery_queue'::regnamespace and relkind in ('r', 'v')
-                    and relowner <> nspowner
-                    and pg_has_role(nspowner, 'member') and pg_has_role(relowner, 'usage') loop
-        execute format('alter table %s owner to %s', thing.name, thing.owner);
-    end loop;
-    for thing in select pg_proc.oid::regprocedure as name, nspowner::regrole as owner
-                   from pg_proc
-                   join pg_namespace on pg_namespace.oid = pronamespace
-                  where pronamespace = 'nursery_queue'::regnamespace and proowner <> nspowner
-                    and pg_has_role(nspowner, 'member') and pg_has_role(proowner, 'usage') loop
-        execute format('alter routine %s owner to %s', thing.name, thing.owner);
-    end loop;
-end
-$$;

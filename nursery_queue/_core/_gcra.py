@@ -1,0 +1,58 @@
+"""What a rate lets start: GCRA, which remembers one instant and nothing else.
+
+That instant, *next_at*, is when the next task would start if all came evenly (the theoretical
+arrival time). Each start moves it on by `Rate.interval`, and may come early by `Rate.tolerance`.
+Instants are whole microseconds, as PostgreSQL has them, and what lies between two is rounded up, so
+that a rate is never exceeded; the numbers are exact until then.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+
+from fractions import Fraction
+
+from ._rate import Rate
+
+
+MICROSECOND = dt.timedelta(microseconds=1)
+
+
+def may_start(rate: Rate, next_at: dt.datetime | None, now: dt.datetime) -> int:
+    """Return how many tasks may start now. *next_at* None: none has started."""
+    if next_at is None or next_at <= now:
+        return rate.burst + 1
+    open_for = (now - opens_at(rate, next_at)) // MICROSECOND
+    return max(0, math.floor(open_for / _interval(rate)) + 1)
+
+
+def after_starts(
+    rate: Rate, next_at: dt.datetime | None, now: dt.datetime, count: int
+) -> dt.datetime:
+    """Return the new *next_at* when *count* tasks start now."""
+    begin = now if next_at is None else max(now, next_at)
+    return begin + _whole(count * _interval(rate))
+
+
+def opens_at(rate: Rate, next_at: dt.datetime) -> dt.datetime:
+    """Return the first instant at which a task may start."""
+    return next_at - _whole(rate.burst * _interval(rate))
+
+
+def under(rate: Rate, next_at: dt.datetime, now: dt.datetime) -> dt.datetime:
+    """Return *next_at* under a new *rate*: no later than if that had always been the rate.
+
+    So what may start under a raised rate counts at once.
+    """
+    latest = _whole(rate.burst * _interval(rate)) + _whole(_interval(rate))
+    return min(next_at, now + latest)
+
+
+def _interval(rate: Rate) -> Fraction:
+    """Return `Rate.interval` in microseconds, of the number as it is written: 0.1 is a tenth."""
+    return Fraction(repr(rate.per)) * 1_000_000 / rate.count
+
+
+def _whole(microseconds: Fraction) -> dt.timedelta:
+    return math.ceil(microseconds) * MICROSECOND
