@@ -37,9 +37,8 @@ _stringify: Callable[..., str] = SPHINX[0].stringify_annotation
 def public_names() -> Iterator[tuple[str, object]]:
     """Yield everything that may be imported, with its public name."""
     for module in (nursery_queue, nursery_queue.testing):
-        for name, found in vars(module).items():
-            if not name.startswith("_") and not isinstance(found, types.ModuleType):
-                yield f"{module.__name__}.{name}", found
+        for name in module.__all__:
+            yield f"{module.__name__}.{name}", getattr(module, name)
 
 
 PUBLIC = {
