@@ -137,7 +137,7 @@ class Reasons:
         next_at = self.tables.next_at.get((queue, key))
         if next_at is None or may_start(rate, next_at, self.now):
             return
-        until, of = opens_at(rate, next_at), "" if key is None else f"key {key} in "
+        until, of = opens_at(rate, next_at, self.now), "" if key is None else f"key {key} in "
         per = repr(rate.per).removesuffix(".0")
         text = f"the rate of {of}queue {queue}, {rate.count} in {per} s, lets none start before"
         details = {"queue": queue, "key": key, "until": until, **attrs.asdict(rate)}

@@ -157,7 +157,7 @@ class Flow:
             rates[key] = setting.rate_per_key
         return max(
             (
-                opens_at(rate, self.tables.next_at[queue, of])
+                opens_at(rate, self.tables.next_at[queue, of], self.now)
                 for of, rate in rates.items()
                 if rate is not None and (queue, of) in self.tables.next_at
             ),

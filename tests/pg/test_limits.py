@@ -119,6 +119,39 @@ async def test_no_attempt_begins_before_the_last_has_ended(
     assert again.started_at >= ended.finished_at
 
 
+@pytest.mark.parametrize("of_key", [False, True])
+async def test_a_clock_that_was_ahead(
+    store: PostgresStore, worker: uuid.UUID, plain: psycopg.Connection, of_key: bool
+) -> None:
+    """What it has noted holds a rate back for a minute at most; then one starts and mends it."""
+    rate = Rate(1, per=1000, burst=1)
+    await store.configure("default", **{"rate_per_key" if of_key else "rate": rate})
+    await store.enqueue([a_task(key="k") for _ in range(9)])
+    assert len(await claim(store, worker)) == 2
+    plain.execute("update nursery_queue.rate set next_at = next_at + interval '1000000 days'")
+    plain.commit()
+
+    assert len(await claim(store, worker)) == 1
+    assert len(await claim(store, worker)) == 0
+    (left,) = plain.execute(
+        "select extract(epoch from next_at - now())::float from nursery_queue.rate"
+    ).fetchall()
+    assert 1990 <= left[0] <= 2000
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_what_is_no_limit_is_set_from_a_snapshot_too(
+    plain: psycopg.Connection, isolation: str
+) -> None:
+    """A queue that has a limit can be paused in any transaction; the limit is not changed in it."""
+    plain.execute("insert into nursery_queue.queue (name, max_running) values ('default', 3)")
+    plain.commit()
+    plain.execute(f"set transaction isolation level {isolation}")
+    plain.execute("update nursery_queue.queue set paused = true, max_running = 3")
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+        plain.execute("update nursery_queue.queue set max_running = 4")
+
+
 async def test_to_set_a_queue_gives_back_no_starts_of_another(
     store: PostgresStore, worker: uuid.UUID, plain: psycopg.Connection, watch: psycopg.Connection
 ) -> None:

@@ -30,7 +30,7 @@ def test_no_window_has_more(rate: Rate, waits: list[tuple[int, float, int]]) -> 
     now, next_at, starts = NOW, None, list[dt.datetime]()
     for exactly, part, wanted in waits:
         if next_at is not None and exactly == 0:
-            now = max(now, opens_at(rate, next_at))
+            now = max(now, opens_at(rate, next_at, now))
         else:
             now += part * dt.timedelta(seconds=rate.interval)
         count = min(wanted, may_start(rate, next_at, now))
@@ -47,7 +47,7 @@ def test_all_of_it_may_start(rate: Rate, rounds: int) -> None:
     now = NOW
     next_at = after_starts(rate, None, now, rate.burst + 1)
     for _ in range(rounds):
-        now = max(now, opens_at(rate, next_at))
+        now = max(now, opens_at(rate, next_at, now))
         assert may_start(rate, next_at, now) == 1
         assert may_start(rate, next_at, now - MICROSECOND) == 0
         next_at = after_starts(rate, next_at, now, 1)
@@ -68,6 +68,19 @@ def test_another_rate(old: Rate, new: Rate, waited: int) -> None:
     assert changed <= next_at
     assert may_start(new, changed, now + dt.timedelta(seconds=new.interval) + MICROSECOND) >= 1
     assert under(old, next_at, now) == next_at
+
+
+@given(rates, st.integers(0, 10**15))
+def test_a_clock_that_was_ahead(rate: Rate, ahead: int) -> None:
+    """Once it is put back one starts after a minute and an interval, and then as ever."""
+    next_at = after_starts(rate, None, NOW + ahead * MICROSECOND, rate.burst + 1)
+    now = NOW + dt.timedelta(minutes=1, seconds=rate.interval) + 2 * MICROSECOND
+
+    now = min(now, max(NOW, opens_at(rate, next_at, NOW)))
+    assert may_start(rate, next_at, now) >= 1
+    next_at = after_starts(rate, next_at, now, 1)
+    assert may_start(rate, next_at, now) <= rate.burst
+    assert opens_at(rate, next_at, now) <= now + dt.timedelta(seconds=rate.interval) + MICROSECOND
 
 
 def test_the_number_as_it_is_written() -> None:

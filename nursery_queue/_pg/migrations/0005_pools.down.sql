@@ -9,6 +9,7 @@ drop function nursery_queue.park(integer, text, text, integer);
 drop function nursery_queue.room(text[], integer, integer, integer);
 drop function nursery_queue.tokens(timestamptz, integer, double precision, integer);
 drop function nursery_queue.allowed_at(timestamptz, integer, double precision, integer);
+drop function nursery_queue.believed(timestamptz, integer, double precision, integer);
 drop function nursery_queue.span(bigint, integer, double precision);
 drop table nursery_queue.rate;
 drop function nursery_queue.shares(text[], text[], integer[], integer, integer[]);

@@ -343,7 +343,17 @@ begin
              group by queue.name, lane.key) as used
      where starts > 0
         on conflict (queue, key) do update
-       set next_at = greatest(known.next_at, nursery_queue.now())
+       set next_at = greatest(
+                         case when known.next_at <= nursery_queue.now() + interval '1 minute'
+                              then known.next_at
+                              when known.key = ''
+                              then (select nursery_queue.believed(known.next_at, rate_count,
+                                                                  rate_per, rate_burst)
+                                      from nursery_queue.queue where name = known.queue)
+                              else (select nursery_queue.believed(known.next_at, key_rate_count,
+                                                                  key_rate_per, key_rate_burst)
+                                      from nursery_queue.queue where name = known.queue) end,
+                         nursery_queue.now())
                      + (excluded.next_at - nursery_queue.now());
     return (
         select min(allowed_at)
