@@ -253,6 +253,49 @@ async def test_opposite_orders(store: PostgresStore, session: Session, migrated:
     assert await count(store) == rows(session, "dedup") == 5
 
 
+async def test_crossed_lists(store: PostgresStore, session: Session, migrated: str) -> None:
+    """Two lists that hold each other's keys, one as it debounces, both go through in the end."""
+    await store.enqueue([a_task(dedup_key=key, dedup_for=1000, keep_for=0) for key in "ab"])
+    session.execute("select nursery_queue.cancel(id) from nursery_queue.task")
+    session.execute("update nursery_queue.dedup set until = now() - interval '1 s'")
+    session.commit()
+    session.execute("select from nursery_queue.dedup where dedup_key = 'a' for update")
+    found: list[list[TaskRef]] = []
+
+    async def work(*tasks: NewTask) -> None:
+        found.append(await store.enqueue(tasks))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work, a_task(dedup_key="a"), a_task(dedup_key="b"))
+        await until_blocked(migrated)
+        nursery.start_soon(work, call(1, dedup_key="b"), a_task(dedup_key="a"))
+        await until_blocked(migrated, 2)
+        session.rollback()
+
+    assert await count(store) == rows(session, "dedup") == 2
+    assert sorted(ref.created for refs in found for ref in refs) == [False, False, True, True]
+
+
+@pytest.mark.parametrize("keep_for", [60.0, 0.0])
+async def test_what_a_rollback_leaves(
+    store: PostgresStore, session: Session, keep_for: float
+) -> None:
+    """A key that was held while its task ended does not stay for ever."""
+    worker = await hire(store)
+    await add(store, dedup_key="k")
+    one = await claim_one(store, worker)
+    session.execute("select from nursery_queue.dedup for update")
+    await settle(store, one, Event.SUCCEED, keep_for=keep_for)
+    session.rollback()
+    assert rows(session, "dedup") == 1
+
+    session.execute("update nursery_queue.dedup set prune_at = prune_at - interval '1 h'")
+    session.commit()
+    await store.prune()
+
+    assert rows(session, "dedup") == 0
+
+
 async def test_a_snapshot_that_does_not_see(store: PostgresStore) -> None:
     """In REPEATABLE READ a task replaced since makes the call transient, never wrong."""
     await store.enqueue([call(1)])

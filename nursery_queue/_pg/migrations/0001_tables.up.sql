@@ -234,13 +234,13 @@ create table nursery_queue.dedup (
     dedup_key text primary key,
     task_id   bigint not null,
     until     timestamptz, -- it is taken for so long also when the task has ended
-    -- When to see whether it is taken still. Null: not before its task is pruned.
-    prune_at  timestamptz
+    -- When to see whether it is taken still: the end of its task leaves a row that is locked.
+    prune_at  timestamptz not null
 );
 comment on table nursery_queue.dedup is
     'Keys of live tasks, and of ended ones that are to stay taken for a while.';
 create index dedup_task on nursery_queue.dedup (task_id);
-create index dedup_prune on nursery_queue.dedup (prune_at) where prune_at is not null;
+create index dedup_prune on nursery_queue.dedup (prune_at);
 
 create table nursery_queue.queue (
     name        text primary key check (name <> ''),

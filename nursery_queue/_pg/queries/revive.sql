@@ -18,7 +18,8 @@ with wanted as materialized (
     -- After the deletion, whose rows it counts.
     insert into nursery_queue.dedup (dedup_key, task_id, until, prune_at)
     select dedup_key, id, (select until from freed where task_id = id),
-           (select prune_at from freed where task_id = id)
+           coalesce((select prune_at from freed where task_id = id),
+                    nursery_queue.now() + interval '1 hour')
       from wanted
      where dedup_key is not null and (select count(*) from freed) >= 0
         on conflict do nothing
