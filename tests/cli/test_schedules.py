@@ -152,5 +152,6 @@ def test_no_backfill(quick: Run, two: str) -> None:
     assert (many.returncode, "at most 10,000" in many.stderr) == (1, True)
     assert (long.returncode, long.stdout) == (0, "0\n")
     assert (old.returncode, "30 days" in old.stderr) == (1, True)
-    assert (repeated.returncode, int(repeated.stdout)) == (0, 40)
+    assert repeated.returncode == 0
+    assert int(repeated.stdout) in {39, 40, 41}  # the clocks may have been changed in that time
     assert (unknown.returncode, "no schedule 'x'" in unknown.stderr) == (1, True)
