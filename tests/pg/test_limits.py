@@ -125,7 +125,10 @@ async def test_a_clock_that_was_ahead(
 ) -> None:
     """What it has noted holds a rate back for a minute at most; then one starts and mends it."""
     rate = Rate(1, per=1000, burst=1)
-    await store.configure("default", **{"rate_per_key" if of_key else "rate": rate})
+    if of_key:
+        await store.configure("default", rate_per_key=rate)
+    else:
+        await store.configure("default", rate=rate)
     await store.enqueue([a_task(key="k") for _ in range(9)])
     assert len(await claim(store, worker)) == 2
     plain.execute("update nursery_queue.rate set next_at = next_at + interval '1000000 days'")
