@@ -8,9 +8,10 @@ import math
 from collections.abc import Sequence
 from uuid import UUID
 
+from nursery_queue._core._debounce import Debounce
 from nursery_queue._core._filters import CancelFilter
 from nursery_queue._core._model import Claim, Fence, NewTask, Refusal, Settlement
-from tests.model.ledger import GONE
+from tests.model.ledger import GONE, WAITING
 from tests.model.picture import Picture, Task
 
 
@@ -18,6 +19,19 @@ def placed(task: NewTask, now: dt.datetime) -> tuple[str, dt.datetime]:
     """Return where a new task is, and from when on it may start."""
     due = task.run_at or now + dt.timedelta(seconds=task.run_after)
     return ("scheduled" if due > now else "ready"), due
+
+
+def replaceable(task: Task) -> bool:
+    """Whether a debounced call replaces a task: it has not started, so far as anybody knows."""
+    return task.place in WAITING and not task.log and not task.position.suspect
+
+
+def debounced(task: Task | None, wait: Debounce, now: dt.datetime) -> dt.datetime:
+    """Return from when on a task may start that waits for the last of many calls."""
+    due = now + dt.timedelta(seconds=wait.wait)
+    if task is None or wait.max_wait is None:
+        return due
+    return max(now, min(due, task.created_at + dt.timedelta(seconds=wait.max_wait)))
 
 
 def ended(place: str, keep_for: float | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from nursery_queue._core._model import NewTask
 from nursery_queue._core._rate import Rate
 from tests.model.picture import EMPTY, FINAL, Picture, Task
 from tests.model.pools import Pool
@@ -40,7 +41,8 @@ class Done:
     *to*: where tasks are now; nothing else may have changed. *born*: where new tasks are,
     other than those that tell how another one ended. *logged*: of which tasks an attempt was
     closed, with an entry in the log. *used*: how many attempts are used up, and how many lost,
-    after an attempt. *due*: from when on tasks may start, if that is new.
+    after an attempt. *due*: from when on tasks may start, if that is new. *replaced*: what is asked
+    of tasks instead. *overtaken*: which have lost their dedup key to a new one.
     """
 
     verb: str
@@ -50,6 +52,8 @@ class Done:
     logged: frozenset[int] = frozenset()
     used: Mapping[int, tuple[int, int]] = attrs.field(factory=dict[int, tuple[int, int]])
     due: Mapping[int, dt.datetime] = attrs.field(factory=dict[int, dt.datetime])
+    replaced: Mapping[int, NewTask] = attrs.field(factory=dict[int, NewTask])
+    overtaken: frozenset[int] = frozenset()
 
 
 @attrs.define(eq=False)
@@ -64,6 +68,7 @@ class Ledger:
     due: dict[int, dt.datetime] = attrs.field(factory=dict[int, dt.datetime])
     # When tasks have started since the rate is as it is: by queue and key (None: all of the queue).
     starts: dict[Lane, list[dt.datetime]] = attrs.field(factory=dict[Lane, "list[dt.datetime]"])
+    keyless: set[int] = attrs.field(factory=set[int])  # live tasks that have lost their dedup key
 
     def check(self, done: Done, after: Picture, now: dt.datetime) -> None:
         """Hold a step, and what is there after it, to the rules."""
@@ -79,7 +84,11 @@ class Ledger:
         self._forget_starts(before, after)
         self.due.update(done.due)
         self._check_sums(after)
-        _check_keys(after)
+        self.keyless |= done.overtaken
+        self.keyless = {
+            each for each in self.keyless if each in after.tasks and after.tasks[each].live
+        }
+        self._check_keys(after)
 
     def _check_moves(self, done: Done, before: Picture, after: Picture) -> None:
         for number, task in before.tasks.items():
@@ -89,7 +98,8 @@ class Ledger:
                 continue
             place = GONE if found is None else found.place
             assert place == done.to[number], f"task {number} is {place}, not {done.to[number]}"
-            assert place in MOVES[task.place], f"task {number}: {task.place} to {place}"
+            moves = MOVES[task.place] | ({place} if number in done.replaced else set())
+            assert place in moves, f"task {number}: {task.place} to {place}"
             assert task.live or done.verb == AFTER_THE_END[place]
 
     def _check_births(self, done: Done, before: Picture, after: Picture, now: dt.datetime) -> None:
@@ -148,6 +158,16 @@ class Ledger:
             if _rate(before, lane) != _rate(after, lane):
                 del self.starts[lane]
 
+    def _check_keys(self, after: Picture) -> None:
+        holders = [
+            (task.asked.dedup_key, number)
+            for number, task in after.tasks.items()
+            if task.live and number not in self.keyless
+        ]
+        keyed = [(key, number) for key, number in holders if key is not None]
+        assert len(dict(keyed)) == len(keyed), f"two live tasks have one key: {keyed}"
+        assert dict(keyed) == after.keys
+
     def _check_sums(self, after: Picture) -> None:
         assert len(after.tasks) == self.stored - self.forgotten
         assert self.told == self.ends
@@ -156,7 +176,13 @@ class Ledger:
 def _check_change(done: Done, number: int, was: Task, task: Task, now: dt.datetime) -> None:
     """Hold one task that has moved to the rules: its counters, and its log."""
     old, new = was.position, task.position
-    assert (task.asked, task.created_at, task.run_at) == (was.asked, was.created_at, was.run_at)
+    if (replaced := done.replaced.get(number)) is None:
+        expected, run_at = was.asked, was.run_at
+    else:
+        names = ("task_type", "queue", "priority", "key")
+        changes = {name: getattr(replaced, name) for name in names}
+        expected, run_at = attrs.evolve(was.asked, **changes), done.due[number]
+    assert (task.asked, task.created_at, task.run_at) == (expected, was.created_at, run_at)
     entries = task.log[len(was.log) :]
     assert task.log[: len(was.log)] == was.log
     assert len(entries) == (number in done.logged), f"task {number}: {entries}"
@@ -179,13 +205,6 @@ def _check_change(done: Done, number: int, was: Task, task: Task, now: dt.dateti
     assert (new.finished_at == now) if new.place in FINAL else new.finished_at is None
     if number in done.due:
         assert new.due_at == done.due[number]
-
-
-def _check_keys(after: Picture) -> None:
-    holders = [(task.asked.dedup_key, number) for number, task in after.tasks.items() if task.live]
-    keyed = [(key, number) for key, number in holders if key is not None]
-    assert len(dict(keyed)) == len(keyed), f"two live tasks have one key: {keyed}"
-    assert dict(keyed) == after.keys
 
 
 def lanes(task: Task) -> set[Lane]:

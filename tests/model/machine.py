@@ -14,6 +14,7 @@ import trio
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from nursery_queue._core._debounce import Debounce
 from nursery_queue._core._filters import CancelFilter, TaskFilter
 from nursery_queue._core._model import Claim, Fence, QueueSlots, Settlement
 from nursery_queue._core._queue_changes import QueueChanges
@@ -28,6 +29,7 @@ from tests.model.wishes import (
     Wish,
     batches,
     changes,
+    debounces,
     filters,
     kinds,
     listings,
@@ -124,6 +126,11 @@ class Machine(RuleBasedStateMachine):
     @rule(wish=wishes)
     def enqueue_one(self, wish: Wish) -> None:
         self.do(self.verbs.enqueue, [wish])
+
+    @rule(wish=wishes, key=st.sampled_from(["k", "k", "l"]), debounce=debounces)
+    def debounce(self, wish: Wish, key: str, debounce: Debounce) -> None:
+        task = attrs.evolve(wish.task, dedup_key=key, run_after=0.0, debounce=debounce)
+        self.do(self.verbs.debounce, task)
 
     @precondition(lambda self: self.any_is("ready", "scheduled", "running", "parked"))
     @rule(which=which, running=st.sampled_from([True, True, False]))

@@ -47,6 +47,20 @@ FLAWS = {
     "a claim does not look at the rate": Flaw(
         "function room", "end as tokens", "end + 9 as tokens"
     ),
+    "a claim does not look at the rate of a key": Flaw(
+        "function open_lanes",
+        "may := least(may, nursery_queue.tokens(",
+        "may := greatest(may, nursery_queue.tokens(",
+    ),
+    "a start does not use up the rate": Flaw("function use_rates", "starts > 0", "starts > 99"),
+    "a debounced call does not start the wait anew": Flaw(
+        "function replace", "set due_at = due where", "set due_at = due_at where"
+    ),
+    "a debounced call replaces what has started": Flaw(
+        "function hold",
+        "exit when exists (select from nursery_queue.attempt",
+        "exit when false and exists (select from nursery_queue.attempt",
+    ),
     "a claim does not look at the pause": Flaw(
         "function room",
         "coalesce(array_agg(name) filter (where paused), '{}')",

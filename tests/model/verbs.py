@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import random
 
 from collections.abc import Mapping, Sequence
@@ -77,6 +78,25 @@ class Verbs:
         effects = tx.Effects(self.picture, self.clock.now(), dict(self.picture.keys))
         effects.enqueue(tasks, refs)
         await self.done("enqueue", **effects.come_to())
+
+    async def debounce(self, task: NewTask) -> None:
+        """Replace the task that has the key, if it has not started; else store a new one."""
+        assert task.dedup_key is not None
+        assert task.debounce is not None
+        (ref,) = await self.sides.both(lambda side: side.store.enqueue([task]))
+        holder = self.picture.keys.get(task.dedup_key)
+        waiting = None if holder is None else self.picture.tasks[holder]
+        if waiting is not None and not expect.replaceable(waiting):
+            waiting = None
+        due = {ref.id: expect.debounced(waiting, task.debounce, self.clock.now())}
+        assert (ref.created, ref.id == holder) == (waiting is None, waiting is not None)
+        if waiting is not None:
+            what: dict[str, Any] = {"to": {ref.id: "scheduled"}, "replaced": {ref.id: task}}
+        else:
+            told = task.on_complete and json.loads(task.on_complete)
+            what = {"born": {ref.id: "scheduled"}, "telling": {ref.id: told}}
+            what["overtaken"] = frozenset({holder} - {None})
+        await self.done("debounce", due=due, **what)
 
     def new(self, wish: Wish) -> NewTask:
         if wish.at is None:

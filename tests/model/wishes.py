@@ -10,6 +10,7 @@ import attrs
 
 from hypothesis import strategies as st
 
+from nursery_queue._core._debounce import Debounce
 from nursery_queue._core._filters import CancelFilter, TaskFilter
 from nursery_queue._core._model import ErrorRecord, NewTask, QueueSlots
 from nursery_queue._core._outcome import (
@@ -95,6 +96,7 @@ wishes = st.fixed_dictionaries(
         "keep_for": st.sampled_from([None, 16.0, 0.0]),
     }
 ).map(_wish)
+debounces = st.sampled_from([Debounce(4), Debounce(16), Debounce(4, max_wait=6)])
 limits = st.sampled_from([1, 2, 1, None, 0])
 rates = st.sampled_from([Rate(2, per=8, burst=1), Rate(1, per=16), Rate(3, per=10), None])
 _limited = (
