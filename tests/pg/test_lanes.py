@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import uuid
 
 from collections import Counter
@@ -61,6 +62,48 @@ async def walk(store: PostgresStore, worker: uuid.UUID, limit: int) -> list[Clai
     while found[-1].resume is not None:
         found.append(await store.claim(worker, [TYPE], limit=limit, after=found[-1].resume))
     return found
+
+
+# The same lanes, shared out in the way for a single level, and in the one for any.
+SHARED = """
+    with lanes as (
+        select array_agg('default'::text) as queues, array_agg(%(task_type)s::text) as types,
+               array_agg(0) as levels, array_agg(key order by key) as keys,
+               array_agg(allowed order by key) as allowed,
+               array_agg(%(limits)s::boolean) as limits, array_agg(1) as pairs,
+               array_agg(%(slots)s::int) as slots, array_agg(at_most order by key) as at_most
+          from unnest(%(keys)s::text[], %(allowed)s::int[], %(at_most)s::int[])
+                    as lane (key, allowed, at_most)
+    )
+    select one.*, several.*
+      from lanes,
+           nursery_queue.share_keys('default', %(task_type)s, 0, keys, allowed, %(limits)s,
+                                    %(slots)s, %(total)s, %(deep)s, at_most) as one,
+           nursery_queue.share_levels(queues, types, levels, keys, allowed, limits, pairs, slots,
+                                      %(total)s, %(deep)s, at_most) as several
+"""
+
+
+def test_shares_of_a_single_level(session: psycopg.Connection[Any]) -> None:
+    """The short way to share out the lanes of one level comes to the same as the long one."""
+    rng = random.Random(15)
+    fill(session, 12, each=1)
+    fill(session, 5, each=4)
+    for _ in range(1000):
+        count = rng.choice([1, 2, 3, 7, 12])
+        known = rng.random() < 0.4  # how many there are, to be had
+        asked = {
+            "task_type": TYPE,
+            "keys": [f"k{number:06}" for number in rng.sample(range(12), count)],
+            "allowed": [rng.choice([1, 2, 3, 1_000_000]) for _ in range(count)],
+            "at_most": [rng.choice([None, 0, 1, 3]) if known else None for _ in range(count)],
+            "limits": rng.random() < 0.5,
+            "slots": rng.choice([1, 3, 10, 1000]),
+            "total": rng.choice([1, 3, 10, 1000]),
+            "deep": rng.choice([1, 2, 4, 100]),
+        }
+        (row,) = session.execute(SHARED, asked).fetchall()
+        assert row[:3] == row[3:], asked
 
 
 @pytest.mark.parametrize("limit", [None, 2])
