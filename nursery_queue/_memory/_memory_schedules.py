@@ -55,16 +55,15 @@ class Schedule:
         """Return it with what is *asked* now."""
         if asked.when != self.asked.when:  # a tick at this very instant does not fire
             changes |= {"since": now, "look_at": now, "next_at": None, "error": None}
-        elif self.error is not None:
-            changes |= {"look_at": now}
         return attrs.evolve(self, asked=asked, **changes).paused_or_not(asked.paused, now)
 
     def paused_or_not(self, paused: bool | None, now: dt.datetime) -> Schedule:
-        """Return it paused, or resumed, or as it is."""
-        if paused is None or paused == self.paused:
-            return self
-        resumed_at = self.resumed_at if paused else now
-        return attrs.evolve(self, paused=paused, resumed_at=resumed_at)
+        """Return it paused, or resumed, or as it is; if it could not fire, it may now."""
+        look_at = self.look_at if self.error is None else now
+        if paused is None:
+            paused = self.paused
+        resumed_at = now if self.paused and not paused else self.resumed_at
+        return attrs.evolve(self, look_at=look_at, paused=paused, resumed_at=resumed_at)
 
     def due(
         self, now: dt.datetime, *, since: dt.datetime | None, busy: bool, known: bool

@@ -18,7 +18,7 @@ from nursery_queue._core._debounce import Debounce
 from nursery_queue._core._filters import CancelFilter, TaskFilter
 from nursery_queue._core._model import Claim, Fence, QueueSlots, Settlement
 from nursery_queue._core._queue_changes import QueueChanges
-from tests.model import expectations as expect, transactions as tx
+from tests.model import expectations as expect, schedules as schedule, transactions as tx
 from tests.model.picture import PARKED, Picture
 from tests.model.verbs import Verbs
 from tests.model.wishes import (
@@ -36,6 +36,7 @@ from tests.model.wishes import (
     outcomes,
     questions,
     queue_slots,
+    schedules,
     steps,
     which,
     wishes,
@@ -156,6 +157,24 @@ class Machine(RuleBasedStateMachine):
     def set_queue(self, queue: str, changes: QueueChanges) -> None:
         """Pause a queue or resume it, or else set a limit or a rate."""
         self.do(self.verbs.set_queue, queue, **changes)
+
+    @rule(every=st.sampled_from([4.0, 16.0]), changes=schedules)
+    def set_schedule(self, every: float, changes: dict[str, str]) -> None:
+        self.do(schedule.set_schedule, self.verbs, every, changes)
+
+    @precondition(lambda self: bool(self.picture.schedules))
+    @rule(
+        change=st.sampled_from([None, None, "pause", "resume", "trigger", "delete"]),
+        seconds=st.sampled_from([None, 4.0, 16.0, 16.0]),
+        worker=which,
+    )
+    def schedule(self, change: str | None, seconds: float | None, worker: int) -> None:
+        """The schedule is changed, perhaps; time goes by; a worker fires what is due."""
+        if change is not None:
+            self.do(schedule.CHANGES[change], self.verbs)
+        if seconds is not None:
+            self.time_passes(seconds, None)
+        self.do(schedule.fire, self.verbs, *self.a_worker(worker))
 
     @rule(steps=steps, commits=st.sampled_from([True, True, False]))
     def transaction(self, steps: list[Any], commits: bool) -> None:

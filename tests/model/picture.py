@@ -20,6 +20,12 @@ from nursery_queue._memory._memory_rows import Position as MemoryPosition
 from nursery_queue._memory._memory_store import MemoryStore
 from nursery_queue._pg._postgres_store import PostgresStore
 from tests.model.pools import Pool, of_row, of_setting
+from tests.model.schedule_picture import (
+    COLUMNS,
+    Schedule,
+    of_memory as of_schedule,
+    of_row as of_schedule_row,
+)
 from tests.model.sides import Side
 
 
@@ -114,6 +120,7 @@ class Picture:
     keys: Mapping[str, int]
     pools: Mapping[str, Pool]  # those that are set in some way
     workers: Mapping[UUID, Worker]
+    schedules: Mapping[str, Schedule]
 
     def differences(self, other: Picture) -> list[str]:
         """Say what is not the same; for people."""
@@ -126,11 +133,11 @@ class Picture:
         ]
 
 
-EMPTY = Picture(tasks={}, keys={}, pools={}, workers={})
+EMPTY = Picture(tasks={}, keys={}, pools={}, workers={}, schedules={})
 
 # -- of PostgreSQL -----------------------------------------------------------------------
 
-LOOK: LiteralString = """
+LOOK: LiteralString = f"""
 select json_build_object(
     'task', (select json_agg(json_build_array(
                  id, task_type, queue, priority, params, key, max_attempts, keep_for, dedup_key,
@@ -163,7 +170,8 @@ select json_build_object(
                  key_rate_count, key_rate_per, key_rate_burst))
                 from nursery_queue.queue),
     'worker', (select json_agg(json_build_array(id, task_types, lease, heartbeat_at, draining))
-                 from nursery_queue.worker))
+                 from nursery_queue.worker),
+    'schedule', (select json_agg(json_build_array({COLUMNS})) from nursery_queue.schedule))
 """
 
 
@@ -190,6 +198,7 @@ async def of_postgres(side: Side) -> Picture:
         keys={key: side.number(task_id) for key, task_id in rows["dedup"]},
         pools={name: of_row(*row) for name, *row in rows["queue"]},
         workers={UUID(row[0]): _worker(*row[1:]) for row in rows["worker"]},
+        schedules={name: of_schedule_row(side, row) for name, *row in rows["schedule"]},
     )
     _check_copies(side, picture, rows)
     return picture
@@ -336,6 +345,7 @@ def of_memory(side: Side) -> Picture:
             )
             for worker_id, worker in tables.workers.items()
         },
+        schedules={name: of_schedule(side, row) for name, row in tables.schedules.items()},
     )
 
 

@@ -56,6 +56,10 @@ class Side:
     def ids(self, numbers: Iterable[int]) -> list[int]:
         return [self.id(number) for number in numbers]
 
+    @property
+    def next_number(self) -> int:
+        return len(self._ids)
+
     def number(self, task_id: int) -> int:
         """Return the number of a task; one that was never seen gets the next."""
         number = self._numbers.setdefault(task_id, len(self._ids))

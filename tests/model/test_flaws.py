@@ -11,6 +11,7 @@ import pytest
 from nursery_queue._core._model import Held, Settlement
 from nursery_queue._core._outcome import settle_lost
 from nursery_queue._pg import (
+    _postgres_schedules as _schedules,
     _postgres_store as _store,
     _postgres_transaction as _transaction,
     _sessions,
@@ -111,29 +112,47 @@ FLAWS = {
         "expires_at <= nursery_queue.now()",
         "expires_at <= nursery_queue.now() + interval '1 hour'",
     ),
+    "a paused schedule fires": Flaw(
+        "take_schedules",
+        "where not paused and",
+        "where",
+        also=Flaw("next_schedule", "where not paused and", "where"),
+    ),
+    "a schedule does not see that its last task runs": Flaw(
+        "take_schedules", "<> '{}' as busy", "= '{0}' as busy"
+    ),
+    "a tick does not cancel the task before": Flaw(
+        "function fire", "where firing.cancels and", "where false and"
+    ),
+    "a tick that is skipped is not counted": Flaw(
+        "function fire", "skipped = known.skipped + firing.skipped", "skipped = known.skipped"
+    ),
+    "a schedule forgets which ticks it has been through": Flaw(
+        "function fire", "set since = firing.since", "set since = greatest(known.since, made.last)"
+    ),
 }
 
 
 def install(flaw: Flaw, dsn: str, patch: pytest.MonkeyPatch) -> None:
     """Make the store wrong in one place, and in the other that would make up for it."""
-    if flaw.also is not None:
-        install(flaw.also, dsn, patch)
-    kind, _, name = flaw.place.partition(" ")
-    if kind == "function":
-        with psycopg.connect(dsn, autocommit=True) as session:
-            asked = session.execute(
-                "select pg_get_functiondef(%s::regproc)", [f"nursery_queue.{name}"]
-            )
-            ((text,),) = asked.fetchall()
-            session.execute(flawed(text, flaw))
-        return
+    flaws = [flaw] if flaw.also is None else [flaw, flaw.also]
+    statements = {each.place: each for each in flaws if not each.place.startswith("function ")}
 
     def wrong(name: str, schema: str) -> LiteralString:
         text = query(name, schema)
-        return flawed(text, flaw) if name == flaw.place else text
+        return flawed(text, statements[name]) if name in statements else text
 
-    for module in (_sessions, _store, _sweeper, _transaction):
+    for module in (_schedules, _sessions, _store, _sweeper, _transaction):
         patch.setattr(module, "query", wrong)
+    with psycopg.connect(dsn, autocommit=True) as session:
+        for each in flaws:
+            if each.place not in statements:
+                name = each.place.removeprefix("function ")
+                asked = session.execute(
+                    "select pg_get_functiondef(%s::regproc)", [f"nursery_queue.{name}"]
+                )
+                ((text,),) = asked.fetchall()
+                session.execute(flawed(text, each))
 
 
 def flawed(text: str, flaw: Flaw) -> LiteralString:

@@ -54,6 +54,7 @@ class Verbs:
     clock: VirtualTime
     ledger: Ledger = attrs.field(factory=Ledger)
     claims: list[Claim] = attrs.field(factory=list[Claim])  # every one there ever was
+    ticked: set[dt.datetime] = attrs.field(factory=set[dt.datetime])  # that have had their task
 
     @property
     def picture(self) -> Picture:

@@ -110,6 +110,13 @@ changes = st.one_of(
     rates.map(lambda rate: QueueChanges(rate_per_key=rate)),
     st.booleans().map(lambda paused: QueueChanges(paused=paused)),
 )
+schedules = st.fixed_dictionaries(
+    {
+        "task_type": st.sampled_from(["work", "work", "rare", "strange"]),
+        "misfire": st.sampled_from(["all", "all", "latest", "skip"]),
+        "overlap": st.sampled_from(["allow", "allow", "skip", "cancel"]),
+    }
+)
 batches = st.lists(wishes, min_size=1, max_size=3)
 queue_slots = st.none() | st.lists(
     st.builds(QueueSlots, queue=st.sampled_from(QUEUES), slots=st.integers(1, 3)),

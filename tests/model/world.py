@@ -21,9 +21,12 @@ with a as (delete from nursery_queue.task), b as (delete from nursery_queue.sche
      e as (delete from nursery_queue.running), f as (delete from nursery_queue.finished),
      g as (delete from nursery_queue.attempt), h as (delete from nursery_queue.dedup),
      i as (delete from nursery_queue.queue), j as (delete from nursery_queue.worker),
-     k as (delete from nursery_queue.rate), l as (delete from nursery_queue.turn)
+     k as (delete from nursery_queue.rate), l as (delete from nursery_queue.turn),
+     m as (delete from nursery_queue.schedule), n as (delete from nursery_queue.tick)
 select
 """
+
+ROUND = 16  # seconds: of all their intervals
 
 
 @attrs.define(eq=False)
@@ -44,8 +47,9 @@ class World:
         return cls(clock, store, compares)
 
     async def begin(self) -> Verbs:
-        """Start from nothing."""
+        """Start from nothing, at an instant that schedules see as they see every other such."""
         self.begun += 1
+        self.clock.advance(ROUND - self.clock.now().timestamp() % ROUND)
         async with self.postgres._pool.connection() as connection:
             await connection.fetch(CLEAR)
         memory = Side(MemoryStore()) if self.compares else None
