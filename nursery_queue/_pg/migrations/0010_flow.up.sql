@@ -334,13 +334,14 @@ begin
     -- Those that have come to the limit by this claim, and have more.
     for here in 1 .. cardinality(lane_keys) loop
         exit when full_keys;
-        full_keys := lane_limits[here] and lane_keys[here] <> '' and most[here] = lane_allowed[here]
-            and exists (select from nursery_queue.ready
-                         where ready.queue = lane_queues[here]
-                           and ready.task_type = lane_types[here]
-                           and ready.priority = lane_priorities[here]
-                           and ready.key = lane_keys[here]
-                        offset most[here]);
+        continue when not lane_limits[here] or lane_keys[here] = ''
+                      or most[here] < lane_allowed[here]; -- costs less than to ask
+        full_keys := exists (select from nursery_queue.ready
+                             where ready.queue = lane_queues[here]
+                               and ready.task_type = lane_types[here]
+                               and ready.priority = lane_priorities[here]
+                               and ready.key = lane_keys[here]
+                            offset most[here]);
     end loop;
 end
 $$;
