@@ -78,6 +78,7 @@ class Claimer:
     _others_walk: Walk = attrs.field(init=False)
     _calm: float = attrs.field(default=0.0, init=False)  # seconds to wait after the last claim
     _not_before: float = attrs.field(default=-math.inf, init=False)  # on trio's clock
+    _starting: trio.TaskStatus[None] | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         names = None if self.slots.queues is None else sorted(self.slots.queues)
@@ -117,13 +118,18 @@ class Claimer:
             self._look_anew()  # nor of what opens transactions
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Claim until cancelled. Ready means: the store has answered once."""
+        """Claim until cancelled. Ready means: the store has answered once.
+
+        Not that nothing is left: with many tasks that are done fast, that takes as long as they do
+        (tests/engine/test_worker.py).
+        """
+        self._starting = task_status
         self._look_anew()  # what the claim that failed was for
         self.work.queues_changed = True
         while not self.lease.holds:
             await self.work.wait()
         await self._turn()
-        task_status.started()
+        self._is_ready()
         while True:
             with trio.move_on_after(self._pause()) as pause:
                 await self.work.wait()
@@ -131,6 +137,11 @@ class Claimer:
                 self._look_anew()
                 self.work.queues_changed = True  # no notification may have come
             await self._turn()
+
+    def _is_ready(self) -> None:
+        if self._starting is not None:
+            self._starting.started()
+            self._starting = None
 
     def _pause(self) -> float:
         interval = self.interval or (POLL if self.work.deaf else math.inf)
@@ -233,6 +244,7 @@ class Claimer:
         if queue_slots != [] and (task_types or not self._only_others):
             asked_at = trio.current_time()
             claimed = await self._ask(worker_id, task_types, limit, queue_slots)
+            self._is_ready()
             self.slots.pace.claimed(trio.current_time() - asked_at)
             if not self.lease.holds or self.lease.worker_id != worker_id:
                 return  # the lease ran out meanwhile: what came is not ours any more

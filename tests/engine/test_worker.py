@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 import nursery_queue as nq
 
+from nursery_queue._core._model import Claimed
 from nursery_queue.testing import VirtualTime
 from tests.support.flaky_store import FlakyStore
 from tests.support.workers import Longest, outcomes, state, working
@@ -277,6 +278,19 @@ async def test_stop_before_run(
     assert (store.calls["register"], starts, await outcomes(client, ref)) == (0, [], [])
     await worker.run_until_idle()
     assert len(starts) == 1
+
+
+async def test_ready_beside_a_backlog(
+    autojump_clock: MockClock, app: nq.App, client: nq.Client, store: FlakyStore
+) -> None:
+    """A worker is ready when it has claimed once, though each claim says that there is more."""
+    store.instead["claim"] = Claimed(claims=(), more=True)
+    store.late["claim"] = 0.1
+    worker = nq.Worker(app, client)
+    async with trio.open_nursery() as nursery:
+        with trio.fail_after(20):
+            await nursery.start(worker.run)
+        worker.stop()
 
 
 async def test_stop_from_a_handler(

@@ -159,7 +159,7 @@ class Machine(RuleBasedStateMachine):
         self.do(self.verbs.set_queue, queue, **changes)
 
     @rule(every=st.sampled_from([4.0, 16.0]), changes=schedules)
-    def set_schedule(self, every: float, changes: dict[str, str]) -> None:
+    def set_schedule(self, every: float, changes: dict[str, Any]) -> None:
         self.do(schedule.set_schedule, self.verbs, every, changes)
 
     @precondition(lambda self: bool(self.picture.schedules))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -34,12 +34,14 @@ async def set_schedule(verbs: Verbs, every: float, changes: Mapping[str, Any]) -
     """Make the schedule, or change it; its ticks count from now on if they are others."""
     asked = dict(changes)
     task = NewTask(task_type=asked.pop("task_type"), params="{}", queue="default", priority=7)
-    new = NewSchedule(name=NAME, when=Every(every), task=task, paused=None, **asked)
+    new = NewSchedule(name=NAME, when=Every(every), task=task, **asked)
     before = verbs.picture.schedules.get(NAME)
     await verbs.sides.both(lambda side: side.store.set_schedule(new))
     await verbs.done("set_schedule")
     after = verbs.picture.schedules[NAME]
     assert (after.every, after.overlap) == (every, new.overlap)
+    was_paused = before is not None and before.paused
+    assert after.paused == (was_paused if new.paused is None else new.paused)
     same = before is not None and before.every == every
     assert after.since == (before.since if same and before else verbs.clock.now())
 
@@ -69,7 +71,7 @@ async def trigger(verbs: Verbs) -> None:
     await verbs.done("trigger", **(what if known else {}))
 
 
-CHANGES = {
+CHANGES: Mapping[str, Callable[[Verbs], Awaitable[None]]] = {
     "pause": functools.partial(pause, paused=True),
     "resume": functools.partial(pause, paused=False),
     "trigger": trigger,

@@ -115,6 +115,7 @@ schedules = st.fixed_dictionaries(
         "task_type": st.sampled_from(["work", "work", "rare", "strange"]),
         "misfire": st.sampled_from(["all", "all", "latest", "skip"]),
         "overlap": st.sampled_from(["allow", "allow", "skip", "cancel"]),
+        "paused": st.sampled_from([None, None, True, False]),
     }
 )
 batches = st.lists(wishes, min_size=1, max_size=3)

@@ -350,19 +350,20 @@ begin
            array_agg(coalesce(tokens <= least(slots, soon, at_once, most), false)) filter (where not paused),
            coalesce(array_agg(name) filter (where paused), '{}')
       into limited, free, by_rate, closed
-      from nursery_queue.queue
+      from nursery_queue.queue as pool
+      left join nursery_queue.rate on rate.queue = name and rate.key = ''
      cross join lateral (
          select case when max_running is not null
                      then greatest(0, max_running - (select count(*) from nursery_queue.running
                                                       where running.pool = name)) end::integer
                     as slots,
                 case when rate_count is not null
-                     then nursery_queue.tokens((select next_at from nursery_queue.rate
-                                                 where rate.queue = name and rate.key = ''),
-                                               rate_count, rate_per, rate_burst) end as tokens
+                     then nursery_queue.tokens(next_at, rate_count, rate_per, rate_burst) end
+                    as tokens
+         offset 0 -- so that it is worked out once
      ) as left_of
      where name = any(queues) and name <> all(changing)
-       and (paused or nursery_queue.is_limited(queue));
+       and (paused or nursery_queue.is_limited(pool));
 end
 $$;
 

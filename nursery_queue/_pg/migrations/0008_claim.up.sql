@@ -60,9 +60,11 @@ create function nursery_queue.held_back(
     most integer, limited text[], free integer[], by_rate boolean[], lane_queues text[],
     got integer[]
 ) returns boolean
-language sql stable set search_path = pg_catalog, pg_temp
+language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
-    select exists (
+#variable_conflict use_column
+begin -- in SQL alone it would be planned at each call, which takes 1 ms
+    return exists (
         select from unnest(limited, free, by_rate) as room (queue, free, by_rate)
           left join unnest(asked_queues, asked_slots) as asked (queue, slots) using (queue)
          cross join lateral (select coalesce(sum(lane.got), 0) as count
@@ -73,7 +75,8 @@ as $$
            and not room.by_rate
            and exists (select from unnest(pair_queues, pair_types) as pair (queue, task_type)
                          join nursery_queue.ready using (queue, task_type)
-                        where pair.queue = room.queue))
+                        where pair.queue = room.queue));
+end
 $$;
 
 -- Locks the best tasks of each of these pairs (`keys` is null), or lanes: as many as are asked for,
@@ -270,6 +273,11 @@ begin
         end if;
         more := (more or share.more) and cardinality(places) < most
             and (places <> '{}' or at_most is null);
+        if more and keyed then -- keys that wait for slots of their queue may not start at once
+            more := exists (select from unnest(lane_queues, lanes.slots, picked.got)
+                                     as lane (queue, slots, got)
+                             group by queue having sum(got) < max(slots));
+        end if;
         -- Some queue is being changed, or another claim is taking what this one would have.
         contended := room.changing <> '{}'
             or cardinality(places) < most and not more
