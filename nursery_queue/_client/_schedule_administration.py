@@ -20,7 +20,7 @@ from nursery_queue._core._schedules import (
     Overlap,
     ScheduleStatus,
 )
-from nursery_queue._core._when import Cron, Every
+from nursery_queue._core._when import FIRST, LAST, Cron, Every
 from nursery_queue._declare._app_schedules import ScheduledTask, as_new_schedule
 from nursery_queue._declare._options import Seconds
 from nursery_queue._declare._task_type import MAX_PARAMS_BYTES
@@ -146,8 +146,8 @@ class ScheduleAdministration(QueueAdministration):
 
         Args:
             name: The schedule's name.
-            since: The first instant that counts.
-            until: The first that does not.
+            since: The first instant that counts; before the year 2 there are no ticks.
+            until: The first that does not; nor are there any behind the year 9998.
             dry_run: Only count them.
             repeat: Ticks are remembered for 30 days. Go further back all the same, and run again
                 what is remembered no more.
@@ -188,6 +188,7 @@ async def _ticks(
     if status.when is None:
         raise ValueError(f"the ticks of schedule {status.name!r} cannot be read: {status.error}")
     ticks: list[dt.datetime] = []
+    since, until = max(since, FIRST), min(until, LAST)
     for tick in status.when.ticks(since - dt.timedelta(microseconds=1)):
         if tick >= until or len(ticks) > COUNTED:
             break

@@ -12,14 +12,13 @@ import attrs
 
 from ._error_text import message_of, one_line
 from ._schedules import Misfire, Overlap
-from ._when import When, read_when
+from ._when import LAST, When, read_when
 
 
 MOST = 1000  # ticks that are caught up with
 # Ticks beyond these that are skipped at a time: about 20 ms of counting.
 CHUNK = 1000
 HOLD = dt.timedelta(seconds=60)  # until what cannot fire is tried again
-LAST = dt.datetime(9998, 12, 31, tzinfo=dt.UTC)  # a tick behind it never comes
 
 
 @attrs.frozen(kw_only=True)

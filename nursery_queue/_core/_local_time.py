@@ -49,7 +49,10 @@ def changes(after: dt.datetime, zone: dt.tzinfo) -> Iterator[dt.datetime | None]
 
 
 def _change(before: dt.datetime, after: dt.datetime, zone: dt.tzinfo) -> dt.datetime:
-    """Return the first instant behind *before*, at most *after*, that has another offset."""
+    """Return the first instant behind *before*, at most *after*, that has another offset.
+
+    All zones change it at a whole second; *before* and *after* are whole seconds apart.
+    """
     offset, second = offset_at(before, zone), dt.timedelta(seconds=1)
     while after - before > second:
         middle = before + dt.timedelta(seconds=(after - before) // second // 2)
@@ -57,4 +60,4 @@ def _change(before: dt.datetime, after: dt.datetime, zone: dt.tzinfo) -> dt.date
             before = middle
         else:
             after = middle
-    return after
+    return after.replace(microsecond=0)

@@ -13,6 +13,9 @@ from ._checks import duration, instant, whole
 
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+# What every place knows as instants: a zone may take a day from either end.
+FIRST = dt.datetime(2, 1, 1, tzinfo=dt.UTC)
+LAST = dt.datetime(9998, 12, 31, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
 MOST_PREVIEWED = 100_000
 
@@ -25,7 +28,11 @@ def _as_period(value: object) -> float:
 
 
 def _as_anchor(value: object) -> dt.datetime:
-    return EPOCH if value is None else instant(value, "anchor")
+    if value is None:
+        return EPOCH
+    if not FIRST <= (anchor := instant(value, "anchor")) <= LAST:
+        raise ValueError(f"anchor must be within the years 2 to 9998, not {value!r}")
+    return anchor
 
 
 @attrs.frozen
@@ -89,7 +96,8 @@ class Every:
             ``Every(3600)`` fires on the hour (of UTC), whenever it was declared.
 
     Raises:
-        ValueError: Less than a second, more than 100 years, or an anchor without a time zone.
+        ValueError: Less than a second, more than 100 years, or an anchor without a time zone, or
+            outside of the years 2 to 9998.
         TypeError: No number and no timedelta, or no datetime.
     """
 
@@ -109,10 +117,10 @@ class Every:
         # In whole microseconds: no error adds up.
         step = round(self.seconds * 1_000_000) * _MICROSECOND
         try:
-            tick = self.anchor + ((after - self.anchor) // step) * step
+            tick = self.anchor + ((after - self.anchor) // step + 1) * step
             while True:
-                tick += step
                 yield tick
+                tick += step
         except OverflowError:  # the year 9999, or 1
             return
 

@@ -6,3 +6,4 @@ select pg_catalog.pg_backend_pid(),
            operator(pg_catalog.<>) 'read committed'
        or pg_catalog.current_setting('array_nulls') operator(pg_catalog.<>) 'on'
        or pg_catalog.current_setting('DateStyle') operator(pg_catalog.!~~) 'ISO%'
+       or pg_catalog.current_setting('extra_float_digits') operator(pg_catalog.~) '^(-|0)'

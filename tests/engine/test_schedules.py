@@ -384,3 +384,14 @@ async def test_no_backfill(either: nq.Client, virtual_time: VirtualTime) -> None
     assert await either.backfill("s", now - 30 * day, now - 29 * day, repeat=True) == 1440
     assert await either.backfill("s", now - 30 * day, now - 29 * day, repeat=True) == 0
     assert await either.backfill("s", now, now - day) == 0
+
+
+async def test_a_backfill_to_the_ends_of_time(either: nq.Client, virtual_time: VirtualTime) -> None:
+    """Where there are no instants there are no ticks."""
+    first, last = dt.datetime.min.replace(tzinfo=dt.UTC), dt.datetime.max.replace(tzinfo=dt.UTC)
+    await either.set_schedule("s", nq.Every(dt.timedelta(days=36500)), "note")
+
+    count = await either.backfill("s", first, last, repeat=True)
+
+    assert count == 100
+    assert await either.backfill("s", first, last, repeat=True) == 0

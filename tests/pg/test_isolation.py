@@ -307,7 +307,9 @@ async def test_a_hostile_role_changes_nothing(theirs: nq.Client) -> None:
     async with theirs.transaction() as tx:
         four = await tx.enqueue(work, text)
         assert await tx.cancel(later)
-    await theirs.configure_queue("default", max_running=2)
+    rate = nq.Rate(1_000_000, per=1.123456789, burst=9)
+    await theirs.configure_queue("default", max_running=2, rate=rate)
+    await theirs.set_schedule("s", nq.Every(1.123457), "work", paused=True)
     async with trio.open_nursery() as nursery:
         worker = nq.Worker(app, theirs)
         await nursery.start(worker.run)
@@ -319,5 +321,8 @@ async def test_a_hostile_role_changes_nothing(theirs: nq.Client) -> None:
     status = await theirs.status(one)
     assert status is not None
     assert status.created_at.utcoffset() is not None
-    assert {queue.name for queue in await theirs.queues()} == {"default"}
+    assert {queue.name: queue.rate for queue in await theirs.queues()} == {"default": rate}
+    schedule = await theirs.schedule("s")
+    assert schedule is not None
+    assert schedule.when == nq.Every(1.123457)
     assert (await theirs.stats()).completed >= 5

@@ -47,7 +47,8 @@ def app() -> nq.App:
         *("* * * * *", "0 3 * * *", "*/5 1-5,9 1,15 JAN-MAR,Jul mon-fri", "0 0 L * *"),
         *("0 0 LW * *", "0 0 * * 5L", "0 0 * * MON#2", "5/15 */2 1-31/3 */2 0-7", " 0  0 * * 7 "),
         *("@hourly", "@Daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"),
-        *("0 0 1,L * *", "0 0 * * 1L,3#1", "0-59 0-23 1-31 1-12 0-6"),
+        *("0 0 1,L * *", "0 0 * * 1L,3#1", "0-59 0-23 1-31 1-12 0-6", "00 03 01 02 07"),
+        *("0 0 * * 05L,01#02,MON#02", "0 0 * * 01-05,FRI"),
     ],
 )
 def test_what_is_an_expression(session: Session, expression: str) -> None:

@@ -174,6 +174,7 @@ def test_debounce(session: Session) -> None:
         {"debounce_max_wait": 60, "dedup_key": "k"},
         {"debounce_wait": 60, "debounce_max_wait": 59, "dedup_key": "k"},
         {"debounce_wait": 60, "run_after": 1, "dedup_key": "k"},
+        {"debounce_wait": 60, "dedup_for": 60, "dedup_key": "k"},
         {"debounce_wait": 60, "run_at": "2030-01-01 00:00+00", "dedup_key": "k"},
     ],
 )

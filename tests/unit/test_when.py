@@ -93,13 +93,17 @@ def test_daylight_saving(fields: str, tz: str, after: str, expected: Sequence[st
 FOLLOWING = ["*/15 * * * *", "* 2 * * *", "*/7 1-3 * * *", "5 */2 * * *", "* 1 * * SUN", "@hourly"]
 
 
+@pytest.mark.parametrize("seconds", [7, 7.5, 0.000001])
 @pytest.mark.parametrize("tz", CHANGES)
 @pytest.mark.parametrize("expression", FOLLOWING)
-def test_wildcards_follow_the_clock(tz: str, expression: str) -> None:
-    """Over both changes there is a tick in every minute whose local time matches, and no other."""
+def test_wildcards_follow_the_clock(tz: str, expression: str, seconds: float) -> None:
+    """Over both changes there is a tick in every minute whose local time matches, and no other.
+
+    Whatever fraction of a second it begins at.
+    """
     fields = {"@hourly": "0 * * * *"}.get(expression, expression)
     for day in CHANGES[tz]:
-        start = utc(day) + dt.timedelta(hours=3, seconds=7)
+        start = utc(day) + dt.timedelta(hours=3, seconds=seconds)
         expected = minute_by_minute(fields, tz, start, 4)
 
         assert nq.preview(nq.Cron(expression, tz), len(expected), start) == expected
@@ -225,6 +229,13 @@ def test_a_naive_anchor() -> None:
     """An anchor needs a time zone."""
     with pytest.raises(ValueError, match="anchor must be timezone-aware"):
         nq.Every(60, anchor=dt.datetime(2026, 1, 1))  # noqa: DTZ001  # that is what is refused
+
+
+@pytest.mark.parametrize("year", [1, 9999])
+def test_an_anchor_that_no_database_knows(year: int) -> None:
+    """An anchor is an instant that is one everywhere, in any time zone."""
+    with pytest.raises(ValueError, match="anchor must be within the years 2 to 9998"):
+        nq.Every(60, anchor=dt.datetime(year, 1, 1, tzinfo=dt.UTC))
 
 
 INSTANTS = st.integers(-(2**31), 2**32).map(

@@ -286,7 +286,7 @@ begin
                                                              picked.got));
         if room.limited <> '{}' or keyed then
             until := nursery_queue.use_rates(room.limited, types, lane_queues, lane_types,
-                                             lane_priorities, lane_keys, picked.got);
+                                             lane_priorities, lane_keys, picked.got, taken_at);
             if keyed then
                 until := least(until, lanes.until);
                 perform nursery_queue.take_turns(

@@ -127,17 +127,18 @@ declare
     held jsonb;
 begin
     if exists (select from json_to_recordset(tasks)
-                           as asked (dedup_key text, run_at text, run_after double precision,
-                                     debounce_wait double precision,
+                           as asked (dedup_key text, dedup_for text, run_at text,
+                                     run_after double precision, debounce_wait double precision,
                                      debounce_max_wait double precision)
                 where debounce_wait is not null
                   and (dedup_key is null or run_at is not null or run_after <> 0
+                       or dedup_for is not null
                        or not (debounce_wait > 0 and debounce_wait <= 3155760000)
                        or not (debounce_max_wait >= debounce_wait
                                and debounce_max_wait <= 3155760000))) then
         raise invalid_parameter_value using message =
             'a task that is debounced needs a dedup_key, a debounce_wait above 0, a'
-            ' debounce_max_wait that is not less, and neither run_at nor run_after';
+            ' debounce_max_wait that is not less, and none of run_at, run_after and dedup_for';
     end if;
     select jsonb_object_agg(hold.dedup_key, jsonb_build_array(task_id, place)) into held
       from nursery_queue.hold(array(select asked.dedup_key

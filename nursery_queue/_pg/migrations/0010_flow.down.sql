@@ -1,6 +1,6 @@
 -- Keys have no turns any more.
 drop function nursery_queue.use_rates(text[], text[], text[], text[], integer[], text[],
-                                      integer[]);
+                                      integer[], timestamptz);
 drop function nursery_queue.take_turns(text[], text[], integer[], text[], integer[]);
 drop function nursery_queue.share_lanes(text[], text[], integer[], text[], integer[], boolean[],
                                         integer[], integer[], integer, integer[]);

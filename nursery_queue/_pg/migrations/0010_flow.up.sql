@@ -383,17 +383,19 @@ end
 $$;
 
 -- Counts starts against the rates of queues and keys (`taken`: how many, by lane; `keys` is null
--- where pairs were not divided). Answers the instant at which the first of these lanes, or of the
+-- where pairs were not divided; `at`: when, as the log has it. A claim may have waited since it
+-- began, and by the starts of that time a window would have more than it may: 624 for 620 under four
+-- workers, tests/support/flow_drill.py). Answers the instant at which the first of these lanes, or of the
 -- `limited` queues, may have another start, where tasks are waiting for it; null: for none.
 create function nursery_queue.use_rates(
     limited text[], asked_types text[], queues text[], types text[], priorities integer[],
-    keys text[], taken integer[]
+    keys text[], taken integer[], at timestamptz
 ) returns timestamptz
 language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
     insert into nursery_queue.rate as known (queue, key, next_at)
-    select queue, key, nursery_queue.now() + nursery_queue.span(starts, count, per)
+    select queue, key, use_rates.at + nursery_queue.span(starts, count, per)
       from (select queue.name as queue, '' as key, sum(lane.taken) as starts,
                    rate_count as count, rate_per as per
               from unnest(queues, taken) as lane (name, taken)
@@ -418,8 +420,8 @@ begin
                               else (select nursery_queue.believed(known.next_at, key_rate_count,
                                                                   key_rate_per, key_rate_burst)
                                       from nursery_queue.queue where name = known.queue) end,
-                         nursery_queue.now())
-                     + (excluded.next_at - nursery_queue.now());
+                         use_rates.at)
+                     + (excluded.next_at - use_rates.at);
     return (
         select min(allowed_at)
           from (select nursery_queue.allowed_at(next_at, rate_count, rate_per, rate_burst)
