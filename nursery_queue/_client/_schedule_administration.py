@@ -209,9 +209,12 @@ def _check_remembered(name: str, first: dt.datetime, now: dt.datetime) -> None:
         raise ValueError(
             f"a backfill of schedule {name!r} from {first} on reaches back further than the "
             f"{REMEMBERED.days} days for which ticks are remembered: what ran before may run again;"
-            f" give repeat=True if it may"
+            f" give repeat=True, or --repeat, if it may"
         )
 
 
 def _unknown(name: str) -> NoReturn:
-    raise UnknownSchedule(f"there is no schedule {name!r}: client.schedules() lists them")
+    raise UnknownSchedule(
+        f"there is no schedule {name!r}: client.schedules() and `nursery-queue schedules list`"
+        " tell which there are"
+    )

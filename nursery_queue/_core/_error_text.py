@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import traceback
 
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ _MACHINERY = frozenset(
     {"nursery_queue", "trio", "trio_asyncio", "asyncio", "outcome", "contextlib", "cattrs"}
     | {"concurrent", "threading"}
 )
+_ROW = re.compile(r"\s*DETAIL:\s+Failing row contains \(.*\)\.", re.DOTALL)
 _CHAIN_LIMIT = 100  # exceptions; the standard formatter takes them all, however many
 
 
@@ -72,6 +74,14 @@ def _message(error: BaseException) -> str:
         return exact(str(error))
     except BaseException as second:  # noqa: BLE001  # `__str__` is the user's, and may do anything
         return f"(no message: its __str__ raised {_type_name(type(second))})"
+
+
+def refusal_of(error: BaseException) -> str:
+    """Return the message of an error of a database, without the row that it quotes.
+
+    That has params in it, and the messages of our own statements are for logs.
+    """
+    return _ROW.sub("", message_of(error))
 
 
 def traceback_of(error: BaseException) -> str:

@@ -15,7 +15,7 @@ import trio
 
 from psycopg import errors
 
-from nursery_queue._core._error_text import message_of, one_line
+from nursery_queue._core._error_text import one_line, refusal_of
 from nursery_queue._core._errors import DatabaseRefused
 from nursery_queue._core._firing import HOLD, DueSchedule, Firing, decide_some
 from nursery_queue._core._model import TaskRef, WorkerInfo
@@ -159,7 +159,7 @@ class ScheduleVerbs(Sessions):
                     raise _NotFiredError(None) from exc
         # What passes with time otherwise has become a TransientError by now.
         except (psycopg.Error, DatabaseRefused) as exc:
-            raise _NotFiredError(one_line(f"{type(exc).__name__}: {message_of(exc)}")) from exc
+            raise _NotFiredError(one_line(f"{type(exc).__name__}: {refusal_of(exc)}")) from exc
         return len(taken), tasks, problems
 
     async def _store(

@@ -12,7 +12,7 @@ from uuid import UUID
 import attrs
 import psycopg
 
-from nursery_queue._core._error_text import message_of
+from nursery_queue._core._error_text import refusal_of
 from nursery_queue._core._errors import DatabaseRefused
 from nursery_queue._core._heartbeat import Seen
 from nursery_queue._core._model import ErrorRecord, Held, Settlement
@@ -192,6 +192,6 @@ def _failed(held: Held, exc: Exception, allowed: Allowed) -> Settlement:
     error = ErrorRecord(
         type="worker_lost",
         message=f"worker {held.worker_id} went away, and what became of this task cannot be"
-        f" stored: {message_of(exc)}",
+        f" stored: {refusal_of(exc)}",
     )
     return attrs.evolve(decided, event=Event.FAIL, error=error)

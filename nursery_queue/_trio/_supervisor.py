@@ -12,7 +12,7 @@ from typing import NoReturn, Protocol, TypeVar
 import attrs
 import trio
 
-from nursery_queue._core._error_text import message_of, one_line
+from nursery_queue._core._error_text import one_line, refusal_of
 from nursery_queue._core._errors import (
     CommitOutcomeUnknown,
     DatabaseRefused,
@@ -80,7 +80,7 @@ class Loop:
         self.restarts += 1
         self.state = LoopState.BACKING_OFF
         # Not str(): that may fail, too.
-        self.last_error = f"{type(error).__name__}: {message_of(error)}"
+        self.last_error = f"{type(error).__name__}: {refusal_of(error)}"
         self._tell(error, self.last_error)
 
     def unavailable(self, error: BaseException) -> None:

@@ -9,7 +9,7 @@ import random
 import attrs
 import trio
 
-from nursery_queue._core._error_text import message_of, one_line
+from nursery_queue._core._error_text import one_line, refusal_of
 from nursery_queue._core._errors import TransientError
 from nursery_queue._declare._app import App
 from nursery_queue._store import WorkerStore
@@ -121,7 +121,7 @@ class Maintenance:
         The supervisor logs the first of them, and when all is well again.
         """
         if self._failing and part not in self._failing:
-            why = one_line(f"{type(error).__name__}: {message_of(error)}")
+            why = one_line(f"{type(error).__name__}: {refusal_of(error)}")
             log.error("maintenance: %s fails, too: %s", part, why)
         self._failing.add(part)
 

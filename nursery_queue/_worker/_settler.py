@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import attrs
 import trio
 
-from nursery_queue._core._error_text import message_of
+from nursery_queue._core._error_text import refusal_of
 from nursery_queue._core._errors import DatabaseRefused
 
 from ._attempt import Attempt
@@ -123,7 +123,7 @@ class Settler:
             raise
         except Exception as exc:  # it may be the outcome that is at fault
             # Raises if not even that can be stored.
-            with attempt.judged_otherwise(not_stored(verdict_of(attempt), message_of(exc))):
+            with attempt.judged_otherwise(not_stored(verdict_of(attempt), refusal_of(exc))):
                 await self._write_first([attempt])
             log.exception("the outcome of %s cannot be stored", attempt.claim)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import attrs
 import trio
 
-from nursery_queue._core._error_text import message_of
+from nursery_queue._core._error_text import refusal_of
 from nursery_queue._core._errors import DatabaseRefused
 from nursery_queue._core._model import Fence, Refusal, Settlement
 from nursery_queue._core._retry import Backoff
@@ -127,7 +127,7 @@ class SingleSettler:
 
     async def _fail(self, straggler: _Straggler, error: Exception) -> None:
         """Store a plain failure; if that is too much with what it tells others, without that."""
-        attempt, why = straggler.attempt, message_of(error)
+        attempt, why = straggler.attempt, refusal_of(error)
         untold = f"{why}; nor could the task be stored that was to be told of its end"
         verdict = verdict_of(attempt)
         for failure in (not_stored(verdict, why), not_stored(verdict, untold, telling=False)):

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +19,7 @@ from ._failures import USAGE, ProblemError
 
 log = logging.getLogger("nursery_queue.cli")
 
+_OURS = Path(__file__).parents[1]
 _EXAMPLE = "write MODULE:ATTRIBUTE, such as myproject.tasks:app"
 
 
@@ -62,7 +64,14 @@ def _failed(name: str, exc: BaseException) -> ProblemError:
         for frame in traceback.extract_tb(exc.__traceback__)
         if "importlib" not in frame.filename and frame.filename != __file__
     ]
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    # Rather the line that calls us than ours that refuses what it says.
+    theirs = [
+        frame
+        for frame in frames
+        if not frame.filename.startswith("<") and not Path(frame.filename).is_relative_to(_OURS)
+    ]
+    last = (theirs or frames)[-1:]
+    place = "".join(f" ({frame.filename}:{frame.lineno})" for frame in last)
     what = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
     return _problem(f"importing {name!r} failed{place}:\n  {what}", "-v shows the traceback")
 

@@ -177,7 +177,11 @@ def trigger(database: Database, name: str, as_json: bool) -> None:
 @schedules.command()
 @_name
 @click.option(
-    "--since", type=PAST, required=True, metavar="INSTANT|AGE", help="From: 2030-01-31Z, or 2d."
+    "--since",
+    type=PAST,
+    required=True,
+    metavar="INSTANT|AGE",
+    help="From: 2030-01-31T00:00Z, or 2d.",
 )
 @click.option("--until", type=PAST, metavar="INSTANT|AGE", help="Up to, without it; else now.")
 @click.option("--dry-run", is_flag=True, help="Say how many, and enqueue nothing.")
@@ -199,6 +203,8 @@ def backfill(
     again. At most 10,000 ticks.
     """
     end = until or dt.datetime.now(dt.UTC)
+    if since > end:
+        raise click.UsageError(f"--since is later than --until: {since} than {end}")
 
     async def ask(client: Client) -> int:
         with progress_bar(bar=not as_json) as progress:
@@ -303,7 +309,9 @@ def _state(status: ScheduleStatus) -> str:
 
 
 def _short_line(status: ScheduleStatus) -> Sequence[object]:
-    rule = _rule(status) if status.tz == "UTC" else f"{_rule(status)} {status.tz}"
+    rule = _rule(status) or "unreadable"
+    if status.tz != "UTC":
+        rule = f"{rule} {status.tz}"
     instants = (None if status.paused else status.next_at, status.last_tick)
     counts = (status.fired or "·", status.skipped or "·")
     return status.name, rule, _state(status), *instants, *counts, status.task_type

@@ -47,7 +47,7 @@ def tasks() -> None:
 @click.option(
     "--reason",
     type=click.Choice([each.value for each in ReasonCode]),
-    help="Only of these that are where they are for it; looks at the newest 2000 of each state.",
+    help="Only what waits for this reason, as `why` has it; of the newest 2000 of each state.",
 )
 @click.option("--limit", type=integer(1), default=100, show_default=True, help="At most so many.")
 @click.option("--after", type=integer(1, BIGINT), metavar="ID", help="Go on below this id.")

@@ -54,7 +54,8 @@ class Checked(ParamType):
         try:
             return self.read(value)
         except (TypeError, ValueError) as exc:
-            self.fail(f"{exc}{', or none' if self.endless else ''}", param, ctx)
+            more = "; 'none' takes it away" if self.endless else ""
+            self.fail(f"{exc}{more}", param, ctx)
 
     def split_envvar_value(self, rv: str) -> Sequence[str]:
         """Split the value of an environment variable: at commas or blanks."""

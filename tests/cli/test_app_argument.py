@@ -41,6 +41,7 @@ def test_what_names_no_application_is_told(cli: Run, where: str, message: str, h
 @pytest.mark.parametrize(
     ("code", "message"),
     [
+        ("import nursery_queue as nq\nnq.App().schedule('s', nq.Cron('61 * * * *'), 't')", "'61'"),
         ("import nowhere_at_all", "No module named 'nowhere_at_all'"),
         ("from os import nothing_of_the_kind", "ImportError"),
         ("x = = 1", "SyntaxError"),

@@ -25,7 +25,8 @@ from nursery_queue._connect._scratch import scratch
 from nursery_queue._core._errors import NurseryQueueError
 from nursery_queue._pg import _migrator
 from nursery_queue._psycopg._connection import Connection
-from nursery_queue.cli._measuring import _round, _scenarios
+from nursery_queue.cli._measuring import _children, _round, _scenarios
+from nursery_queue.cli._measuring._children import BenchFailed, child_of
 from nursery_queue.cli._measuring._figures import Measured, Row
 from nursery_queue.cli._measuring._round import Plan
 from nursery_queue.cli._measuring._scenarios import measure
@@ -522,6 +523,14 @@ def test_a_worker_that_cannot_begin(
     said = [record.getMessage() for record in caplog.records]
     assert any("too many connections" in text for text in said)
     assert len(set(said)) == len(said)
+
+
+async def test_a_process_that_never_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that does not get ready is given up, and ended: it may wait for a connection."""
+    monkeypatch.setattr(_children, "START", 0.5)
+    with pytest.raises(BenchFailed, match="that is to enqueue slowly is not ready after"):
+        async with child_of([sys.executable, "-c", "input(); input()"], "enqueue_slowly"):
+            pass
 
 
 def test_an_error_in_a_process_is_told(

@@ -122,6 +122,7 @@ async def test_no_worker(store: Store, virtual_time: VirtualTime) -> None:
         ("SEND_MAIL", "SEND_MAIL"),
         ("app.send_mail", "app.send_mail"),
         ("send_mails", "send_mails"),
+        ("company.accounts.send_mail", "company.accounts.send_mail"),
         ("other", None),
         ("send_a_letter_by_the_old_post", None),
     ],

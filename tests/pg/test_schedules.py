@@ -122,6 +122,26 @@ async def test_by_plain_sql(migrated: str, app: nq.App, virtual_time: VirtualTim
     assert all(tick == tick.replace(second=0, microsecond=0) for _, tick in ticks)
 
 
+async def test_a_row_that_is_refused_is_not_told(
+    migrated: str, app: nq.App, virtual_time: VirtualTime, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the server says of a row that it refuses leaves out the row: it has the params."""
+    rows(
+        migrated,
+        "alter table nursery_queue.task add constraint narrow check (not params ? 'bad'); select 1",
+    )
+    async with nq.connect(migrated) as client, working(nq.Worker(app, client)):
+        await client.set_schedule("s", nq.Every(60), app["note"].bind(bad=True))
+        caplog.set_level(logging.ERROR, "nursery_queue")
+        await trio.sleep(70)
+        status = await client.schedule("s")
+
+    assert status is not None
+    for text in (status.error or "", caplog.text):
+        assert '"narrow"' in text
+        assert "Failing row" not in text
+
+
 async def test_rows_that_cannot_fire(
     migrated: str, app: nq.App, virtual_time: VirtualTime, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -39,7 +39,7 @@ end
 $$;
 
 -- Which of these names is most like `asked`, by what both begin and end with, whatever the case;
--- null: of none is that half the name.
+-- null: of none is that half the name. First of all the one that is `asked` within some module.
 create function nursery_queue.nearest(asked text, names text[]) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $$
@@ -51,6 +51,11 @@ declare
     most double precision := 0;
     likest text;
 begin
+    foreach each in array names loop
+        if right(lower(each), length(wanted) + 1) = '.' || wanted then
+            return each;
+        end if;
+    end loop;
     foreach each in array names loop
         known := lower(each);
         alike := least(nursery_queue.common_start(wanted, known)

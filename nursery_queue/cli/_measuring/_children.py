@@ -21,6 +21,7 @@ from ._messages import Messages
 
 log = logging.getLogger("nursery_queue")
 
+START = 60.0  # seconds after which a process that is not ready is given up
 PATIENCE = 5.0  # seconds to end by itself
 
 
@@ -88,7 +89,17 @@ async def child_of(
     started = Child(role.replace("_", " "), process.pid, messages)
     try:
         await started.send(role=role, **job)
-        await started.hear("ready")
+        with trio.move_on_after(START) as starting:
+            await started.hear("ready")
+        if starting.cancelled_caught:
+            raise BenchFailed(
+                f"the process that is to {started.role} is not ready after {START:g} s"
+                + (
+                    f"; the last that it has to say: {started.last_words}"
+                    if started.last_words
+                    else ""
+                )
+            )
         yield started
     finally:
         with trio.CancelScope(shield=True):
