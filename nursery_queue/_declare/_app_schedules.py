@@ -59,9 +59,17 @@ def _new_task(name: str, request: TaskRequest, max_params_bytes: int) -> NewTask
         request.to_new_task(max_params_bytes),
         queue=given.queue,
         priority=given.priority,
-        key=KEY_AS_DECLARED if given.key is None else given.key or None,
+        key=_key(request),
         on_complete=AS_DECLARED if given.on_complete is None else given.on_complete or None,
     )
+
+
+def _key(request: TaskRequest) -> str | None:
+    """Return the key of each tick's task: what a function makes of the params, only code knows."""
+    if request.overrides.key is not None:
+        return request.overrides.key or None
+    declares = None if request.made_by is None else request.made_by.key
+    return request.key if callable(declares) else KEY_AS_DECLARED
 
 
 @attrs.define(eq=False)

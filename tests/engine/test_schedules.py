@@ -154,6 +154,24 @@ async def test_keys(either: nq.Client, virtual_time: VirtualTime) -> None:
     assert keys == expected | {f"{name} at run time": key for name, key in expected.items()}
 
 
+async def test_a_key_that_code_makes(either: nq.Client, virtual_time: VirtualTime) -> None:
+    """A key that is declared as a function is made where the call is bound, also for ticks."""
+    app = nq.App()
+
+    @app.task(name="work", key=lambda customer: f"c-{customer}" if customer else None)
+    async def work(customer: int = 7) -> None: ...
+
+    app.schedule("declared", nq.Every(60), work.bind(8))
+    async with working(nq.Worker(app, either)):
+        await either.set_schedule("left out", nq.Every(60), work)
+        await either.set_schedule("said", nq.Every(60), work.options(key="k").bind(9))
+        await either.set_schedule("none", nq.Every(60), work.bind(0))
+        await trio.sleep(61)
+        keys = {task.key for task in await either.list_tasks()}
+
+    assert keys == {"c-8", "c-7", "k", None}
+
+
 async def test_too_much_at_once(store: FlakyStore, diary: Diary, virtual_time: VirtualTime) -> None:
     """What takes too long for one transaction is done in smaller ones, and then as ever."""
     asked: list[tuple[int, int]] = []

@@ -46,7 +46,7 @@ FLAWS = {
         "greatest(9, rule.max_running_per_key",
     ),
     "a claim does not look at the rate": Flaw(
-        "function room", "end as tokens", "end + 9 as tokens"
+        "function room", "rate_burst) end\n", "rate_burst) + 9 end\n"
     ),
     "a claim does not look at the rate of a key": Flaw(
         "function open_lanes",

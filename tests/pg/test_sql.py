@@ -153,7 +153,7 @@ EXPECTED = {
         "moved int4, resume_queue text, resume_type text",
     ),
     "look": ("", "pg_backend_pid int4, current_setting text, ?column? bool"),
-    "pin_settings": ("once bool", ", ".join(["set_config text"] * 3)),
+    "pin_settings": ("once bool", ", ".join(["set_config text"] * 4)),
     "promote": ("limit int4", "count int8, case void"),
     "promote_each": ("limit int4", EACH),
     "prune": (
