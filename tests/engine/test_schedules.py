@@ -158,7 +158,10 @@ async def test_a_key_that_code_makes(either: nq.Client, virtual_time: VirtualTim
     """A key that is declared as a function is made where the call is bound, also for ticks."""
     app = nq.App()
 
-    @app.task(name="work", key=lambda customer: f"c-{customer}" if customer else None)
+    def of_customer(customer: int) -> str | None:
+        return f"c-{customer}" if customer else None
+
+    @app.task(name="work", key=of_customer)
     async def work(customer: int = 7) -> None: ...
 
     app.schedule("declared", nq.Every(60), work.bind(8))

@@ -98,7 +98,7 @@ class Ledger:
                 continue
             place = GONE if found is None else found.place
             assert place == done.to[number], f"task {number} is {place}, not {done.to[number]}"
-            moves = MOVES[task.place] | ({place} if number in done.replaced else set())
+            moves = MOVES[task.place] | ({place} if number in done.replaced else set[str]())
             assert place in moves, f"task {number}: {task.place} to {place}"
             assert task.live or done.verb == AFTER_THE_END[place]
 

@@ -184,7 +184,7 @@ def test_what_is_no_limit_is_set_from_a_snapshot_too(
     """A queue that has a limit can be paused in any transaction; the limit is not changed in it."""
     plain.execute("insert into nursery_queue.queue (name, max_running) values ('default', 3)")
     plain.commit()
-    plain.execute(f"set transaction isolation level {isolation}")
+    plain.execute(f"set transaction isolation level {isolation}".encode())
     plain.execute("update nursery_queue.queue set paused = true, max_running = 3")
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
         plain.execute("update nursery_queue.queue set max_running = 4")
