@@ -111,6 +111,13 @@ def smoke_3_13(session: nox.Session) -> None:
 
 
 @nox.session
+def flaws(session: nox.Session) -> None:
+    """Let the model find every flaw that is planted, also those that take it minutes."""
+    session.install("-e", ".[binary,embedded,cli,schedules,testing]", *group("tests"))
+    session.run("python", "-m", "pytest", "tests/model/test_flaws.py", "--all-flaws", "-n", "auto")
+
+
+@nox.session
 def psycopg_lowest(session: nox.Session) -> None:
     """Run the tests of the PostgreSQL side on the lowest psycopg that is supported."""
     session.install("-e", ".[binary,embedded,cli,schedules,testing]", *group("tests"))

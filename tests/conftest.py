@@ -55,6 +55,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=200,
         help="how many sequences of steps tests/model is to try",
     )
+    parser.addoption(
+        "--all-flaws",
+        action="store_true",
+        help="also let tests/model find flaws that take it minutes (nox -s flaws)",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -133,6 +133,19 @@ FLAWS = {
 }
 
 
+# Found by hundreds of examples: a minute each, or more (nox -s flaws).
+RARE = {
+    "a claim does not look at the limit of a key",
+    "a claim does not look at the rate of a key",
+    "a debounced call replaces what has started",
+    "a schedule does not see that its last task runs",
+    "a schedule forgets which ticks it has been through",
+    "a tick does not cancel the task before",
+    "a tick that is skipped is not counted",
+    "the settlement of a success keeps the dedup key",
+}
+
+
 def install(flaw: Flaw, dsn: str, patch: pytest.MonkeyPatch) -> None:
     """Make the store wrong in one place, and in the other that would make up for it."""
     flaws = [flaw] if flaw.also is None else [flaw, flaw.also]
@@ -166,11 +179,18 @@ async def find(clock: VirtualTime, dsn: str, *, compares: bool) -> None:
         await search(clock, dsn, examples=EXAMPLES, start=0, shrink=False, compares=compares)
 
 
-@pytest.mark.parametrize("flaw", FLAWS.values(), ids=[name.replace(" ", "-") for name in FLAWS])
+@pytest.mark.parametrize("name", FLAWS, ids=[name.replace(" ", "-") for name in FLAWS])
 async def test_a_broken_rule(
-    virtual_time: VirtualTime, migrated: str, monkeypatch: pytest.MonkeyPatch, flaw: Flaw
+    virtual_time: VirtualTime,
+    migrated: str,
+    monkeypatch: pytest.MonkeyPatch,
+    pytestconfig: pytest.Config,
+    name: str,
 ) -> None:
     """A store that breaks one rule is found out, without another to compare it with."""
+    if name in RARE and not pytestconfig.getoption("--all-flaws"):
+        pytest.skip("takes minutes to be found: with --all-flaws, as nox -s flaws has it")
+    flaw = FLAWS[name]
     install(flaw, migrated, monkeypatch)
     await find(virtual_time, migrated, compares=False)
 
