@@ -17,14 +17,11 @@ from ._database import Database
 from ._failures import say
 from ._output import on_terminal, plain, write_json, write_rows
 from ._overview import Limits, limit_cells, limits_of, open_or_paused, unset_queue
-from ._shared_options import database, json_lines
-from ._types import LABEL, LIMIT, RATE
+from ._shared_options import database, json_lines, one_name, some_names
+from ._types import LIMIT, RATE
 
 
 _RATE = "COUNT/SECONDS[+BURST]|none"
-
-_name = click.argument("name", type=LABEL)
-_names = click.argument("names", metavar="NAME...", nargs=-1, required=True, type=LABEL)
 
 
 @click.group()
@@ -49,7 +46,7 @@ def list_(database: Database, as_json: bool) -> None:
 
 
 @queues.command()
-@_names
+@some_names
 @database
 @json_lines
 def pause(database: Database, names: Sequence[str], as_json: bool) -> None:
@@ -61,7 +58,7 @@ def pause(database: Database, names: Sequence[str], as_json: bool) -> None:
 
 
 @queues.command()
-@_names
+@some_names
 @database
 @json_lines
 def resume(database: Database, names: Sequence[str], as_json: bool) -> None:
@@ -70,7 +67,7 @@ def resume(database: Database, names: Sequence[str], as_json: bool) -> None:
 
 
 @queues.command()
-@_name
+@one_name
 @click.argument("limit", metavar="[N|none]", type=LIMIT, required=False)
 @click.option("--max-running", metavar="N|none", type=LIMIT, help="The same as N alone.")
 @click.option("--max-running-per-key", metavar="N|none", type=LIMIT, help="Of one key.")
@@ -110,7 +107,7 @@ def limit(
 
 
 @queues.command()
-@_name
+@one_name
 @click.argument("switch", metavar="on|off", type=click.Choice(["on", "off"]))
 @database
 @json_lines

@@ -20,16 +20,13 @@ from ._database import Database
 from ._failures import CLEAN, PROBLEM, ProblemError, say
 from ._output import ago, on_terminal, plain, write, write_fields, write_json, write_rows
 from ._progress_bar import progress_bar
-from ._shared_options import database, json_lines, verbose
-from ._types import INSTANT, LABEL, PAST, integer, seconds
+from ._shared_options import database, json_lines, one_name, some_names, verbose
+from ._types import INSTANT, PAST, integer, seconds
 
 
 T = TypeVar("T")
 
 _COLUMNS = ("schedule", "when", "state", "next", "last", "#fired", "#skipped", "task type")
-
-_name = click.argument("name", type=LABEL)
-_names = click.argument("names", metavar="NAME...", nargs=-1, required=True, type=LABEL)
 
 
 @click.group()
@@ -54,7 +51,7 @@ def list_(database: Database, as_json: bool) -> None:
 
 
 @schedules.command()
-@_names
+@some_names
 @database
 @json_lines
 def show(database: Database, names: Sequence[str], as_json: bool) -> int:
@@ -115,7 +112,7 @@ def _when(text: str, tz: str) -> Cron | Every:
 
 
 @schedules.command()
-@_names
+@some_names
 @database
 @json_lines
 def pause(database: Database, names: Sequence[str], as_json: bool) -> int:
@@ -127,7 +124,7 @@ def pause(database: Database, names: Sequence[str], as_json: bool) -> int:
 
 
 @schedules.command()
-@_names
+@some_names
 @database
 @json_lines
 def resume(database: Database, names: Sequence[str], as_json: bool) -> int:
@@ -140,7 +137,7 @@ def resume(database: Database, names: Sequence[str], as_json: bool) -> int:
 
 
 @schedules.command()
-@_names
+@some_names
 @database
 @json_lines
 def delete(database: Database, names: Sequence[str], as_json: bool) -> int:
@@ -162,7 +159,7 @@ def delete(database: Database, names: Sequence[str], as_json: bool) -> int:
 
 
 @schedules.command()
-@_name
+@one_name
 @database
 @json_lines
 def trigger(database: Database, name: str, as_json: bool) -> None:
@@ -175,7 +172,7 @@ def trigger(database: Database, name: str, as_json: bool) -> None:
 
 
 @schedules.command()
-@_name
+@one_name
 @click.option(
     "--since",
     type=PAST,

@@ -15,12 +15,16 @@ from ._database import Database
 from ._failures import Session
 from ._logging import be_verbose
 from ._settings import DsnSetting, setting
-from ._types import integer
+from ._types import LABEL, integer
 
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 BIGINT = 2**63 - 1
+
+# Of what a command is about: a queue, a schedule.
+one_name = click.argument("name", type=LABEL)
+some_names = click.argument("names", metavar="NAME...", nargs=-1, required=True, type=LABEL)
 
 
 def _note_verbose(ctx: click.Context, _param: click.Parameter, value: bool) -> None:

@@ -384,9 +384,10 @@ $$;
 
 -- Counts starts against the rates of queues and keys (`taken`: how many, by lane; `keys` is null
 -- where pairs were not divided; `at`: when, as the log has it. A claim may have waited since it
--- began, and by the starts of that time a window would have more than it may: 624 for 620 under four
--- workers, tests/support/flow_drill.py). Answers the instant at which the first of these lanes, or of the
--- `limited` queues, may have another start, where tasks are waiting for it; null: for none.
+-- began, and by the starts of that time a window would have more than it may: 624 for 620 under
+-- four workers, tests/support/flow_drill.py). Answers the instant at which the first of these
+-- lanes, or of the `limited` queues, may have another start, where tasks are waiting for it; null:
+-- for none.
 create function nursery_queue.use_rates(
     limited text[], asked_types text[], queues text[], types text[], priorities integer[],
     keys text[], taken integer[], at timestamptz
